@@ -1,0 +1,185 @@
+"""The epoch stack: which mount serves a path in which epoch, what it shadows, and what has to live on. Pure.
+
+An epoch is a number; every change of a view makes the next one. A mount made in epoch *n* is in the view from *n* on until
+the epoch that removes it, and what made it saw epoch *n*−1. Of several mounts whose paths lead to a file the newest serves
+it: a later mount on the same path lies on top, one further up covers everything below, and one further
+down was made in what was visible.
+
+Paths are absolute and canonical (no symbolic links, no `..`, no trailing slash).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import NewType
+
+__all__ = ["Change", "Epoch", "EpochStack", "Mount", "Resolution", "covers"]
+
+Epoch = NewType("Epoch", int)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One mount of a view. `made_in` names it: no epoch makes two."""
+
+    made_in: Epoch
+    path: str
+    type: str
+    source: str = ""
+    #: The mount that its source lies in (and that must live as long as it does).
+    made_from: Epoch | None = None
+    #: It goes on reading the whole of its epoch.
+    uses_view: bool = False
+    removed_in: Epoch | None = None
+
+    def in_epoch(self, epoch: Epoch) -> bool:
+        return self.made_in <= epoch and (self.removed_in is None or epoch < self.removed_in)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of the log: what made `epoch`."""
+
+    epoch: Epoch
+    time_ns: int
+    operation: str
+    path: str = ""
+    type: str = ""
+    source: str = ""
+    #: The mount that was made or removed.
+    mount: Epoch | None = None
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Who serves a path: `shadowed` holds the mounts underneath, the one that would be next in line first."""
+
+    serving: Mount | None
+    shadowed: tuple[Mount, ...]
+
+
+def covers(directory: str, path: str) -> bool:
+    """Does a mount on `directory` lead to `path`?"""
+    return directory == path or directory == "/" or path.startswith(directory + "/")
+
+
+@dataclass
+class EpochStack:
+    """All epochs of one view, from 0, which is the view as it began."""
+
+    mounts: dict[Epoch, Mount] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, time_ns: int) -> EpochStack:
+        return cls({}, [Change(Epoch(0), time_ns, "start")])
+
+    @property
+    def current(self) -> Epoch:
+        return self.changes[-1].epoch
+
+    def __contains__(self, epoch: Epoch) -> bool:
+        return 0 <= epoch <= self.current
+
+    def _advance(self, time_ns: int, operation: str, mount: Mount) -> Epoch:
+        epoch = Epoch(self.current + 1)
+        made_in = mount.made_in if mount.made_in <= self.current else epoch
+        self.changes.append(Change(epoch, time_ns, operation, mount.path, mount.type, mount.source, made_in))
+        return epoch
+
+    def mount(
+        self,
+        path: str,
+        type: str,
+        source: str = "",
+        *,
+        made_from: Epoch | None = None,
+        uses_view: bool = False,
+        time_ns: int = 0,
+        operation: str = "mount",
+    ) -> Mount:
+        """A new mount on `path`, and with it a new epoch. `made_from` may name a mount that is in no view any more."""
+        mount = Mount(Epoch(self.current + 1), path, type, source, made_from, uses_view)
+        self._advance(time_ns, operation, mount)
+        self.mounts[mount.made_in] = mount
+        return mount
+
+    def remove(self, mount: Mount, *, time_ns: int = 0, operation: str = "umount") -> Epoch:
+        """Take a mount out of the view, and with it make a new epoch."""
+        epoch = self._advance(time_ns, operation, mount)
+        self.mounts[mount.made_in] = replace(self.mounts[mount.made_in], removed_in=epoch)
+        return epoch
+
+    def in_epoch(self, epoch: Epoch) -> list[Mount]:
+        """What is mounted in `epoch`, oldest first."""
+        return [mount for mount in self.mounts.values() if mount.in_epoch(epoch)]
+
+    def live(self) -> list[Mount]:
+        return self.in_epoch(self.current)
+
+    def resolve(self, path: str, epoch: Epoch | None = None) -> Resolution:
+        """Which mount serves `path` in `epoch` (default: now). No mount: the host does."""
+        epoch = self.current if epoch is None else epoch
+        candidates = [mount for mount in self.in_epoch(epoch) if covers(mount.path, path)]
+        candidates.reverse()
+        return Resolution(candidates[0] if candidates else None, tuple(candidates[1:]))
+
+    def visible_on(self, path: str) -> Mount | None:
+        """The mount whose root `path` is now, if it is one."""
+        serving = self.resolve(path).serving
+        return serving if serving is not None and serving.path == path else None
+
+    def below(self, mount: Mount) -> list[Mount]:
+        """The live mounts that were made inside `mount` or on top of it, and so keep it busy, newest first."""
+        later = [other for other in self.live() if other.made_in > mount.made_in and covers(mount.path, other.path)]
+        return later[::-1]
+
+    def is_shadowed(self, mount: Mount, epoch: Epoch | None = None) -> bool:
+        """Is nothing of `mount` to be seen, because a newer mount lies on it or above it?"""
+        return self.resolve(mount.path, epoch).serving != self.mounts[mount.made_in]
+
+    def pins(self, mount: Mount) -> list[Mount]:
+        """The mounts that need `mount` themselves, in the view or not: made from it, or reading the view that it was in."""
+        return [
+            other
+            for other in self._alive()
+            if other.made_in > mount.made_in
+            and (
+                other.made_from == mount.made_in
+                or (other.uses_view and mount.in_epoch(Epoch(other.made_in - 1)))
+            )
+        ]
+
+    def _alive(self) -> Iterator[Mount]:
+        """Mounts in the view, and those that one of these needs, directly or not; newest first."""
+        needed: set[Epoch] = set()
+        for mount in reversed(self.mounts.values()):
+            if mount.removed_in is not None and mount.made_in not in needed:
+                continue
+            if mount.made_from is not None:
+                needed.add(mount.made_from)
+            if mount.uses_view:
+                needed.update(other.made_in for other in self.in_epoch(Epoch(mount.made_in - 1)))
+            yield mount
+
+    def alive(self) -> set[Epoch]:
+        """The mounts, by epoch, that have to go on working."""
+        return {mount.made_in for mount in self._alive()}
+
+    def enterable(self) -> list[Epoch]:
+        """The epochs in which everything that is mounted still works, so that a command can be run in them."""
+        alive = self.alive()
+        return [
+            change.epoch
+            for change in self.changes
+            if all(mount.made_in in alive for mount in self.in_epoch(change.epoch))
+        ]
+
+    def change(self, epoch: Epoch) -> Change:
+        """The change that made `epoch`. Raises KeyError for one that never was."""
+        index = bisect.bisect_left(self.changes, epoch, key=lambda change: change.epoch)
+        if index == len(self.changes) or self.changes[index].epoch != epoch:
+            raise KeyError(epoch)
+        return self.changes[index]

@@ -1,0 +1,66 @@
+"""System call numbers of the architectures that viewfs runs on, and no others: a number is never guessed.
+
+From asm/unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64). None: the architecture does not have that call.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+
+__all__ = ["AUDIT_ARCH", "audit_architecture", "syscall_number"]
+
+#: AUDIT_ARCH_* of linux/audit.h, by what uname(2) calls the machine.
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_COLUMN = {"x86_64": 0, "aarch64": 1}
+
+# fmt: off
+_NUMBERS: dict[str, tuple[int, int | None]] = {
+    "acct": (163, 89), "add_key": (248, 217), "adjtimex": (159, 171), "arch_prctl": (158, None), "bpf": (321, 280),
+    "brk": (12, 214), "capset": (126, 91), "chroot": (161, 51), "clock_adjtime": (305, 266),
+    "clock_gettime": (228, 113), "clock_nanosleep": (230, 115), "clock_settime": (227, 112), "clone": (56, 220),
+    "clone3": (435, 435), "close": (3, 57), "delete_module": (176, 106), "dup": (32, 23), "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21), "epoll_pwait": (281, 22), "epoll_pwait2": (441, 441), "epoll_wait": (232, None),
+    "eventfd2": (290, 19), "exit": (60, 93), "exit_group": (231, 94), "fcntl": (72, 25), "finit_module": (313, 273),
+    "fsconfig": (431, 431), "fsmount": (432, 432), "fsopen": (430, 430), "fspick": (433, 433), "fstat": (5, 80),
+    "futex": (202, 98), "getegid": (108, 177), "geteuid": (107, 175), "getgid": (104, 176), "getpid": (39, 172),
+    "getppid": (110, 173), "getrandom": (318, 278), "getrusage": (98, 165), "getsockopt": (55, 209),
+    "gettid": (186, 178), "gettimeofday": (96, 169), "getuid": (102, 174), "init_module": (175, 105),
+    "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "io_uring_setup": (425, 425), "kcmp": (312, 272),
+    "kexec_file_load": (320, 294), "kexec_load": (246, 104), "keyctl": (250, 219), "lseek": (8, 62),
+    "madvise": (28, 233), "membarrier": (324, 283), "mmap": (9, 222), "mount": (165, 40), "mount_setattr": (442, 442),
+    "move_mount": (429, 429), "mprotect": (10, 226), "mremap": (25, 216), "munmap": (11, 215),
+    "name_to_handle_at": (303, 264), "nanosleep": (35, 101), "newfstatat": (262, 79), "open_by_handle_at": (304, 265),
+    "open_tree": (428, 428), "openat2": (437, 437), "perf_event_open": (298, 241), "personality": (135, 92),
+    "pidfd_getfd": (438, 438), "pipe2": (293, 59), "pivot_root": (155, 41), "poll": (7, None), "ppoll": (271, 73),
+    "pread64": (17, 67), "preadv": (295, 69), "process_madvise": (440, 440), "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271), "pselect6": (270, 72), "ptrace": (101, 117), "pwrite64": (18, 68),
+    "quotactl": (179, 60), "quotactl_fd": (443, 443), "read": (0, 63), "readv": (19, 65), "reboot": (169, 142),
+    "recvfrom": (45, 207), "request_key": (249, 218), "restart_syscall": (219, 128), "rseq": (334, 293),
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
+    "sched_getaffinity": (204, 123), "sched_yield": (24, 124), "seccomp": (317, 277), "select": (23, None),
+    "sendmsg": (46, 211), "recvmsg": (47, 212), "sendto": (44, 206), "set_robust_list": (273, 99), "set_tid_address": (218, 96), "setdomainname": (171, 162),
+    "sethostname": (170, 161), "setns": (308, 268), "settimeofday": (164, 170), "sigaltstack": (131, 132),
+    "socket": (41, 198), "socketpair": (53, 199), "swapoff": (168, 225), "swapon": (167, 224), "syslog": (103, 116),
+    "tgkill": (234, 131), "time": (201, None), "timerfd_create": (283, 85), "timerfd_settime": (286, 86),
+    "times": (100, 153), "umount2": (166, 39), "uname": (63, 160), "unshare": (272, 97), "userfaultfd": (323, 282),
+    "write": (1, 64), "writev": (20, 66),
+}
+# fmt: on
+
+
+def audit_architecture() -> int:
+    """The number by which seccomp(2) tells this machine's system calls. Raises OSError(ENOSYS) if it is not known."""
+    machine = platform.machine()
+    if machine not in AUDIT_ARCH:
+        raise OSError(errno.ENOSYS, f"no system call numbers known for {machine}")
+    return AUDIT_ARCH[machine]
+
+
+def syscall_number(name: str) -> int | None:
+    """The number of system call `name` on this machine, None where the architecture has none of that name.
+
+    Raises OSError(ENOSYS) for an architecture, and KeyError for a name, that is not in the table.
+    """
+    audit_architecture()
+    return _NUMBERS[name][_COLUMN[platform.machine()]]

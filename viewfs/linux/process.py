@@ -1,0 +1,158 @@
+"""Processes by pidfd, their memory, and giving up privilege (capabilities(7), prctl(2)).
+
+`prctl` is the python-prctl package; capset(2) is called directly because one call replaces all three sets at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import signal
+from collections.abc import Iterable
+
+import prctl
+
+from viewfs.linux.libc import check, function, syscall
+
+__all__ = [
+    "CAP_CHOWN",
+    "FAKE_ROOT_CAPABILITIES",
+    "die_with_parent",
+    "drop_capabilities",
+    "no_new_privileges",
+    "pid_of",
+    "pidfd_is_dead",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "process_vm_readv",
+    "process_vm_writev",
+    "set_name",
+]
+
+CAP_CHOWN = 0
+#: What a program that believes itself root uses on its own files: chown, dac_override, dac_read_search, fowner, fsetid,
+#: kill, setgid, setuid (linux/capability.h). None of them reaches further than the ids that its user namespace maps.
+FAKE_ROOT_CAPABILITIES = frozenset(range(0, 8))
+
+_CAPABILITY_VERSION_3 = 0x20080522
+_IOV_MAX = 1024
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+_c = ctypes
+_prctl = function("prctl", _c.c_int, *[_c.c_ulong] * 4)
+_PR_CAPBSET_DROP = 24
+_capset = syscall("capset", _c.c_void_p, _c.c_void_p)
+_vm_arguments = (_c.c_int, _c.c_void_p, _c.c_ulong, _c.c_void_p, _c.c_ulong, _c.c_ulong)
+_process_vm_readv = syscall("process_vm_readv", *_vm_arguments)
+_process_vm_writev = syscall("process_vm_writev", *_vm_arguments)
+
+
+def pidfd_open(pid: int) -> int:
+    """pidfd_open(2), close-on-exec."""
+    return os.pidfd_open(pid)
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> bool:
+    """pidfd_send_signal(2). False where the process is gone already."""
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def pid_of(pidfd: int) -> int:
+    """The process's number as this process sees it (the Pid line of proc_pid_fdinfo(5)); -1 if it has ended."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as info:
+        for line in info:
+            if line.startswith("Pid:"):
+                return int(line[4:])
+    return -1
+
+
+def pidfd_is_dead(pidfd: int) -> bool:
+    """Has the process ended? (It may still wait to be reaped.)"""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def process_vm_readv(pid: int, address: int, size: int) -> bytes:
+    """`size` bytes of process `pid`'s memory at `address` (process_vm_readv(2)).
+
+    Raises OSError(EFAULT) if any of it is not mapped: a short transfer is an error here.
+    """
+    buffer = ctypes.create_string_buffer(size)
+    local = _Iovec(ctypes.addressof(buffer), size)
+    remote = _Iovec(address, size)
+    done = check(
+        _process_vm_readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0), "process_vm_readv"
+    )
+    if done != size:
+        raise OSError(errno.EFAULT, f"process_vm_readv: {done} of {size} bytes")
+    return buffer.raw
+
+
+def process_vm_writev(pid: int, address: int, data: bytes) -> None:
+    """Put `data` into process `pid`'s memory at `address` (process_vm_writev(2)); EFAULT unless all of it fits."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    local = _Iovec(ctypes.addressof(buffer), len(data))
+    remote = _Iovec(address, len(data))
+    done = check(
+        _process_vm_writev(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0), "process_vm_writev"
+    )
+    if done != len(data):
+        raise OSError(errno.EFAULT, f"process_vm_writev: {done} of {len(data)} bytes")
+
+
+def drop_capabilities(keep: Iterable[int] = ()) -> None:
+    """Leave this process only the capabilities `keep`, and what it executes no way to gain another.
+
+    Removes everything else from the bounding set, then sets the other sets at once; with the inheritable set the ambient
+    one is emptied, which must be part of it (capabilities(7)).
+    """
+    kept = frozenset(keep)
+    for capability in range(64):
+        if capability not in kept:
+            # The package's own capbset_drop stops at the last capability that its headers knew.
+            if _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+                break  # past the last one the kernel knows; or no CAP_SETPCAP, so nothing to lose
+    mask = sum(1 << capability for capability in kept)
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapData * 2)(
+        _CapData(mask & 0xFFFFFFFF, mask & 0xFFFFFFFF, 0),
+        _CapData(mask >> 32, mask >> 32, 0),
+    )
+    check(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
+
+
+def no_new_privileges() -> None:
+    """PR_SET_NO_NEW_PRIVS: execve(2) grants nothing from now on."""
+    prctl.set_no_new_privs(1)
+
+
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """PR_SET_PDEATHSIG, and at once if `parent` is gone already. Must be called again after a change of credentials."""
+    prctl.set_pdeathsig(number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def set_name(name: str) -> None:
+    """What `ps` shows: the command name and, where it fits, the whole argument line (prctl(2), PR_SET_NAME)."""
+    prctl.set_name(name[:15])
+    prctl.set_proctitle(name)

@@ -1,0 +1,63 @@
+"""The three checksums of ext4 and jbd2 (Documentation/filesystems/ext4/checksums.rst).
+
+ext4 uses CRC-32C without the final inversion, chained from one field to the next: crc(crc(~0, uuid), inode number)
+and so on. The `crc32c` package inverts before and after, as zlib does. To need only one inversion in all, this reader
+keeps every seed and every intermediate value in the package's (inverted) form and inverts what it compares:
+
+    seed = crc32c(uuid)                       # the package starts from 0, which is ~0 uninverted
+    value = stored(crc32c(data, seed))        # what the disk holds
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from crc32c import crc32c
+
+__all__ = ["crc16", "crc32_big_endian", "crc32c", "seed_from_disk", "stored"]
+
+_MASK = 0xFFFFFFFF
+
+
+def stored(value: int) -> int:
+    """A finished CRC-32C as it stands on disk."""
+    return value ^ _MASK
+
+
+def seed_from_disk(value: int) -> int:
+    """A CRC-32C read from disk (s_checksum_seed), to be continued from."""
+    return value ^ _MASK
+
+
+def _crc16_table() -> tuple[int, ...]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0xA001 if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+_CRC16 = _crc16_table()
+
+
+def crc16(data: bytes, value: int = 0xFFFF) -> int:
+    """CRC-16 (polynomial 0x8005, reflected), of group descriptors without metadata_csum (uninit_bg)."""
+    for byte in data:
+        value = value >> 8 ^ _CRC16[(value ^ byte) & 0xFF]
+    return value
+
+
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def crc32_big_endian(data: bytes = b"", value: int = 0xFFFFFFFF) -> int:
+    """CRC-32 with the high bit first and no final inversion, of jbd2 commit blocks (JBD2_FEATURE_COMPAT_CHECKSUM).
+
+    It is zlib's with the bits of every byte, and of the result, in reverse.
+    """
+    return _reverse(zlib.crc32(data.translate(_REVERSED), _reverse(value) ^ _MASK) ^ _MASK)
+
+
+def _reverse(value: int) -> int:
+    return int.from_bytes(value.to_bytes(4, "little").translate(_REVERSED), "big")

@@ -1,0 +1,22 @@
+"""The errors of the reader: what is wrong with an image, as the errno that the caller of a system call shall see."""
+
+from __future__ import annotations
+
+import errno
+
+__all__ = ["damaged", "encrypted", "missing"]
+
+
+def damaged(what: str) -> OSError:
+    """Bytes that are there contradict the format or their checksum."""
+    return OSError(errno.EUCLEAN, what)
+
+
+def missing(what: str) -> OSError:
+    """Bytes that should be there are not: the image ends before them."""
+    return OSError(errno.EIO, what)
+
+
+def encrypted(what: str) -> OSError:
+    """What would be needed is an fscrypt key: the errno is the one the kernel gives without it (fscrypt.rst)."""
+    return OSError(errno.ENOKEY, f"{what} is encrypted (feature encrypt), and keys can't be given")

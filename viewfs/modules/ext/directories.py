@@ -1,0 +1,247 @@
+"""Looking up names and listing them, on top of the bytes of directories.
+
+Three ways lead from a name to an inode number. A large hashed directory is asked by way of its index, which takes
+two or three blocks of it. Any other is read once and kept as a table. One that is too large for that is read up to
+the name, each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from viewfs.modules.ext.content import Contents
+from viewfs.modules.ext.damage import damaged, encrypted
+from viewfs.modules.ext.directory import Entry, parse_entries, parse_inline_entries, verify_block
+from viewfs.modules.ext.features import Compat, Incompat
+from viewfs.modules.ext.htree import IndexNode, IndexRoot, leaves, parse_node, parse_root
+from viewfs.modules.ext.image import Cache, Image
+from viewfs.modules.ext.inode import Inode, InodeFlags
+from viewfs.modules.ext.layout import Superblock
+from viewfs.modules.ext.mapping import MAX_BLOCKS
+from viewfs.modules.ext.namehash import HashVersion, name_hash
+
+__all__ = ["Directories"]
+
+_CASEFOLD = int(InodeFlags.CASEFOLD)
+_ENCRYPT = int(InodeFlags.ENCRYPT)
+_INDEX = int(InodeFlags.INDEX)
+_INLINE_DATA = int(InodeFlags.INLINE_DATA)
+
+#: Bytes read at once when listing.
+_BATCH = 65536
+#: Bytes of directories that are kept as tables of names; a single one may take all of it.
+_TABLES_CACHED = 16 << 20
+#: Bytes of leaves and inner nodes of indexes that are kept, parsed.
+_INDEXES_CACHED = 8 << 20
+#: Up to so many blocks, a table is made at once even where there is an index.
+_FEW_BLOCKS = 4
+#: Blocks without a name in a row, after which listing gives up: deleting leaves some, but hours of them are an attack.
+_MAX_EMPTY_BLOCKS = 1 << 20
+
+
+class Directories:
+    """Reads directories of one file system."""
+
+    def __init__(self, image: Image, superblock: Superblock, contents: Contents) -> None:
+        self._image = image
+        self._superblock = superblock
+        self._contents = contents
+        self._block_size = superblock.block_size
+        self._inodes = superblock.inodes_count
+        self._file_types = Incompat.FILETYPE in superblock.incompat
+        self._indexes = Compat.DIR_INDEX in superblock.compat
+        self._max_levels = 2 if Incompat.LARGE_DIR in superblock.incompat else 1
+        self._tables: Cache[int, Mapping[bytes, int]] = Cache(_TABLES_CACHED)
+        self._leaves: Cache[tuple[int, int], Mapping[bytes, int]] = Cache(_INDEXES_CACHED)
+        self._nodes: Cache[tuple[int, int], IndexNode] = Cache(_INDEXES_CACHED)
+        self._roots: Cache[int, IndexRoot] = Cache(_INDEXES_CACHED)
+
+    # Listing
+
+    def entries(self, inode: Inode, start: int) -> Iterator[Entry]:
+        """The names after cookie `start`, in the order of the directory's blocks. Raises OSError."""
+        if inode.flags & _ENCRYPT:
+            raise encrypted(f"directory {inode.attributes.ino}")
+        if inode.flags & _INLINE_DATA:
+            return iter([entry for entry in self._inline_entries(inode) if entry.cookie > start])
+        return self._entries(inode, start)
+
+    def _inline_entries(self, inode: Inode) -> list[Entry]:
+        return parse_inline_entries(
+            self._contents.inline(inode),
+            inode.attributes.ino,
+            inodes=self._inodes,
+            file_types=self._file_types,
+            block_size=self._block_size,
+        )
+
+    def _entries(self, inode: Inode, start: int) -> Iterator[Entry]:
+        blocks = self._block_count(inode)
+        block = start // self._block_size
+        empty = 0
+        batch = 1
+        while block < blocks:
+            end = min(block + batch, blocks)
+            for entries in self._parsed(inode, block, end):
+                if entries and entries[0].cookie <= start:
+                    entries = [entry for entry in entries if entry.cookie > start]
+                yield from entries
+                empty = 0 if entries else empty + 1
+                if empty > _MAX_EMPTY_BLOCKS:
+                    raise damaged(f"directory {inode.attributes.ino} has nothing but empty blocks")
+            block = end
+            batch = max(_BATCH // self._block_size, 1)
+
+    def _block_count(self, inode: Inode) -> int:
+        size, number = inode.attributes.size, inode.attributes.ino
+        count, rest = divmod(size, self._block_size)
+        if rest or not size or size > self._image.size or count > min(self._superblock.blocks_count, MAX_BLOCKS):
+            raise damaged(f"directory {number} has an impossible size, {size}")
+        return count
+
+    def _parsed(self, inode: Inode, first: int, end: int) -> Iterator[list[Entry]]:
+        """The names of each of the blocks from `first` to before `end`."""
+        size = self._block_size
+        for block, data, start in self._blocks(inode, first, end):
+            stop = self._verified(inode, block, data, start)
+            yield parse_entries(
+                data,
+                start,
+                stop,
+                block * size,
+                inodes=self._inodes,
+                file_types=self._file_types,
+                block_size=size,
+            )
+
+    def _blocks(self, inode: Inode, first: int, end: int) -> Iterator[tuple[int, bytes, int]]:
+        """Each block's number, and bytes with the position in them at which it begins."""
+        size = self._block_size
+        expected = first
+        for logical, physical, length in self._contents.runs(inode, first, end):
+            if logical != expected:
+                break
+            expected += length
+            if self._image.available(length * size, physical * size) < length * size:
+                for index in range(length):  # So that what is there still can be listed.
+                    yield logical + index, self._image.pread(size, (physical + index) * size), 0
+                continue
+            data = self._image.pread(length * size, physical * size)
+            for index in range(length):
+                yield logical + index, data, index * size
+        if expected < end:
+            raise damaged(f"directory {inode.attributes.ino} has a hole at block {expected}")
+
+    def _verified(self, inode: Inode, block: int, data: bytes, start: int) -> int:
+        """Where the entries of the block end, its checksum checked."""
+        end = start + self._block_size
+        if inode.checksum_seed is None:
+            return end
+        indexed = self._indexes and bool(inode.flags & _INDEX)
+        try:
+            return verify_block(data, start, end, inode.checksum_seed, first=block == 0, indexed=indexed)
+        except OSError as error:
+            raise damaged(f"block {block} of directory {inode.attributes.ino}: {error.strerror}") from None
+
+    # Looking up
+
+    def lookup(self, inode: Inode, name: bytes) -> int | None:
+        """The inode number that `name` stands for, or None. Raises OSError."""
+        number = inode.attributes.ino
+        table = self._tables.get(number)
+        if table is not None:
+            return table.get(name)
+        if inode.flags & _ENCRYPT:
+            raise encrypted(f"directory {number}")
+        if inode.flags & _INLINE_DATA:
+            table = _table(self._inline_entries(inode))
+            return self._tables.put(number, table, self._block_size).get(name)
+        blocks = self._block_count(inode)
+        if blocks > _FEW_BLOCKS and self._indexes and inode.flags & (_INDEX | _CASEFOLD) == _INDEX:
+            root = self._root(inode)
+            if root is not None:
+                found = self._indexed(inode, root, name)
+                if found is not None or self._hash_is_certain(name):
+                    return found
+        return self._linear(inode, name)
+
+    def _linear(self, inode: Inode, name: bytes) -> int | None:
+        number, size = inode.attributes.ino, inode.attributes.size
+        table: dict[bytes, int] = {}
+        keep = size <= _TABLES_CACHED
+        try:
+            for entries in self._parsed(inode, 0, self._block_count(inode)):
+                if keep:
+                    for entry in entries:
+                        table.setdefault(entry.name, entry.inode)
+                else:
+                    for entry in entries:
+                        if entry.name == name:
+                            return entry.inode
+        except OSError:
+            # Part of the directory is damaged. A name before that is a name still.
+            if name not in table:
+                raise
+            return table[name]
+        return self._tables.put(number, table, size).get(name) if keep else None
+
+    def _root(self, inode: Inode) -> IndexRoot | None:
+        number = inode.attributes.ino
+        root = self._roots.get(number)
+        if root is None:
+            root = parse_root(self._index_block(inode, 0), max_levels=self._max_levels)
+            if root is not None:
+                self._roots.put(number, root, self._block_size)
+        return root
+
+    def _indexed(self, inode: Inode, root: IndexRoot, name: bytes) -> int | None:
+        if name in (b".", b".."):  # They have no place in the order of the hashes.
+            return self._leaf(inode, 0).get(name)
+        version = root.hash_version
+        if version <= HashVersion.TEA and self._superblock.signed_hash is False:
+            version += HashVersion.LEGACY_UNSIGNED
+        if version > HashVersion.TEA_UNSIGNED:
+            return self._linear(inode, name)
+        wanted = name_hash(HashVersion(version), name, self._superblock.hash_seed)
+        for block in leaves(root, wanted, lambda node: self._node(inode, node)):
+            found = self._leaf(inode, block).get(name)
+            if found is not None:
+                return found
+        return None
+
+    def _hash_is_certain(self, name: bytes) -> bool:
+        """Where the superblock doesn't tell how to hash characters above 127, a miss says nothing."""
+        return self._superblock.signed_hash is not None or name.isascii()
+
+    def _node(self, inode: Inode, block: int) -> IndexNode:
+        key = inode.attributes.ino, block
+        node = self._nodes.get(key)
+        if node is None:
+            node = self._nodes.put(key, parse_node(self._index_block(inode, block)), self._block_size)
+        return node
+
+    def _leaf(self, inode: Inode, block: int) -> Mapping[bytes, int]:
+        key = inode.attributes.ino, block
+        table = self._leaves.get(key)
+        if table is None:
+            self._check_block(inode, block)
+            entries = next(self._parsed(inode, block, block + 1))
+            table = self._leaves.put(key, _table(entries), self._block_size)
+        return table
+
+    def _index_block(self, inode: Inode, block: int) -> bytes:
+        self._check_block(inode, block)
+        _, data, start = next(self._blocks(inode, block, block + 1))
+        self._verified(inode, block, data, start)
+        return data
+
+    def _check_block(self, inode: Inode, block: int) -> None:
+        if block >= self._block_count(inode):
+            raise damaged(f"the index of directory {inode.attributes.ino} leads to block {block}, which is not there")
+
+
+def _table(entries: list[Entry]) -> Mapping[bytes, int]:
+    table: dict[bytes, int] = {}
+    for entry in entries:
+        table.setdefault(entry.name, entry.inode)
+    return table

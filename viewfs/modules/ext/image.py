@@ -1,0 +1,118 @@
+"""The bytes of a file system: the source from some offset on, as a replayed journal would leave them.
+
+A journal is not copied into memory to be replayed. For each block that it holds a newer version of, only the place
+of that version is remembered, and reading the block goes there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+from viewfs.modules.api import Source
+from viewfs.modules.ext.damage import missing
+
+__all__ = ["Cache", "Image", "Moved"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Cache(Generic[K, V]):
+    """The most recently used values, of at most `limit` in weight together."""
+
+    def __init__(self, limit: int) -> None:
+        self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._free = limit
+
+    def get(self, key: K) -> V | None:
+        found = self._values.get(key)
+        if found is None:
+            return None
+        self._values.move_to_end(key)
+        return found[0]
+
+    def put(self, key: K, value: V, weight: int = 1) -> V:
+        """Keep `value` and hand it back."""
+        old = self._values.pop(key, None)
+        if old is not None:
+            self._free += old[1]
+        self._values[key] = value, weight
+        self._free -= weight
+        while self._free < 0:
+            self._free += self._values.popitem(last=False)[1][1]
+        return value
+
+
+class Moved(NamedTuple):
+    """Where the valid version of a block is."""
+
+    #: Bytes from the beginning of the file system.
+    position: int
+    #: The block began with jbd2's magic number, and was written to the journal with zeros there (journal.rst).
+    escaped: bool
+
+
+class Image:
+    """Reads at byte positions counted from the beginning of the file system. Raises OSError(EIO) beyond the end."""
+
+    def __init__(self, source: Source, offset: int) -> None:
+        self._read = source.pread
+        self._offset = offset
+        #: Bytes that are there, counted from the beginning of the file system.
+        self.size = max(source.size - offset, 0)
+        self._moved: Mapping[int, Moved] = {}
+        self._moved_blocks: list[int] = []
+        self._block_size = 1024
+
+    def replay(self, moved: Mapping[int, Moved], block_size: int) -> None:
+        """From now on read blocks that are keys of `moved` from where it says."""
+        self._moved = moved
+        self._moved_blocks = sorted(moved)
+        self._block_size = block_size
+
+    def pread(self, size: int, position: int) -> bytes:
+        """Exactly `size` bytes."""
+        if self._moved_blocks:
+            first = position // self._block_size
+            last = (position + size - 1) // self._block_size
+            index = bisect_left(self._moved_blocks, first)
+            if index < len(self._moved_blocks) and self._moved_blocks[index] <= last:
+                return self._replayed(size, position, index)
+        return self._raw(size, position)
+
+    def available(self, size: int, position: int) -> int:
+        """How many of `size` bytes at `position` the source has. Replayed blocks are not looked at."""
+        return max(min(size, self.size - position), 0)
+
+    def _raw(self, size: int, position: int) -> bytes:
+        if position < 0 or position + size > self.size:
+            raise missing(f"the image ends before byte {position + size}")
+        data = self._read(size, self._offset + position)
+        if len(data) != size:
+            raise missing(f"the image could not be read at byte {position}")
+        return data
+
+    def _replayed(self, size: int, position: int, index: int) -> bytes:
+        """As `pread`, where the moved block number `index` is the first in the range."""
+        pieces = []
+        block_size, end = self._block_size, position + size
+        while position < end:
+            block = self._moved_blocks[index] if index < len(self._moved_blocks) else end
+            start = min(block * block_size, end)
+            if position < start:
+                pieces.append(self._raw(start - position, position))
+                position = start
+                continue
+            stop = min(start + block_size, end)
+            pieces.append(self._moved_block(block)[position - start : stop - start])
+            position = stop
+            index += 1
+        return b"".join(pieces)
+
+    def _moved_block(self, block: int) -> bytes:
+        place = self._moved[block]
+        data = self._raw(self._block_size, place.position)
+        return b"\xc0\x3b\x39\x98" + data[4:] if place.escaped else data

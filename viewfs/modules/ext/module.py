@@ -1,0 +1,125 @@
+"""The module `ext`: an ext2, ext3 or ext4 image as a read-only file system of a view."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+
+from viewfs.modules.api import (
+    Attributes,
+    DirectoryEntry,
+    FileSystem,
+    FileSystemStatistics,
+    Identities,
+    InodeNumber,
+    Module,
+    Mounting,
+    Source,
+)
+from viewfs.modules.ext.volume import ROOT, Volume
+from viewfs.modules.options import choice, size
+
+__all__ = ["Ext", "ExtFileSystem"]
+
+log = logging.getLogger("viewfs.ext")
+
+#: Inodes whose attributes are kept translated; the volume has caches of its own below.
+_ATTRIBUTES_KEPT = 65536
+
+
+class ExtFileSystem(FileSystem):
+    """A `Volume` with the ids of its files translated for the view. Nothing in it changes and nothing waits."""
+
+    immutable = True
+    root = InodeNumber(ROOT)
+
+    def __init__(self, volume: Volume, translate: Callable[[Attributes], Attributes]) -> None:
+        self._volume = volume
+        self.no_xattrs = volume.no_xattrs
+
+        @lru_cache(maxsize=_ATTRIBUTES_KEPT)
+        def attributes(inode: int) -> Attributes:
+            return translate(volume.attributes(inode))
+
+        self._attributes = attributes
+
+    def getattr(self, inode: InodeNumber) -> Attributes:
+        return self._attributes(inode)
+
+    def lookup(self, directory: InodeNumber, name: bytes) -> Attributes | None:
+        number = self._volume.lookup(directory, name)
+        return None if number is None else self._attributes(number)
+
+    def readdir(self, directory: InodeNumber, start: int) -> Iterator[DirectoryEntry]:
+        attributes = self._attributes
+        for name, cookie, inode, file_type in self._volume.entries(directory, start):
+            try:
+                yield DirectoryEntry(name, cookie, attributes(inode))
+            except OSError:
+                # A name whose inode is damaged is shown; stat on it says what is wrong.
+                yield DirectoryEntry(name, cookie, Attributes(InodeNumber(inode), _TYPE_BITS.get(file_type, 0)))
+
+    def read(self, inode: InodeNumber, offset: int, size: int) -> bytes:
+        return self._volume.read(inode, offset, size)
+
+    def readlink(self, inode: InodeNumber) -> bytes:
+        return self._volume.readlink(inode)
+
+    def listxattr(self, inode: InodeNumber) -> Iterable[bytes]:
+        return list(self._volume.xattrs(inode))
+
+    def getxattr(self, inode: InodeNumber, name: bytes) -> bytes | None:
+        return self._volume.xattrs(inode).get(name)
+
+    def statfs(self) -> FileSystemStatistics:
+        return self._volume.statistics()
+
+
+#: Directory entry file types (directory.rst, "ftype") as the type bits of a mode.
+_TYPE_BITS = {1: 0o100000, 2: 0o040000, 3: 0o020000, 4: 0o060000, 5: 0o010000, 6: 0o140000, 7: 0o120000}
+
+
+class Ext(Module):
+    """ext2, ext3 and ext4 images, read-only; an unclean journal is replayed in memory."""
+
+    name = "ext"
+    takes_source = True
+    options = (
+        choice(
+            "owner",
+            ("auto", "me", "keep"),
+            "auto",
+            "whose files are: all mine, as stored, or (auto) as stored where the view has such an id and mine elsewhere",
+        ),
+        size("offset", 0, "where in the source the file system begins"),
+    )
+
+    @classmethod
+    def probe(cls, source: Source) -> bool:
+        return Volume.probe(source)
+
+    def open(self, mounting: Mounting) -> FileSystem:
+        assert mounting.source is not None
+        volume = Volume.open(mounting.source, offset=mounting.options["offset"], name=mounting.source_name)
+        for warning in volume.warnings:
+            log.warning("%s: %s", mounting.source_name, warning)
+        if volume.replayed:
+            log.warning("%s: %d transactions of its journal replayed in memory", mounting.source_name, volume.replayed)
+        return ExtFileSystem(volume, _translation(mounting.options["owner"], mounting.identities))
+
+
+def _translation(owner: str, identities: Identities) -> Callable[[Attributes], Attributes]:
+    me, mine = identities.uid, identities.gid
+    if owner == "keep":
+        return lambda attributes: attributes
+    if owner == "me":
+        return lambda attributes: attributes._replace(uid=me, gid=mine)
+    uids, gids = identities.uids, identities.gids
+
+    def translate(attributes: Attributes) -> Attributes:
+        uid = attributes.uid if attributes.uid in uids else me
+        gid = attributes.gid if attributes.gid in gids else mine
+        return attributes._replace(uid=uid, gid=gid)
+
+    return translate

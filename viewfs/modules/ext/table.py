@@ -1,0 +1,80 @@
+"""The inode table: from an inode's number to the inode, by way of its group's descriptor."""
+
+from __future__ import annotations
+
+from viewfs.modules.ext.damage import damaged
+from viewfs.modules.ext.image import Cache, Image
+from viewfs.modules.ext.inode import Inode, InodeFormat, parse_inode
+from viewfs.modules.ext.layout import GroupDescriptor, Superblock, parse_group_descriptor
+
+__all__ = ["InodeTable"]
+
+#: Inodes in use together lie together, so that the table is read in pieces of this many bytes.
+_PIECE = 16384
+_PIECES_CACHED = 256
+_INODES_CACHED = 8192
+_GROUPS_CACHED = 65536
+
+
+class InodeTable:
+    """Finds, checks and keeps inodes."""
+
+    def __init__(self, image: Image, superblock: Superblock) -> None:
+        self._image = image
+        self._superblock = superblock
+        self._format = InodeFormat.of(superblock)
+        self._copies = (0, *_first_backup(superblock))
+        self._groups: Cache[int, GroupDescriptor] = Cache(_GROUPS_CACHED)
+        self._pieces: Cache[int, bytes] = Cache(_PIECES_CACHED)
+        self._inodes: Cache[int, Inode] = Cache(_INODES_CACHED)
+
+    def inode(self, number: int) -> Inode:
+        """Raises OSError(EUCLEAN) if there is no valid inode of that number in use, EIO if the image ends before."""
+        found = self._inodes.get(number)
+        if found is not None:
+            return found
+        return self._inodes.put(number, parse_inode(number, self._raw(number), self._format))
+
+    def _raw(self, number: int) -> bytes:
+        superblock = self._superblock
+        if not 0 < number <= superblock.inodes_count:
+            raise damaged(f"inode {number} can't be: there are {superblock.inodes_count}")
+        group, index = divmod(number - 1, superblock.inodes_per_group)
+        size = superblock.inode_size
+        position = self.group(group).inode_table * superblock.block_size + index * size
+        # Tables begin with a block and the sizes are powers of two: no inode lies across two pieces.
+        piece_size = max(_PIECE, size)
+        piece, start = divmod(position, piece_size)
+        data = self._pieces.get(piece)
+        if data is None:
+            if self._image.available(piece_size, piece * piece_size) < piece_size:
+                return self._image.pread(size, position)
+            data = self._pieces.put(piece, self._image.pread(piece_size, piece * piece_size))
+        return data[start : start + size]
+
+    def group(self, group: int) -> GroupDescriptor:
+        """The descriptor of a group, or the first valid copy of it. Raises OSError(EUCLEAN) or EIO."""
+        found = self._groups.get(group)
+        if found is not None:
+            return found
+        superblock = self._superblock
+        index, slot = divmod(group, superblock.descriptors_per_block)
+        size = superblock.descriptor_size
+        error: OSError | None = None
+        for copy in self._copies:
+            position = superblock.descriptor_block(index, copy) * superblock.block_size + slot * size
+            try:
+                descriptor = parse_group_descriptor(superblock, group, self._image.pread(size, position))
+            except OSError as reason:
+                error = error or reason
+            else:
+                return self._groups.put(group, descriptor)
+        raise error or damaged(f"group {group} has no descriptor")
+
+
+def _first_backup(superblock: Superblock) -> tuple[int, ...]:
+    """The first group after 0 with a copy of the descriptors, if there is one."""
+    candidates = (superblock.group, 1, *superblock.backup_groups)
+    return tuple(group for group in candidates if 0 < group < superblock.groups and superblock.has_superblock(group))[
+        :1
+    ]

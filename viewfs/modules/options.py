@@ -1,0 +1,130 @@
+"""Options of a module: declared once, with a type and a default; parsed, checked and shown from that declaration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from viewfs.errors import UsageError
+
+__all__ = ["Option", "choice", "flag", "integer", "parse_options", "size", "split_options", "text"]
+
+T = TypeVar("T")
+
+_SIZE = re.compile(r"(\d+)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+_TRUTH = {"": True, "yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Option(Generic[T]):
+    """One option. `parse` takes what follows `NAME=` and raises `ValueError` with what it should have been."""
+
+    name: str
+    parse: Callable[[str], T]
+    default: T
+    help: str
+    #: What to show for a value: "SIZE", "a|b".
+    metavar: str
+    #: `NAME` alone is allowed.
+    bare: bool = False
+
+
+def text(name: str, default: str, help: str) -> Option[str]:
+    """An option that takes any text."""
+    return Option(name, str, default, help, "TEXT")
+
+
+def integer(name: str, default: int, help: str, *, minimum: int = 0, maximum: int | None = None) -> Option[int]:
+    """An option that takes a whole number; 0o and 0x prefixes are understood."""
+
+    def parse(value: str) -> int:
+        try:
+            number = int(value, 0)
+        except ValueError:
+            raise ValueError("a whole number") from None
+        if number < minimum or (maximum is not None and number > maximum):
+            raise ValueError(f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}")
+        return number
+
+    return Option(name, parse, default, help, "N")
+
+
+def size(name: str, default: int, help: str) -> Option[int]:
+    """An option that takes a number of bytes, with K, M, G, T or P for powers of 1024."""
+
+    def parse(value: str) -> int:
+        match = _SIZE.fullmatch(value)
+        if match is None:
+            raise ValueError("a size such as 4096, 64K or 2G")
+        return int(match[1]) * int(1024 ** _UNITS[match[2].upper()])
+
+    return Option(name, parse, default, help, "SIZE")
+
+
+def flag(name: str, help: str) -> Option[bool]:
+    """An option that is on if it is given: `NAME`, `NAME=yes`, `NAME=no`."""
+
+    def parse(value: str) -> bool:
+        try:
+            return _TRUTH[value.lower()]
+        except KeyError:
+            raise ValueError("yes or no") from None
+
+    return Option(name, parse, False, help, "yes|no", bare=True)
+
+
+def choice(name: str, values: Iterable[str], default: str, help: str) -> Option[str]:
+    """An option that takes one of a few words."""
+    allowed = tuple(values)
+
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)}")
+        return value
+
+    return Option(name, parse, default, help, "|".join(allowed))
+
+
+def split_options(arguments: Iterable[str]) -> dict[str, str | None]:
+    """`["a=1,b", "c=2"]` as a mapping; None is the value of a bare name.
+
+    Raises `UsageError` for an empty name or one that is given twice.
+    """
+    given: dict[str, str | None] = {}
+    for argument in arguments:
+        for part in filter(None, argument.split(",")):
+            name, equals, value = part.partition("=")
+            if not name:
+                raise UsageError(f"option “{part}” has no name", remedy="options have the form name=value")
+            if name in given:
+                raise UsageError(f"option {name} is given twice")
+            given[name] = value if equals else None
+    return given
+
+
+def parse_options(module: str, declared: Iterable[Option[Any]], given: Mapping[str, str | None]) -> dict[str, Any]:
+    """Every declared option with its value.
+
+    Raises `UsageError` for an option that `module` does not have, and for a value that is not of its type.
+    """
+    known = {option.name: option for option in declared}
+    for name in given:
+        if name not in known:
+            have = f"it has {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"module {module} has no option {name}", remedy=have)
+    values = {}
+    for name, option in known.items():
+        if name not in given:
+            values[name] = option.default
+            continue
+        value = given[name]
+        if value is None and not option.bare:
+            raise UsageError(f"option {name} of module {module} needs a value", remedy=f"{name}={option.metavar}")
+        try:
+            values[name] = option.parse(value or "")
+        except ValueError as error:
+            raise UsageError(f"option {name} of module {module}: “{value}” should be {error}") from None
+    return values

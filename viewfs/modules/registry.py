@@ -1,0 +1,121 @@
+"""Finding modules: built in, then installed (entry points of the group `viewfs.modules`), then a path to a .py file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError
+from viewfs.modules.api import Module, Source
+
+__all__ = ["BUILT_IN", "Found", "available", "find_module", "probe"]
+
+ENTRY_POINT_GROUP = "viewfs.modules"
+
+#: Name → where its class is, imported when it is asked for.
+BUILT_IN = {
+    "bind": "viewfs.modules.kernel:Bind",
+    "ext": "viewfs.modules.ext.module:Ext",
+    "hello": "viewfs.modules.hello:Hello",
+    "tmp": "viewfs.modules.kernel:Temporary",
+    "unreal": "viewfs.modules.kernel:Unreal",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A module's class and where it came from: "built in", a distribution's name, or a path."""
+
+    module: type[Module]
+    origin: str
+
+    @property
+    def built_in(self) -> bool:
+        return self.origin == "built in"
+
+
+def find_module(name: str) -> Found:
+    """The module called `name`, or in the file `name` if that ends in .py.
+
+    Raises `NotFoundError`, or `UsageError` for a file that has no module in it.
+    """
+    if name in BUILT_IN:
+        return Found(_load(BUILT_IN[name]), "built in")
+    if name.endswith(".py"):
+        return Found(_load_file(name), name)
+    for entry_point in _entry_points():
+        if entry_point.name == name:
+            try:
+                loaded = entry_point.load()
+            except Exception as error:
+                raise ViewfsError(f"module {name} does not load: {type(error).__name__}: {error}") from error
+            if not _is_module(loaded):
+                raise UsageError(f"entry point {name} is {entry_point.value}, which is not a viewfs module")
+            return Found(loaded, entry_point.dist.name if entry_point.dist else "installed")
+    raise NotFoundError(
+        f"no module is called {name}", remedy="see `viewfs lsmod --available`, or give the path of a .py file"
+    )
+
+
+def available() -> Iterator[Found]:
+    """Every module that can be named: built-in ones first, then installed ones; those that don't load are left out."""
+    names = list(BUILT_IN)
+    names += sorted({entry_point.name for entry_point in _entry_points()} - set(names))
+    for name in names:
+        try:
+            yield find_module(name)
+        except ViewfsError:
+            continue
+
+
+def probe(source: Source, source_name: str) -> Found:
+    """The module that can mount `source`, found by its content.
+
+    Raises `DamagedSourceError` if none knows it.
+    """
+    takers = [found for found in available() if found.module.takes_source]
+    for found in takers:
+        if found.module.probe(source):
+            return found
+    known = ", ".join(found.module.name for found in takers)
+    raise DamagedSourceError(
+        f"cannot tell what {source_name} is", remedy=f"no module knows it by its content (tried: {known}); -t TYPE names one"
+    )
+
+
+def _entry_points() -> list[importlib.metadata.EntryPoint]:
+    import importlib.metadata
+
+    return list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _load(place: str) -> type[Module]:
+    module_name, _, class_name = place.partition(":")
+    loaded: type[Module] = getattr(importlib.import_module(module_name), class_name)
+    return loaded
+
+
+def _load_file(path: str) -> type[Module]:
+    if not os.path.isfile(path):
+        raise NotFoundError(f"no such module file: {path}")
+    name = "viewfs_module_" + os.path.basename(path).removesuffix(".py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python module")
+    loaded = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(loaded)
+    except Exception as error:
+        raise ViewfsError(f"module {path} does not load: {type(error).__name__}: {error}") from error
+    classes = [value for value in vars(loaded).values() if _is_module(value) and value.__module__ == name]
+    if len(classes) != 1:
+        raise UsageError(f"{path} defines {len(classes)} modules", remedy="it must define one subclass of Module with a name")
+    return classes[0]
+
+
+def _is_module(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Module) and isinstance(getattr(value, "name", None), str)

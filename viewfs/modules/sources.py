@@ -1,0 +1,67 @@
+"""What a mount is made of, as bytes that can be read at an offset."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from viewfs.errors import UsageError, ViewfsError, explain_os_error
+
+__all__ = ["FileSource", "open_source"]
+
+
+class FileSource:
+    """An open file. Read with pread(2) rather than mapped: a file that somebody truncates, or whose own file system fails,
+    is then an errno for one request, where a mapping would be SIGBUS for the whole server."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def pread(self, size: int, offset: int) -> bytes:
+        data = os.pread(self.fd, size, offset)
+        if len(data) == size or not data:
+            return data
+        parts = [data]  # a read may be short without being at the end: signals, and files of other FUSE servers
+        while (done := sum(map(len, parts))) < size:
+            more = os.pread(self.fd, size - done, offset + done)
+            if not more:
+                break
+            parts.append(more)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def open_source(path: str) -> FileSource:
+    """The file or block device at `path`, for reading.
+
+    Raises `ViewfsError` that says why it can't be a source.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise explain_os_error("cannot open the source", error) from error
+    try:
+        kind = stat.S_IFMT(os.fstat(fd).st_mode)
+        if kind == stat.S_IFDIR:
+            raise UsageError(f"{path} is a directory, not an image", remedy="to show a directory elsewhere: -t bind")
+        if kind not in (stat.S_IFREG, stat.S_IFBLK):
+            raise UsageError(f"{path} is neither a file nor a block device")
+        os.set_blocking(fd, True)
+        return FileSource(fd, os.lseek(fd, 0, os.SEEK_END))
+    except ViewfsError:
+        os.close(fd)
+        raise
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.ESPIPE:
+            raise UsageError(f"{path} can't be read at an offset") from error
+        raise explain_os_error(f"cannot read the source {path}", error) from error

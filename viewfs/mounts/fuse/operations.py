@@ -1,0 +1,358 @@
+"""FUSE requests as calls of a `FileSystem`, and its answers as replies.
+
+For an immutable file system everything is arranged so that the kernel need not ask twice: answers that are kept for ever,
+names that don't exist included, and ENOSYS to the requests that only announce something (open, opendir, flush,
+access), after which the kernel sends no more of their kind and keeps its page and directory caches. Such a server has no
+state but the file system itself: a request names an inode, and that is all it takes to answer it.
+
+A method of the file system answers at once or with a promise (`Answer`); `_then` finishes either into a reply's body.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+from viewfs.modules.api import (
+    Answer,
+    Attributes,
+    DirectoryEntry,
+    FileSystem,
+    FileSystemStatistics,
+    InodeNumber,
+    OpenFile,
+    WritableFileSystem,
+)
+from viewfs.mounts.fuse import protocol
+from viewfs.mounts.fuse.protocol import FOREVER, ROOT_NODE, InitFlags, InitRequest, Opcode, OpenFlags, Request, SetAttr
+
+__all__ = ["MAX_WRITE_READ_ONLY", "NAME_MAX", "Operations"]
+
+T = TypeVar("T")
+#: A reply's body; None where the protocol wants no reply at all.
+Body = bytes | None
+
+#: Linux refuses longer names to every program, but its FUSE passes them through from a server.
+NAME_MAX = 255
+MAX_WRITE = 1 << 20
+#: The least that the kernel accepts; it sizes the buffer that requests are read into.
+MAX_WRITE_READ_ONLY = 4096
+_MAX_PAGES = 256
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _then(answer: Answer[T], finish: Callable[[T], Body]) -> Answer[Body]:
+    if isinstance(answer, Awaitable):
+        return _finish_later(answer, finish)
+    return finish(answer)
+
+
+async def _finish_later(answer: Awaitable[T], finish: Callable[[T], Body]) -> Body:
+    return finish(await answer)
+
+
+def _done(_value: Any = None) -> bytes:
+    return b""
+
+
+class Operations:
+    """One mounted file system. `dispatch` is the whole interface."""
+
+    def __init__(self, file_system: FileSystem) -> None:
+        self._fs = file_system
+        self._writable = file_system if isinstance(file_system, WritableFileSystem) else None
+        self._root = file_system.root
+        seconds = file_system.cache_seconds
+        self._valid = (FOREVER, 0) if file_system.immutable else protocol.split_seconds(seconds)
+        self._no_such_name = protocol.negative_entry(self._valid)
+        self._handles: dict[int, OpenFile] = {}
+        self._next_handle = itertools.count(1)
+        #: How often the kernel was given each node of a writable file system; others have nothing to forget.
+        self._lookups: dict[int, int] = {}
+        self._handlers: dict[int, Callable[[Request], Answer[Body]]] = {
+            Opcode.INIT: self._init,
+            Opcode.LOOKUP: self._lookup,
+            Opcode.FORGET: self._forget,
+            Opcode.BATCH_FORGET: self._forget,
+            Opcode.GETATTR: self._getattr,
+            Opcode.READLINK: self._readlink,
+            Opcode.READ: self._read,
+            Opcode.READDIR: self._readdir,
+            Opcode.READDIRPLUS: self._readdir,
+            Opcode.STATFS: self._statfs,
+            Opcode.DESTROY: _done,
+        }
+        if not file_system.no_xattrs:
+            self._handlers[Opcode.GETXATTR] = self._getxattr
+            self._handlers[Opcode.LISTXATTR] = self._listxattr
+        if not file_system.immutable:
+            self._handlers |= {
+                Opcode.OPEN: self._open,
+                Opcode.RELEASE: self._release,
+                Opcode.FLUSH: self._flush,
+                Opcode.FSYNC: self._fsync,
+                Opcode.WRITE: self._write,
+                Opcode.OPENDIR: lambda request: protocol.encode_open(0, OpenFlags.NONE),
+                Opcode.RELEASEDIR: _done,
+            }
+        if self._writable is not None:
+            self._handlers |= {
+                Opcode.SETATTR: self._setattr,
+                Opcode.MKNOD: self._mknod,
+                Opcode.MKDIR: self._mkdir,
+                Opcode.SYMLINK: self._symlink,
+                Opcode.LINK: self._link,
+                Opcode.UNLINK: self._unlink,
+                Opcode.RMDIR: self._rmdir,
+                Opcode.RENAME: self._rename,
+                Opcode.RENAME2: self._rename,
+                Opcode.SETXATTR: self._setxattr,
+                Opcode.REMOVEXATTR: self._removexattr,
+            }
+
+    @property
+    def buffer_size(self) -> int:
+        """How many bytes the longest request can have."""
+        return (MAX_WRITE_READ_ONLY if self._fs.immutable else MAX_WRITE) + 4096
+
+    def dispatch(self, request: Request) -> Answer[Body]:
+        """The body of the reply, or a promise of it.
+
+        Raises OSError with the errno to reply with, ENOSYS for what is not served; whatever a module raises comes out.
+        """
+        handler = self._handlers.get(request.opcode)
+        if handler is None:
+            raise _error(errno.ENOSYS)
+        return handler(request)
+
+    # -- names and numbers
+
+    def _inode(self, node: int) -> InodeNumber:
+        return self._root if node == ROOT_NODE else InodeNumber(node)
+
+    def _name(self, name: bytes) -> bytes:
+        if len(name) > NAME_MAX:
+            raise _error(errno.ENAMETOOLONG)
+        return name
+
+    def _entry(self, attributes: Attributes | None) -> bytes:
+        if attributes is None:
+            if self._valid == (0, 0):
+                raise _error(errno.ENOENT)
+            return self._no_such_name
+        node = ROOT_NODE if attributes.ino == self._root else attributes.ino
+        if self._writable is not None:
+            self._lookups[node] = self._lookups.get(node, 0) + 1
+        return protocol.encode_entry(node, attributes, self._valid)
+
+    def _attributes(self, attributes: Attributes) -> bytes:
+        return protocol.encode_attributes(attributes, self._valid)
+
+    # -- what every file system has
+
+    def _init(self, request: Request) -> Body:
+        major, minor, readahead, flags = request.fields
+        if major != protocol.VERSION[0]:
+            raise _error(errno.EPROTO)
+        wanted = InitFlags.ASYNC_READ | InitFlags.BIG_WRITES | InitFlags.DO_READDIRPLUS | InitFlags.MAX_PAGES
+        if self._fs.immutable:
+            wanted |= InitFlags.PARALLEL_DIROPS | InitFlags.CACHE_SYMLINKS | InitFlags.EXPLICIT_INVAL_DATA
+            wanted |= InitFlags.NO_OPEN_SUPPORT | InitFlags.NO_OPENDIR_SUPPORT
+        else:
+            wanted |= InitFlags.AUTO_INVAL_DATA
+        return protocol.encode_init(
+            InitRequest(major, minor, readahead, flags),
+            wanted,
+            max_write=MAX_WRITE_READ_ONLY if self._fs.immutable else MAX_WRITE,
+            max_background=64,
+            max_pages=_MAX_PAGES,
+        )
+
+    def _lookup(self, request: Request) -> Answer[Body]:
+        name = self._name(request.rest.rstrip(b"\0"))
+        return _then(self._fs.lookup(self._inode(request.node), name), self._entry)
+
+    def _forget(self, request: Request) -> Answer[Body]:
+        if self._writable is None:
+            return None
+        pairs: Iterable[tuple[int, int]]
+        pairs = request.forgotten() if request.opcode == Opcode.BATCH_FORGET else [(request.node, request.fields[0])]
+        forgotten: list[Awaitable[None]] = []
+        for node, count in pairs:
+            left = self._lookups.get(node, 0) - count
+            if left > 0:
+                self._lookups[node] = left
+            elif self._lookups.pop(node, None) is not None:
+                answer = self._writable.forget(self._inode(node))
+                if isinstance(answer, Awaitable):
+                    forgotten.append(answer)
+        return _await_all(forgotten) if forgotten else None
+
+    def _getattr(self, request: Request) -> Answer[Body]:
+        return _then(self._fs.getattr(self._inode(request.node)), self._attributes)
+
+    def _readlink(self, request: Request) -> Answer[Body]:
+        return _then(self._fs.readlink(self._inode(request.node)), bytes)
+
+    def _read(self, request: Request) -> Answer[Body]:
+        handle, offset, size = request.fields[:3]
+        if handle:
+            return self._open_file(handle).read(offset, size)
+        return self._fs.read(self._inode(request.node), offset, size)
+
+    def _readdir(self, request: Request) -> Answer[Body]:
+        _handle, offset, size = request.fields[:3]
+        plus = request.opcode == Opcode.READDIRPLUS
+
+        def fill(entries: Iterable[DirectoryEntry]) -> bytes:
+            body, taken = protocol.encode_directory(entries, size, self._valid, self._root, plus=plus)
+            if plus and self._writable is not None:
+                for entry in taken:
+                    if entry.name not in (b".", b".."):
+                        node = ROOT_NODE if entry.attributes.ino == self._root else entry.attributes.ino
+                        self._lookups[node] = self._lookups.get(node, 0) + 1
+            return body
+
+        return _then(self._fs.readdir(self._inode(request.node), offset), fill)
+
+    def _statfs(self, _request: Request) -> Answer[Body]:
+        def finish(statistics: FileSystemStatistics) -> bytes:
+            return protocol.encode_statistics(statistics)
+
+        return _then(self._fs.statfs(), finish)
+
+    def _getxattr(self, request: Request) -> Answer[Body]:
+        room = request.fields[0]
+
+        def finish(value: bytes | None) -> bytes:
+            if value is None:
+                raise _error(errno.ENODATA)
+            return protocol.encode_xattr(value, room)
+
+        return _then(self._fs.getxattr(self._inode(request.node), request.rest.rstrip(b"\0")), finish)
+
+    def _listxattr(self, request: Request) -> Answer[Body]:
+        room = request.fields[0]
+
+        def finish(names: Iterable[bytes]) -> bytes:
+            return protocol.encode_xattr(b"".join(name + b"\0" for name in names), room)
+
+        return _then(self._fs.listxattr(self._inode(request.node)), finish)
+
+    # -- open files
+
+    def _open_file(self, handle: int) -> OpenFile:
+        try:
+            return self._handles[handle]
+        except KeyError:
+            raise _error(errno.EBADF) from None
+
+    def _open(self, request: Request) -> Answer[Body]:
+        def finish(opened: OpenFile | None) -> bytes:
+            if opened is None:
+                return protocol.encode_open(0, OpenFlags.NONE)
+            handle = next(self._next_handle)
+            self._handles[handle] = opened
+            return protocol.encode_open(handle, OpenFlags.DIRECT_IO if opened.direct_io else OpenFlags.NONE)
+
+        return _then(self._fs.open(self._inode(request.node), request.fields[0]), finish)
+
+    def _release(self, request: Request) -> Answer[Body]:
+        opened = self._handles.pop(request.fields[0], None)
+        return b"" if opened is None else _then(opened.release(), _done)
+
+    def _flush(self, request: Request) -> Answer[Body]:
+        handle = request.fields[0]
+        return _then(self._open_file(handle).flush(), _done) if handle else b""
+
+    def _fsync(self, request: Request) -> Answer[Body]:
+        handle, flags = request.fields[:2]
+        return _then(self._open_file(handle).fsync(data_only=bool(flags & 1)), _done) if handle else b""
+
+    def _write(self, request: Request) -> Answer[Body]:
+        handle, offset, size = request.fields[:3]
+        data = request.rest[:size]
+        if handle:
+            return _then(self._open_file(handle).write(offset, data), protocol.encode_size)
+        if self._writable is None:
+            raise _error(errno.EROFS)
+        return _then(self._writable.write(self._inode(request.node), offset, data), protocol.encode_size)
+
+    # -- what changes a file system
+
+    @property
+    def _changes(self) -> WritableFileSystem:
+        if self._writable is None:
+            raise _error(errno.EROFS)
+        return self._writable
+
+    def _setattr(self, request: Request) -> Answer[Body]:
+        (
+            valid, _padding, _handle, size, _owner, atime, mtime, _ctime,
+            atime_ns, mtime_ns, _ctime_ns, mode, _unused, uid, gid, _unused2,
+        ) = request.fields  # fmt: skip
+        asked = SetAttr(valid & 0x1FF)
+        now = time.time_ns()
+        values = {
+            SetAttr.MODE: ("mode", mode),
+            SetAttr.UID: ("uid", uid),
+            SetAttr.GID: ("gid", gid),
+            SetAttr.SIZE: ("size", size),
+            SetAttr.ATIME: ("atime_ns", atime * 1_000_000_000 + atime_ns),
+            SetAttr.MTIME: ("mtime_ns", mtime * 1_000_000_000 + mtime_ns),
+            SetAttr.ATIME_NOW: ("atime_ns", now),
+            SetAttr.MTIME_NOW: ("mtime_ns", now),
+        }
+        changes = dict(value for flag, value in values.items() if flag in asked)
+        return _then(self._changes.setattr(self._inode(request.node), changes), self._attributes)
+
+    def _mknod(self, request: Request) -> Answer[Body]:
+        mode, device = request.fields[:2]
+        name, rdev = self._name(request.names()[0]), protocol.decode_device(device)
+        directory = self._inode(request.node)
+        return _then(self._changes.create(directory, name, mode, request.uid, request.gid, rdev), self._entry)
+
+    def _mkdir(self, request: Request) -> Answer[Body]:
+        name, directory = self._name(request.names()[0]), self._inode(request.node)
+        return _then(self._changes.mkdir(directory, name, request.fields[0], request.uid, request.gid), self._entry)
+
+    def _symlink(self, request: Request) -> Answer[Body]:
+        name, target = request.names()
+        directory = self._inode(request.node)
+        made = self._changes.symlink(directory, self._name(name), target, request.uid, request.gid)
+        return _then(made, self._entry)
+
+    def _link(self, request: Request) -> Answer[Body]:
+        inode, name = self._inode(request.fields[0]), self._name(request.names()[0])
+        return _then(self._changes.link(inode, self._inode(request.node), name), self._entry)
+
+    def _unlink(self, request: Request) -> Answer[Body]:
+        return _then(self._changes.unlink(self._inode(request.node), request.names()[0]), _done)
+
+    def _rmdir(self, request: Request) -> Answer[Body]:
+        return _then(self._changes.rmdir(self._inode(request.node), request.names()[0]), _done)
+
+    def _rename(self, request: Request) -> Answer[Body]:
+        name, new_name = request.names()
+        flags = request.fields[1] if request.opcode == Opcode.RENAME2 else 0
+        directory, new_directory = self._inode(request.node), self._inode(request.fields[0])
+        return _then(self._changes.rename(directory, name, new_directory, self._name(new_name), flags), _done)
+
+    def _setxattr(self, request: Request) -> Answer[Body]:
+        name, _, value = request.rest.partition(b"\0")
+        return _then(self._changes.setxattr(self._inode(request.node), name, value[: request.fields[0]]), _done)
+
+    def _removexattr(self, request: Request) -> Answer[Body]:
+        return _then(self._changes.removexattr(self._inode(request.node), request.rest.rstrip(b"\0")), _done)
+
+
+async def _await_all(promises: list[Awaitable[None]]) -> None:
+    for promise in promises:
+        await promise

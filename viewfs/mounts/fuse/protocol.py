@@ -1,0 +1,385 @@
+"""The FUSE protocol as pure code: bytes in, requests out; answers in, bytes out.
+
+Structures, opcodes and flags are those of linux/fuse.h, version 7.38; every one is native-endian with natural alignment.
+Nothing here reads a descriptor or knows a file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from enum import IntEnum, IntFlag
+from struct import Struct, error
+from typing import NamedTuple
+
+from viewfs.modules.api import Attributes, DirectoryEntry, FileSystemStatistics
+
+__all__ = [
+    "ATTR_OUT",
+    "ENTRY_OUT",
+    "HEADER_SIZE",
+    "ROOT_NODE",
+    "InitFlags",
+    "InitRequest",
+    "Notify",
+    "Opcode",
+    "OpenFlags",
+    "Request",
+    "SetAttr",
+    "decode",
+    "encode_attributes",
+    "encode_directory",
+    "encode_entry",
+    "encode_error",
+    "encode_init",
+    "encode_reply_header",
+    "encode_statistics",
+    "negative_entry",
+]
+
+VERSION = (7, 38)
+#: FUSE_ROOT_ID
+ROOT_NODE = 1
+#: For ever, as far as a mount is concerned: seconds. (The kernel counts it in jiffies and caps it far above.)
+FOREVER = 1 << 31
+
+
+class Opcode(IntEnum):
+    """enum fuse_opcode."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    BMAP = 37
+    DESTROY = 38
+    IOCTL = 39
+    POLL = 40
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+
+
+class InitFlags(IntFlag):
+    """What is asked for of the FUSE_INIT flags."""
+
+    ASYNC_READ = 1 << 0
+    ATOMIC_O_TRUNC = 1 << 3
+    BIG_WRITES = 1 << 5
+    AUTO_INVAL_DATA = 1 << 12
+    DO_READDIRPLUS = 1 << 13
+    NO_OPEN_SUPPORT = 1 << 17
+    PARALLEL_DIROPS = 1 << 18
+    MAX_PAGES = 1 << 22
+    CACHE_SYMLINKS = 1 << 23
+    NO_OPENDIR_SUPPORT = 1 << 24
+    EXPLICIT_INVAL_DATA = 1 << 25
+
+
+class OpenFlags(IntFlag):
+    """FOPEN_*."""
+
+    NONE = 0
+    DIRECT_IO = 1 << 0
+    KEEP_CACHE = 1 << 1
+    NONSEEKABLE = 1 << 2
+    CACHE_DIR = 1 << 3
+
+
+class Notify(IntEnum):
+    """enum fuse_notify_code."""
+
+    POLL = 1
+    INVAL_INODE = 2
+    INVAL_ENTRY = 3
+    STORE = 4
+    DELETE = 6
+    RESEND = 7
+
+
+class SetAttr(IntFlag):
+    """FATTR_*: which fields of a SETATTR request are meant."""
+
+    MODE = 1 << 0
+    UID = 1 << 1
+    GID = 1 << 2
+    SIZE = 1 << 3
+    ATIME = 1 << 4
+    MTIME = 1 << 5
+    FH = 1 << 6
+    ATIME_NOW = 1 << 7
+    MTIME_NOW = 1 << 8
+
+
+#: fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding.
+_IN_HEADER = Struct("=IIQQIIIHH")
+HEADER_SIZE = _IN_HEADER.size
+_OUT_HEADER = Struct("=IiQ")
+#: fuse_attr: ino, size, blocks, three times in seconds and in nanoseconds, mode, nlink, uid, gid, rdev, blksize, flags.
+_ATTR = "QQQqqqIIIIIIIIII"
+#: fuse_attr_out: valid, valid nsec, dummy, attr.
+ATTR_OUT = Struct("=QII" + _ATTR)
+#: fuse_entry_out: nodeid, generation, entry valid, attr valid, both nsec, attr.
+ENTRY_OUT = Struct("=QQQQII" + _ATTR)
+_DIRENT = Struct("=QQII")
+#: fuse_direntplus up to its name: both in one go, for this is packed once an entry.
+_DIRENTPLUS = Struct("=QQQQII" + _ATTR + "QQII")
+_OPEN_OUT = Struct("=QII")
+_INIT_OUT = Struct("=IIIIHHIIHHI28x")
+_STATFS_OUT = Struct("=QQQQQIIII24x")
+_SIZE_OUT = Struct("=II")
+_PADDING = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 2, b"\0")
+
+#: The fixed part of each request's body.
+_BODY = {
+    Opcode.FORGET: Struct("=Q"),
+    Opcode.GETATTR: Struct("=IIQ"),
+    Opcode.SETATTR: Struct("=IIQQQqqqIIIIIIII"),
+    Opcode.MKNOD: Struct("=IIII"),
+    Opcode.MKDIR: Struct("=II"),
+    Opcode.RENAME: Struct("=Q"),
+    Opcode.RENAME2: Struct("=QII"),
+    Opcode.LINK: Struct("=Q"),
+    Opcode.OPEN: Struct("=II"),
+    Opcode.OPENDIR: Struct("=II"),
+    Opcode.READ: Struct("=QQIIQII"),
+    Opcode.READDIR: Struct("=QQIIQII"),
+    Opcode.READDIRPLUS: Struct("=QQIIQII"),
+    Opcode.WRITE: Struct("=QQIIQII"),
+    Opcode.RELEASE: Struct("=QIIQ"),
+    Opcode.RELEASEDIR: Struct("=QIIQ"),
+    Opcode.FLUSH: Struct("=QIIQ"),
+    Opcode.FSYNC: Struct("=QII"),
+    Opcode.FSYNCDIR: Struct("=QII"),
+    Opcode.SETXATTR: Struct("=II"),
+    Opcode.GETXATTR: Struct("=II"),
+    Opcode.LISTXATTR: Struct("=II"),
+    Opcode.ACCESS: Struct("=II"),
+    Opcode.CREATE: Struct("=IIII"),
+    Opcode.INTERRUPT: Struct("=Q"),
+    Opcode.BATCH_FORGET: Struct("=II"),
+    Opcode.LSEEK: Struct("=QQII"),
+    Opcode.INIT: Struct("=IIII"),
+}
+_FORGET_ONE = Struct("=QQ")
+_FIXED: dict[int, Struct] = {int(opcode): layout for opcode, layout in _BODY.items()}
+
+
+class Request(NamedTuple):
+    """One request. `fields` are the fixed part of its body in the header file's order; `rest` is what follows it."""
+
+    opcode: int
+    unique: int
+    node: int
+    uid: int
+    gid: int
+    pid: int
+    fields: tuple[int, ...]
+    rest: bytes
+
+    def names(self) -> list[bytes]:
+        """The NUL-terminated names that follow the fixed part."""
+        return self.rest.split(b"\0")[:-1]
+
+    def forgotten(self) -> Iterable[tuple[int, int]]:
+        """BATCH_FORGET: node and number of look-ups, of each."""
+        usable = len(self.rest) - len(self.rest) % _FORGET_ONE.size
+        return _FORGET_ONE.iter_unpack(self.rest[:usable])
+
+
+class InitRequest(NamedTuple):
+    """The fixed part of FUSE_INIT that every kernel sends."""
+
+    major: int
+    minor: int
+    max_readahead: int
+    flags: int
+
+
+def decode(data: bytes | memoryview) -> Request:
+    """The request in `data`, which is all that one read(2) of the descriptor gave.
+
+    Raises `ValueError` if it is cut short; an opcode that isn't known has all of its body in `rest`.
+    """
+    try:
+        length, opcode, unique, node, uid, gid, pid, _extlen, _pad = _IN_HEADER.unpack_from(data)
+        if length != len(data):
+            raise ValueError(f"a request of {length} bytes came as {len(data)}")
+        layout = _FIXED.get(opcode)
+        if layout is None:
+            return Request(opcode, unique, node, uid, gid, pid, (), bytes(data[HEADER_SIZE:]))
+        fields = layout.unpack_from(data, HEADER_SIZE)
+    except error as problem:
+        raise ValueError(f"a request cut short: {problem}") from problem
+    return Request(opcode, unique, node, uid, gid, pid, fields, bytes(data[HEADER_SIZE + layout.size :]))
+
+
+def encode_reply_header(unique: int, length: int) -> bytes:
+    """What stands before `length` bytes of a successful reply."""
+    return _OUT_HEADER.pack(_OUT_HEADER.size + length, 0, unique)
+
+
+def encode_error(unique: int, number: int) -> bytes:
+    """A whole reply that says errno `number`; 0 is success with nothing more to say."""
+    return _OUT_HEADER.pack(_OUT_HEADER.size, -number, unique)
+
+
+def encode_notification(code: Notify, body: bytes) -> bytes:
+    """A message that answers no request (fuse_out_header with unique 0 and the code as error)."""
+    return _OUT_HEADER.pack(_OUT_HEADER.size + len(body), code, 0) + body
+
+
+def encode_init(
+    request: InitRequest, wanted: InitFlags, *, max_write: int, max_background: int, max_pages: int
+) -> bytes:
+    """The body that answers FUSE_INIT: of what is `wanted` only what the kernel offers. `max_write` in bytes."""
+    flags = int(wanted) & request.flags
+    return _INIT_OUT.pack(
+        *VERSION, request.max_readahead, flags, max_background, max_background * 3 // 4, max_write, 1, max_pages, 0, 0
+    )
+
+
+def encode_device(rdev: int) -> int:
+    """A device number in the 32 bits that the protocol has for it (new_encode_dev of linux/kdev_t.h)."""
+    if not rdev:
+        return 0
+    major, minor = os.major(rdev), os.minor(rdev)
+    return (minor & 0xFF) | (major & 0xFFF) << 8 | (minor & 0xFFF00) << 12
+
+
+def decode_device(number: int) -> int:
+    """The inverse of `encode_device`, as `os.makedev` makes it."""
+    return os.makedev((number & 0xFFF00) >> 8, (number & 0xFF) | (number >> 12 & 0xFFF00))
+
+
+def _attr(a: Attributes) -> tuple[int, ...]:
+    atime, atime_ns = divmod(a.atime_ns, 1_000_000_000)
+    mtime, mtime_ns = divmod(a.mtime_ns, 1_000_000_000)
+    ctime, ctime_ns = divmod(a.ctime_ns, 1_000_000_000)
+    return (
+        a.ino, a.size, a.blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
+        a.mode, a.nlink, a.uid, a.gid, encode_device(a.rdev), a.blksize, 0,
+    )  # fmt: skip
+
+
+def split_seconds(seconds: float) -> tuple[int, int]:
+    """Seconds as whole seconds and nanoseconds."""
+    whole = int(seconds)
+    return whole, int((seconds - whole) * 1e9)
+
+
+def encode_attributes(attributes: Attributes, valid: tuple[int, int]) -> bytes:
+    """fuse_attr_out; `valid` is how long the kernel may keep them, in seconds and nanoseconds."""
+    return ATTR_OUT.pack(valid[0], valid[1], 0, *_attr(attributes))
+
+
+def encode_entry(node: int, attributes: Attributes, valid: tuple[int, int]) -> bytes:
+    """fuse_entry_out."""
+    return ENTRY_OUT.pack(node, 0, valid[0], valid[0], valid[1], valid[1], *_attr(attributes))
+
+
+def negative_entry(valid: tuple[int, int]) -> bytes:
+    """fuse_entry_out with node 0: there is no such name, and the kernel may remember that."""
+    return ENTRY_OUT.pack(0, 0, valid[0], 0, valid[1], 0, *(0,) * 16)
+
+
+def encode_directory(
+    entries: Iterable[DirectoryEntry], size: int, valid: tuple[int, int], root: int, *, plus: bool
+) -> tuple[bytes, list[DirectoryEntry]]:
+    """As many of `entries` as fit into `size` bytes, and which they are; `plus` for READDIRPLUS.
+
+    `root` is the file system's own number for its root, which the protocol calls `ROOT_NODE`.
+    """
+    parts: list[bytes] = []
+    taken: list[DirectoryEntry] = []
+    seconds, nanoseconds = valid
+    fixed = _DIRENTPLUS.size if plus else _DIRENT.size
+    for entry in entries:
+        name, cookie, a = entry
+        length = len(name)
+        needed = (fixed + length + 7) & ~7
+        if needed > size:
+            break
+        if plus:
+            node = ROOT_NODE if a.ino == root else a.ino
+            parts.append(
+                _DIRENTPLUS.pack(
+                    node, 0, seconds, seconds, nanoseconds, nanoseconds, *_attr(a), a.ino, cookie, length, a.mode >> 12
+                )
+            )
+        else:
+            parts.append(_DIRENT.pack(a.ino, cookie, length, a.mode >> 12))
+        parts.append(name)
+        parts.append(_PADDING[length & 7])
+        size -= needed
+        taken.append(entry)
+    return b"".join(parts), taken
+
+
+def encode_open(handle: int, flags: OpenFlags) -> bytes:
+    """fuse_open_out."""
+    return _OPEN_OUT.pack(handle, flags, 0)
+
+
+def encode_size(size: int) -> bytes:
+    """fuse_getxattr_out, and fuse_write_out, which has the same form."""
+    return _SIZE_OUT.pack(size, 0)
+
+
+def encode_xattr(value: bytes, room: int) -> bytes:
+    """The answer to GETXATTR or LISTXATTR for a caller with `room` bytes; 0 asks how many it takes.
+
+    Raises OSError(ERANGE) if it does not fit.
+    """
+    if room == 0:
+        return encode_size(len(value))
+    if len(value) > room:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def encode_statistics(s: FileSystemStatistics) -> bytes:
+    """fuse_statfs_out."""
+    return _STATFS_OUT.pack(
+        s.blocks, s.free_blocks, s.available_blocks, s.files, s.free_files, s.block_size, s.name_max, s.block_size, 0
+    )

@@ -1,0 +1,62 @@
+"""The namespaces of a view as descriptors, and joining them.
+
+The owner of a user namespace who stands in its parent has every capability in it (user_namespaces(7)), so a client outside can
+join a view by itself, and a command it then executes is an ordinary child of the caller's shell: job control, exit
+status and signals need no help. A process inside has no such right and asks the agent (see `viewfs.session.agent`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from viewfs.linux.namespaces import CloneFlags, setns
+
+__all__ = ["Namespaces", "current_namespaces", "open_namespace"]
+
+#: The order matters: the user namespace first, for it gives the right to the others.
+KINDS = {"user": CloneFlags.NEWUSER, "pid": CloneFlags.NEWPID, "uts": CloneFlags.NEWUTS, "mnt": CloneFlags.NEWNS}
+
+
+def open_namespace(kind: str, *, proc: int | None = None) -> int:
+    """A close-on-exec descriptor of this process's own namespace; `proc` is a descriptor of /proc, if it may be hidden."""
+    name = "pid_for_children" if kind == "pid" else kind
+    if proc is None:
+        return os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(f"self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+
+
+@dataclass(frozen=True)
+class Namespaces:
+    """Open descriptors of a view's namespaces, by kind; `close` ends them."""
+
+    fds: dict[str, int]
+
+    def join(self) -> None:
+        """Enter all of them. Root and working directory become the view's root.
+
+        A pid namespace takes effect for children only. Raises OSError, as setns(2).
+        """
+        for kind in KINDS:
+            if kind in self.fds:
+                setns(self.fds[kind], KINDS[kind])
+
+    @property
+    def needs_fork(self) -> bool:
+        return "pid" in self.fds
+
+    def close(self) -> None:
+        for fd in self.fds.values():
+            os.close(fd)
+
+
+@contextmanager
+def current_namespaces(kinds: list[str]) -> Iterator[Namespaces]:
+    """This process's own namespaces of those kinds, closed at the end."""
+    namespaces = Namespaces({kind: open_namespace(kind) for kind in kinds})
+    try:
+        yield namespaces
+    finally:
+        namespaces.close()

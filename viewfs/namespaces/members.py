@@ -1,0 +1,111 @@
+"""The processes that live in a user namespace or below it, and ending them all.
+
+A session without a pid namespace has nothing else that holds its processes together: a daemon of the view has long
+been adopted by init. What it can't shed is its user namespace: leaving one is impossible (user_namespaces(7)), and what it may make
+are children of it. So the members of a session are found in /proc by that, and signalled by pidfd, which can't hit a
+later process of the same number.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Collection
+
+from viewfs.linux.namespaces import namespace_id, parent_user_namespace
+from viewfs.linux.process import pidfd_is_dead, pidfd_open, pidfd_send_signal
+
+__all__ = ["end_members", "members_of"]
+
+
+def members_of(
+    user_namespace: tuple[int, int], *, spare: Collection[int] = (), proc: str | int = "/proc"
+) -> dict[int, int]:
+    """Every process in that user namespace or a descendant of it, as pid → pidfd, which the caller closes.
+
+    `user_namespace` is as `namespace_id` gives it; the pids `spare` and this process itself are left out.
+    """
+    members: dict[int, int] = {}
+    for name in os.listdir(proc):
+        if not name.isdigit() or int(name) == os.getpid() or int(name) in spare:
+            continue
+        pid = int(name)
+        try:
+            pidfd = pidfd_open(pid)
+        except OSError:
+            continue
+        # The pidfd first, the look second: what was seen is then true of the process that the pidfd means.
+        # One that has ended may wait for its parent to ask after it; it is nobody's member any more.
+        if not pidfd_is_dead(pidfd) and _lives_in(pid, user_namespace, proc):
+            members[pid] = pidfd
+        else:
+            os.close(pidfd)
+    return members
+
+
+def end_members(
+    user_namespace: tuple[int, int],
+    *,
+    spare: Collection[int] = (),
+    grace_seconds: float = 2.0,
+    limit_seconds: float = 20.0,
+    proc: str | int = "/proc",
+) -> int:
+    """End every process of the namespace: SIGTERM, SIGCONT, and after `grace_seconds` SIGKILL until none is left.
+
+    Returns how many were still there at `limit_seconds` (a process in an uninterruptible wait can't be ended).
+    """
+    start = time.monotonic()
+    polite = grace_seconds > 0
+    while True:
+        members = members_of(user_namespace, spare=spare, proc=proc)
+        try:
+            elapsed = time.monotonic() - start
+            if not members or elapsed > limit_seconds:
+                return len(members)
+            polite = polite and elapsed < grace_seconds
+            for pidfd in members.values():
+                pidfd_send_signal(pidfd, signal.SIGTERM if polite else signal.SIGKILL)
+                pidfd_send_signal(pidfd, signal.SIGCONT)
+            remaining = grace_seconds - elapsed if polite else min(1.0, limit_seconds - elapsed)
+            _wait_for_ends(list(members.values()), max(remaining, 0.01))
+            polite = False
+        finally:
+            for pidfd in members.values():
+                os.close(pidfd)
+
+
+def _lives_in(pid: int, wanted: tuple[int, int], proc: str | int) -> bool:
+    try:
+        if isinstance(proc, int):
+            fd = os.open(f"{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        else:
+            fd = os.open(f"{proc}/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False  # gone, a zombie, or somebody else's
+    try:
+        while namespace_id(fd) != wanted:
+            try:
+                parent = parent_user_namespace(fd)
+            except OSError:
+                return False  # the top, or outside what this process may see
+            os.close(fd)
+            fd = parent
+    finally:
+        os.close(fd)
+    return True
+
+
+def _wait_for_ends(pidfds: list[int], seconds: float) -> None:
+    """Until all of these have ended, or `seconds` have passed."""
+    poll = select.poll()
+    for pidfd in pidfds:
+        poll.register(pidfd, select.POLLIN)
+    waiting = set(pidfds)
+    deadline = time.monotonic() + seconds
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for fd, _events in poll.poll(left * 1000):
+            poll.unregister(fd)
+            waiting.discard(fd)

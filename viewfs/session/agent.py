@@ -1,0 +1,308 @@
+"""The agent: the small process inside the view that holds its privilege, forks its workers and attaches its mounts.
+
+Plain synchronous code in one thread, because unshare(2) and setns(2) want that. It follows no path and keeps no descriptor of a
+FUSE mount, so that nothing a module does can make it wait: what has to look at the view is done in a forked worker,
+which the supervisor can give up on. It ends when the supervisor does, and takes all that lives in the session with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from viewfs.errors import MachineError, ViewfsError, explain_os_error
+from viewfs.linux.namespaces import CloneFlags, namespace_id, setns, unshare
+from viewfs.linux.process import FAKE_ROOT_CAPABILITIES, die_with_parent, drop_capabilities, no_new_privileges, set_name
+from viewfs.mounts.attach import attach
+from viewfs.mounts.skeleton import build_root
+from viewfs.namespaces.enter import open_namespace
+from viewfs.namespaces.members import end_members
+from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
+from viewfs.session.channel import Channel, socket_pair
+from viewfs.session.protocol import Message, failure, success
+
+__all__ = ["AgentPlan", "agent_main", "drop_privileges_for_command", "exec_command", "keep_only"]
+
+#: Set to anything, it leaves a session's processes their standard error, for whoever looks for a defect in them.
+DEBUG_VARIABLE = "VIEWFS_DEBUG"
+
+
+@dataclass(frozen=True)
+class AgentPlan:
+    """What the view is to be."""
+
+    as_root: bool = False
+    hostname: str | None = None
+    pid_namespace: bool = False
+
+    @property
+    def kinds(self) -> list[str]:
+        """The namespaces that the view has of its own."""
+        kinds = ["user", "mnt"]
+        if self.hostname is not None:
+            kinds.append("uts")
+        if self.pid_namespace:
+            kinds.append("pid")
+        return kinds
+
+
+def agent_main(plan: AgentPlan, link: Channel, ready: Channel, log_fd: int, runtime: tuple[int, str]) -> NoReturn:
+    """Make the view, say so on `ready` and on `link` with descriptors of its namespaces, then serve `link`.
+
+    `runtime` is a descriptor of the directory with the control socket, and the socket's name there. Never returns.
+    """
+    status = 1
+    try:
+        os.setpgid(0, 0)  # the terminal's signals are for the command
+        keep_only(link.fileno(), ready.fileno(), log_fd, runtime[0])  # what the caller had open is for the command too
+        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _make_view(plan)
+            namespaces = [open_namespace(kind) for kind in plan.kinds]
+        except ViewfsError as error:
+            ready.send({"error": error.to_json()})
+            os._exit(1)
+        except OSError as error:
+            problem = MachineError(str(explain_os_error("cannot make the view", error)))
+            ready.send({"error": problem.to_json()})
+            os._exit(1)
+        view = {"ok": {"kinds": plan.kinds}}
+        itself = os.pidfd_open(os.getpid())
+        link.send(view, [itself, *namespaces])
+        ready.send(view, namespaces)
+        ready.close()
+        os.close(itself)
+        for fd in namespaces[1:]:
+            os.close(fd)
+        _redirect_standard_streams(log_fd)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        set_name("viewfs-agent")
+        _Agent(link, as_root=plan.as_root).serve()
+        link.close()
+        end_members(namespace_id(namespaces[0]), grace_seconds=0, proc=proc)
+        directory, name = runtime
+        try:
+            os.unlink(name, dir_fd=directory)
+        except OSError:
+            pass  # the supervisor, which has the first right to it, took it away
+        status = 0
+    except BaseException:
+        logging.getLogger("viewfs.agent").exception("the agent failed")
+    finally:
+        os._exit(status)
+
+
+def _make_view(plan: AgentPlan) -> None:
+    kinds = CloneFlags.NEWNS
+    if plan.hostname is not None:
+        kinds |= CloneFlags.NEWUTS
+    unshare_user_namespace(IdentityMap.of_caller(as_root=plan.as_root), kinds)
+    if plan.hostname is not None:
+        import socket
+
+        socket.sethostname(plan.hostname)
+    if plan.pid_namespace:
+        unshare(CloneFlags.NEWPID)
+        _become_init()
+    build_root(fresh_proc=plan.pid_namespace)
+
+
+def _become_init() -> None:
+    """Go on as process 1 of the new pid namespace; the process so far waits for that and ends with it."""
+    child = os.fork()
+    if child == 0:
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    keep_only()
+    _pid, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _redirect_standard_streams(log_fd: int) -> None:
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    if not os.environ.get(DEBUG_VARIABLE):
+        os.dup2(log_fd, 2)
+    os.close(null)
+    os.close(log_fd)
+    logging.basicConfig(stream=sys.stderr, format="%(name)s[%(process)d]: %(message)s", force=True)
+
+
+class _Agent:
+    def __init__(self, link: Channel, *, as_root: bool) -> None:
+        self._link = link
+        self._as_root = as_root
+        self._children: dict[int, int] = {}
+        self._poll = select.poll()
+        self._operations: dict[str, Callable[[Message, list[int]], None]] = {
+            "fork": self._fork,
+            "attach": self._attach,
+            "spawn": self._spawn,
+            "warm": self._warm,
+        }
+
+    def serve(self) -> None:
+        """Until the link closes."""
+        self._poll.register(self._link.fileno(), select.POLLIN)
+        while True:
+            if not self._link.has_more:
+                for fd, _event in self._poll.poll():
+                    if fd != self._link.fileno():
+                        self._reap(fd)
+                if not self._readable():
+                    continue
+            received = self._link.receive()
+            if received is None:
+                return
+            self._handle(*received)
+
+    def _readable(self) -> bool:
+        poll = select.poll()
+        poll.register(self._link.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _handle(self, request: Message, fds: list[int]) -> None:
+        operation = self._operations.get(request.get("op", ""))
+        try:
+            if operation is None:
+                raise ViewfsError(f"the agent knows no {request.get('op')}")
+            operation(request, fds)
+        except ViewfsError as error:
+            self._link.send(failure(request, error))
+        except OSError as error:
+            self._link.send(failure(request, explain_os_error(f"cannot {request['op']}", error)))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _adopt(self, pid: int) -> int:
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = pid
+        self._poll.register(pidfd, select.POLLIN)
+        return pidfd
+
+    def _reap(self, pidfd: int) -> None:
+        pid = self._children.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        _pid, status = os.waitpid(pid, 0)
+        self._link.send({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+        if os.getpid() == 1:
+            self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        """Process 1 of a pid namespace is the parent of all that lost theirs."""
+        known = set(self._children.values())
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in known:
+            os.waitpid(ended.si_pid, 0)
+
+    def _warm(self, _request: Message, _fds: list[int]) -> None:
+        """Import what workers use, once, so that each is forked with it in memory. Nothing of it starts a thread."""
+        import trio  # noqa: F401
+
+        import viewfs.modules.ext.module
+        import viewfs.modules.hello
+        import viewfs.session.worker  # noqa: F401
+
+    def _fork(self, request: Message, _fds: list[int]) -> None:
+        """Fork a worker: the reply has its pid, and descriptors of its channel's other end and of the process."""
+        self._warm(request, [])
+        ours, theirs = socket_pair()
+        agent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become_worker(request, theirs, agent)
+        theirs.close()
+        with ours:
+            self._link.send(success(request, pid=pid), [ours.fileno(), self._adopt(pid)])
+
+    def _attach(self, request: Message, fds: list[int]) -> None:
+        attach(fds[0], fds[1])
+        self._link.send(success(request))
+
+    def _spawn(self, request: Message, fds: list[int]) -> None:
+        """Start a command for a client inside the view, which has no right to enter a namespace itself."""
+        agent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become_command(request, fds, agent, as_root=self._as_root)
+        self._link.send(success(request, pid=pid), [self._adopt(pid)])
+
+
+def _become_worker(request: Message, channel_socket: Any, agent: int) -> NoReturn:
+    status = 1
+    try:
+        keep_only(channel_socket.fileno())
+        die_with_parent(agent)
+        from viewfs.session.worker import run_worker
+
+        set_name(f"viewfs-{request['kind']}")
+        status = run_worker(request["kind"], Channel(channel_socket), request["request"])
+    except BaseException:
+        logging.getLogger("viewfs.worker").exception("a worker failed")
+    finally:
+        os._exit(status)
+
+
+def keep_only(*fds: int) -> None:
+    """Close everything but the standard streams and `fds`: a pipe that stays open here would never end elsewhere."""
+    start = 3
+    for fd in sorted(fds):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, max(start, 1 << 16))
+
+
+def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bool) -> NoReturn:
+    """`fds`: the three standard streams, then the mount namespace to run in, if it isn't the live one."""
+    status = 126
+    try:
+        die_with_parent(agent)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        for target, fd in enumerate(fds[:3]):
+            os.dup2(fd, target)
+        for fd in fds[3:]:
+            setns(fd, CloneFlags.NEWNS)
+        try:
+            os.setpgid(0, request["group"])  # with the client, so that both stop, go on and end together
+        except OSError:
+            os.setpgid(0, 0)  # the client lives in another terminal session, and passes signals on
+        drop_privileges_for_command(as_root=as_root)
+        exec_command(request["argv"], request["env"], request["cwd"])
+    except OSError as error:
+        os.write(2, f"viewfs: {explain_os_error('cannot run the command', error)}\n".encode())
+    finally:
+        os._exit(status)
+
+
+def drop_privileges_for_command(*, as_root: bool) -> None:
+    """What a command of the view may keep: nothing, or what a program that takes itself for root does to its own files."""
+    drop_capabilities(FAKE_ROOT_CAPABILITIES if as_root else ())
+    no_new_privileges()
+
+
+def exec_command(argv: list[str], env: dict[str, str], working_directory: str) -> NoReturn:
+    """Become `argv`; like a shell, 127 if there is no such command and 126 if it can't be executed."""
+    try:
+        os.chdir(working_directory)
+    except OSError:
+        os.chdir("/")
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; what the user ignores stays ignored
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvpe(argv[0], argv, env)
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        reason = "no such command" if missing else os.strerror(error.errno or 0).lower()
+        os.write(2, f"viewfs: cannot run {argv[0]}: {reason}\n".encode(errors="surrogateescape"))
+        os._exit(127 if missing else 126)

@@ -1,0 +1,129 @@
+"""The supervisor's side of the agent: requests that are answered, workers that are talked to, ends that are told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from viewfs.errors import ViewfsError
+from viewfs.linux.process import pid_of, pidfd_send_signal
+from viewfs.session.async_channel import AsyncChannel
+from viewfs.session.protocol import Message, result_of
+
+__all__ = ["AgentLink", "Child", "WorkerProcess"]
+
+
+class Child:
+    """A process that the agent started. `status` is None until it has ended, then as `os.waitstatus_to_exitcode`."""
+
+    def __init__(self, pidfd: int) -> None:
+        self.pidfd = pidfd
+        #: As the supervisor sees it, for people to read.
+        self.pid = pid_of(pidfd)
+        self.status: int | None = None
+        self.ended = trio.Event()
+
+    def kill(self) -> None:
+        if self.status is None:
+            pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+
+class WorkerProcess:
+    """A worker and the conversation with it."""
+
+    def __init__(self, child: Child, channel: AsyncChannel) -> None:
+        self.child = child
+        self.channel = channel
+
+    async def answer(self, doing: str) -> tuple[dict[str, Any], list[int]]:
+        """What it reports next. Raises the `ViewfsError` that it reports, and one if it ends instead."""
+        received = await self.channel.receive()
+        if received is None:
+            with trio.move_on_after(5):
+                await self.child.ended.wait()
+            raise ViewfsError(f"{doing}: the worker ended ({_how(self.child.status)})", remedy="see `viewfs log`")
+        message, fds = received
+        return result_of(message), fds
+
+
+def _how(status: int | None) -> str:
+    if status is None:
+        return "it does not say how"
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+class AgentLink:
+    """Requests to the agent. `run` must be running."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._channel = AsyncChannel(sock)
+        self._next_id = 0
+        self._replies: dict[int, tuple[Message, list[int]]] = {}
+        self._waiting: dict[int, trio.Event] = {}
+        #: By the number that the agent knows them by.
+        self._children: dict[int, Child] = {}
+        self._ended_early: dict[int, int] = {}
+
+    async def run(self) -> None:
+        """Pass on what the agent says, until it is gone."""
+        while (received := await self._channel.receive()) is not None:
+            message, fds = received
+            if "ended" in message:
+                self._end(message["ended"], message["status"])
+                continue
+            event = self._waiting.pop(message.get("id", 0), None)
+            if event is None:
+                for fd in fds:
+                    os.close(fd)
+                continue
+            self._replies[message["id"]] = (message, fds)
+            event.set()
+
+    def _end(self, pid: int, status: int) -> None:
+        child = self._children.pop(pid, None)
+        if child is None:
+            self._ended_early[pid] = status
+            return
+        child.status = status
+        child.ended.set()
+
+    async def call(self, op: str, fds: list[int] | None = None, /, **arguments: Any) -> tuple[Message, list[int]]:
+        """Ask the agent, which answers at once: it waits for nothing. Raises the `ViewfsError` that it answers with."""
+        self._next_id += 1
+        number = self._next_id
+        self._waiting[number] = event = trio.Event()
+        with trio.CancelScope(shield=True):  # a reply that nobody waits for would lose its descriptors
+            await self._channel.send({"id": number, "op": op} | arguments, fds)
+            await event.wait()
+        message, received = self._replies.pop(number)
+        return result_of(message), received
+
+    def _adopt(self, pid: int, pidfd: int) -> Child:
+        child = Child(pidfd)
+        self._children[pid] = child
+        if pid in self._ended_early:
+            self._end(pid, self._ended_early.pop(pid))
+        return child
+
+    @asynccontextmanager
+    async def worker(self, kind: str, request: dict[str, Any], fds: list[int] | None = None) -> AsyncIterator[WorkerProcess]:
+        """A worker of that kind. It is killed where the block is left by an exception, and left alone otherwise."""
+        result, (channel_fd, pidfd) = await self.call("fork", fds, kind=kind, request=request)
+        child = self._adopt(result["pid"], pidfd)
+        with AsyncChannel(socket.socket(fileno=channel_fd)) as channel:
+            try:
+                yield WorkerProcess(child, channel)
+            except BaseException:
+                child.kill()
+                raise
+
+    async def spawn(self, request: dict[str, Any], fds: list[int]) -> Child:
+        """A command of a client inside the view, with its standard streams (and a mount namespace) in `fds`."""
+        result, (pidfd,) = await self.call("spawn", fds, **request)
+        return self._adopt(result["pid"], pidfd)

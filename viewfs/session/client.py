@@ -1,0 +1,124 @@
+"""Talking to sessions: which are there, which one this process lives in, and requests to one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from viewfs.errors import NotFoundError, ViewfsError
+from viewfs.namespaces.enter import Namespaces
+from viewfs.session.channel import Channel
+from viewfs.session.protocol import VERSION
+from viewfs.session.runtime import RuntimeDirectory
+
+__all__ = ["SESSION_VARIABLE", "Session", "find_session", "sessions"]
+
+#: Set in every command of a view. A hint: what counts is the namespace that a process lives in.
+SESSION_VARIABLE = "VIEWFS_SESSION"
+
+
+class Session:
+    """A connection to one session's supervisor."""
+
+    def __init__(self, channel: Channel, status: dict[str, Any]) -> None:
+        self._channel = channel
+        self.name: str = status["name"]
+        self.status = status
+
+    @classmethod
+    def connect(cls, directory: RuntimeDirectory, name: str) -> Session:
+        """Raises OSError where nobody answers, `ViewfsError` where the answer is not understood."""
+        channel = Channel(directory.connect(name))
+        try:
+            greeting = channel.receive()
+            if greeting is None or greeting[0].get("viewfs") != VERSION:
+                raise ViewfsError(f"session {name} is of another version of viewfs")
+            status, _fds = channel.call("status")
+        except BaseException:
+            channel.close()
+            raise
+        return cls(channel, status)
+
+    def request(self, op: str, fds: list[int] | None = None, /, **arguments: Any) -> dict[str, Any]:
+        """Ask for something. Raises the `ViewfsError` that it answers with."""
+        result, received = self._channel.call(op, fds, **arguments)
+        for fd in received:
+            os.close(fd)
+        return result
+
+    def namespaces(self, epoch: int | None = None) -> Namespaces:
+        """The namespaces of the live view or of an epoch, for a process that may join them; the caller closes them."""
+        result, fds = self._channel.call("enter", epoch=epoch)
+        return Namespaces(dict(zip(result["kinds"], fds, strict=True)))
+
+    def spawn(self, argv: list[str], *, epoch: int | None, group: int) -> tuple[int, int]:
+        """Have a command started with this process's streams, environment and directory: its pidfd and the number by which
+        `wait_for_end` knows it."""
+        arguments = {"argv": argv, "env": dict(os.environ), "cwd": os.getcwd(), "epoch": epoch, "group": group}
+        _result, (pidfd,) = self._channel.call("spawn", [0, 1, 2], **arguments)
+        return pidfd, self._channel.last_id
+
+    def wait_for_end(self, number: int) -> int:
+        """The exit code of what `spawn` started (negative: the signal that killed it)."""
+        while (received := self._channel.receive()) is not None:
+            if received[0].get("ended") == number:
+                return int(received[0]["status"])
+        raise ViewfsError("the session ended before the command did")
+
+    def is_view_of_caller(self) -> bool:
+        """Does this process live in the session's user namespace?"""
+        status = os.stat("/proc/self/ns/user")
+        return [status.st_dev, status.st_ino] == list(self.status["namespaces"]["user"])
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def wait_closed(self) -> None:
+        """Until the session has closed the connection, as it does when it has ended."""
+        while self._channel.receive() is not None:
+            pass
+
+
+def sessions() -> Iterator[Session]:
+    """Every session of this user that answers; the caller closes them. Sockets that nobody listens on are removed."""
+    for directory in RuntimeDirectory.existing():
+        with closing(directory):
+            for name in directory.names():
+                try:
+                    yield Session.connect(directory, name)
+                except ConnectionRefusedError:
+                    directory.remove(name)
+                except (OSError, ViewfsError):
+                    continue
+
+
+def find_session(name: str | None) -> Session:
+    """The session called `name`, or else the one whose view this process lives in.
+
+    Raises `NotFoundError`.
+    """
+    if name is not None:
+        for directory in RuntimeDirectory.existing():
+            with closing(directory):
+                try:
+                    return Session.connect(directory, name)
+                except OSError:
+                    continue
+        raise NotFoundError(f"no session is called {name}", remedy="`viewfs ps` lists them")
+    hint = os.environ.get(SESSION_VARIABLE)
+    if hint is not None:
+        try:
+            session = find_session(hint)
+        except ViewfsError:
+            pass
+        else:
+            if session.is_view_of_caller():
+                return session
+            session.close()
+    for session in sessions():
+        if session.is_view_of_caller():
+            return session
+        session.close()
+    raise NotFoundError("this is not inside a view", remedy="start one with `viewfs shell`, or name one with --session")

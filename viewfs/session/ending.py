@@ -1,0 +1,34 @@
+"""How a session ends: whoever is left does it, in the same order.
+
+Processes of the view are asked first, while their file systems still answer; then all that is left is killed. A process
+that waits for an answer of a FUSE server can only die once the last descriptor of that connection is closed, so those go
+between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from viewfs.namespaces.members import end_members
+
+__all__ = ["GRACE_SECONDS", "end_session"]
+
+#: How long a process of the view may take to end by itself.
+GRACE_SECONDS = 2.0
+
+
+def end_session(
+    user_namespace: tuple[int, int],
+    *,
+    spare: Collection[int] = (),
+    release: Callable[[], None] = lambda: None,
+    grace_seconds: float = GRACE_SECONDS,
+) -> int:
+    """End every process of the session's user namespace; `spare` are those that serve it, and go last.
+
+    `release` closes FUSE and namespace descriptors. Returns how many processes could not be ended.
+    """
+    if grace_seconds > 0:
+        end_members(user_namespace, spare=spare, grace_seconds=grace_seconds, limit_seconds=grace_seconds)
+    release()
+    return end_members(user_namespace, grace_seconds=0)

@@ -1,0 +1,283 @@
+"""The process that the user starts: it opens a session, runs the command in it, and stays until all of it has ended.
+
+It is the command's parent, in the same process group and terminal session, so job control, Ctrl-C and the exit status are the
+kernel's doing. It waits for signals and nothing else: the ends of its three children come as SIGCHLD.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from viewfs.errors import ViewfsError
+from viewfs.linux.namespaces import namespace_id
+from viewfs.linux.process import pidfd_open, pidfd_send_signal
+from viewfs.namespaces.enter import Namespaces
+from viewfs.session.agent import AgentPlan, agent_main, drop_privileges_for_command, exec_command
+from viewfs.session.channel import Channel, socket_pair
+from viewfs.session.client import SESSION_VARIABLE, Session
+from viewfs.session.ending import end_session
+from viewfs.session.protocol import result_of
+from viewfs.session.runtime import RuntimeDirectory
+from viewfs.session.standby import SessionHandles, supervisor_main
+
+__all__ = ["InitialChange", "SessionPlan", "run_in_view", "run_session", "start_command"]
+
+#: Passed on to the command if somebody sends them to us; the terminal sends its own to both.
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+_WAITED_FOR = {signal.SIGCHLD, signal.SIGCONT, *_FORWARDED, *_FROM_TERMINAL}
+#: si_code of a signal that the kernel itself sent, as for a key of the terminal (SI_KERNEL of asm-generic/siginfo.h).
+_SI_KERNEL = 0x80
+_END_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class InitialChange:
+    """A mount or module that is there when the command starts: a request of the control socket, without its id."""
+
+    arguments: dict[str, object]
+
+
+@dataclass(frozen=True)
+class SessionPlan:
+    """What the user asked for."""
+
+    command: Sequence[str]
+    name: str | None = None
+    keep: bool = False
+    history: bool = False
+    view: AgentPlan = field(default_factory=AgentPlan)
+    changes: tuple[InitialChange, ...] = ()
+    #: Added to the command's environment.
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def run_session(plan: SessionPlan, warn: Callable[[str], None]) -> int:
+    """Open the session, run the command, end the session (unless it is to be kept): the command's exit code.
+
+    128 + n stands for a command that signal n ended. Raises `ViewfsError` where the session can't be opened.
+    """
+    front = _Front(plan, warn)
+    try:
+        front.open()
+        return front.run()
+    finally:
+        front.close()
+
+
+class _Front:
+    def __init__(self, plan: SessionPlan, warn: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._warn = warn
+        self._runtime = RuntimeDirectory.create()
+        self._listener, self.name = self._runtime.bind(plan.name)
+        self._to_supervisor: Channel
+        self._namespaces: Namespaces | None = None
+        self._processes: dict[str, int] = {}
+        self._ended: dict[str, int] = {}
+        self._kept = False
+
+    def open(self) -> None:
+        """Fork the agent and the supervisor, and wait for the view to be there."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
+        agent_end, supervisor_end = map(Channel, socket_pair())
+        ready, ready_end = map(Channel, socket_pair())
+        self._to_supervisor, front_end = map(Channel, socket_pair())
+        log_read, log_write = os.pipe2(os.O_CLOEXEC)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        agent = os.fork()
+        if agent == 0:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
+            socket_name = self._runtime.socket_name(self.name)
+            agent_main(self._plan.view, agent_end, ready_end, log_write, (self._runtime.fd, socket_name))
+        self._processes["agent"] = agent
+        supervisor = os.fork()
+        if supervisor == 0:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
+            supervisor_main(
+                SessionHandles(
+                    name=self.name,
+                    plan=self._plan.view,
+                    command=list(self._plan.command),
+                    history=self._plan.history,
+                    listener=self._listener,
+                    link=supervisor_end,
+                    front=front_end,
+                    log_fd=log_read,
+                    runtime=self._runtime,
+                    agent_process=agent,
+                )
+            )
+        self._processes["supervisor"] = supervisor
+        for channel in (agent_end, supervisor_end, ready_end, front_end):
+            channel.close()
+        self._listener.close()
+        os.close(log_read)
+        os.close(log_write)
+        received = ready.receive()
+        ready.close()
+        if received is None:
+            raise ViewfsError("the agent ended before the view was there", remedy="`viewfs doctor` tries each step")
+        view = result_of(received[0])
+        self._namespaces = Namespaces(dict(zip(view["kinds"], received[1], strict=True)))
+
+    def run(self) -> int:
+        self._make_changes()
+        assert self._namespaces is not None
+        environment = {**os.environ, SESSION_VARIABLE: self.name, **self._plan.environment}
+        command = start_command(
+            self._namespaces, list(self._plan.command), environment, as_root=self._plan.view.as_root
+        )
+        self._processes["command"] = command
+        status = self._wait(command)
+        if self._plan.keep and "supervisor" not in self._ended and "agent" not in self._ended:
+            self._to_supervisor.send({"keep": True})
+            self._kept = True
+        return status
+
+    def _make_changes(self) -> None:
+        if not self._plan.changes:
+            return
+        session = Session.connect(self._runtime, self.name)
+        try:
+            for change in self._plan.changes:
+                session.request("mount", **change.arguments)
+        finally:
+            session.close()
+
+    def _wait(self, command: int) -> int:
+        """Until the command has ended, or the session has lost what holds it."""
+        while "command" not in self._ended:
+            information = signal.sigwaitinfo(_WAITED_FOR)
+            number = information.si_signo
+            if number == signal.SIGCHLD:
+                self._reap()
+            elif number == signal.SIGCONT or number in _FORWARDED or information.si_code != _SI_KERNEL:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(command, number)
+            for name in ("supervisor", "agent"):
+                if name in self._ended and "command" not in self._ended:
+                    self._warn(f"the session ended: its {name} {_describe(self._ended[name])}")
+                    return 1
+        code = self._ended["command"]
+        return code if code >= 0 else 128 - code
+
+    def _reap(self) -> None:
+        """Note which children have ended; where the command is stopped, stop too, as the shell that waits for us expects."""
+        for name, pid in self._processes.items():
+            if name in self._ended:
+                continue
+            done, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+            if not done:
+                continue
+            if os.WIFSTOPPED(status):
+                os.kill(os.getpid(), signal.SIGSTOP)
+            else:
+                self._ended[name] = os.waitstatus_to_exitcode(status)
+
+    def close(self) -> None:
+        """End the session, whatever is left of it, unless it was kept."""
+        if self._kept:
+            self._to_supervisor.close()
+            return
+        with contextlib.suppress(OSError):
+            self._to_supervisor.send({"end": True})
+        if "supervisor" in self._processes:
+            self._await_supervisor()
+        if self._namespaces is not None:
+            left = end_session(namespace_id(self._namespaces.fds["user"]), grace_seconds=0)
+            if left:
+                self._warn(f"{left} processes of the session could not be ended")
+            self._namespaces.close()
+        for name, pid in self._processes.items():
+            if name not in self._ended:
+                os.waitpid(pid, 0)
+        self._runtime.remove(self.name)
+        self._runtime.close()
+
+    def _await_supervisor(self) -> None:
+        """It ends the session, in good order. One that takes too long is killed, and what it leaves is ended here."""
+        if "supervisor" in self._ended:
+            return
+        pid = self._processes["supervisor"]
+        pidfd = pidfd_open(pid)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_END_SECONDS * 1000):
+            self._warn("the supervisor does not end; it is killed")
+            pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+        _pid, status = os.waitpid(pid, 0)
+        self._ended["supervisor"] = os.waitstatus_to_exitcode(status)
+
+
+def _describe(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+
+def start_command(namespaces: Namespaces, argv: list[str], environment: dict[str, str], *, as_root: bool) -> int:
+    """Fork a child that joins the namespaces, gives up privilege and becomes `argv`; its pid.
+
+    With a pid namespace among them the child has to fork once more, and passes on what becomes of the command.
+    """
+    working_directory = os.getcwd()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        namespaces.join()
+        if namespaces.needs_fork:
+            command = os.fork()
+            if command:
+                _stand_for(command)
+        drop_privileges_for_command(as_root=as_root)
+        exec_command(argv, environment, working_directory)
+    except OSError as error:
+        os.write(2, f"viewfs: cannot enter the view: {error}\n".encode())
+    finally:
+        os._exit(126)
+
+
+def _stand_for(command: int) -> None:
+    """Behave as the process `command`, which this one's parent can't see: signals go there, its end becomes ours."""
+    for number in (*_FORWARDED, *_FROM_TERMINAL, signal.SIGCONT):
+        signal.signal(number, lambda received, _frame: os.kill(command, received))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    while True:
+        _pid, status = os.waitpid(command, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        else:
+            break
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def run_in_view(namespaces: Namespaces, argv: list[str], environment: dict[str, str], *, as_root: bool) -> int:
+    """Run a command in a view that is there already, for `enter` and `at` from outside: its exit code, as `run_session`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
+    command = start_command(namespaces, argv, environment, as_root=as_root)
+    namespaces.close()
+    while True:
+        information = signal.sigwaitinfo(_WAITED_FOR)
+        number = information.si_signo
+        if number != signal.SIGCHLD:
+            if number == signal.SIGCONT or number in _FORWARDED or information.si_code != _SI_KERNEL:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(command, number)
+            continue
+        done, status = os.waitpid(command, os.WNOHANG | os.WUNTRACED)
+        if not done:
+            continue
+        if os.WIFSTOPPED(status):
+            os.kill(os.getpid(), signal.SIGSTOP)
+            continue
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code

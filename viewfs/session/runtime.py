@@ -1,0 +1,159 @@
+"""Where sessions can be found: the directory of control sockets, and the session names in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+
+from viewfs.errors import UsageError, ViewfsError
+
+__all__ = ["RuntimeDirectory", "check_name"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SUFFIX = ".sock"
+
+
+def check_name(name: str) -> str:
+    """`name`, if a session can be called that. Raises `UsageError`."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"“{name}” can't name a session", remedy="letters, digits, dot, dash and underscore, at most 64 of them"
+        )
+    return name
+
+
+class RuntimeDirectory:
+    """`$XDG_RUNTIME_DIR/viewfs`, or a private directory below the temporary one; made when a session needs it.
+
+    Only its owner can enter it (mode 0700, checked), so nobody else can connect, or put a socket of their own there.
+    """
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        #: O_PATH, so that names in it can be used from any view.
+        self.fd = fd
+
+    @classmethod
+    def candidates(cls) -> Iterator[str]:
+        """Where it may be, best first."""
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        if runtime and os.path.isabs(runtime):
+            yield os.path.join(runtime, "viewfs")
+        yield os.path.join(tempfile.gettempdir(), f"viewfs-{os.geteuid()}")
+
+    @classmethod
+    def existing(cls) -> Iterator[RuntimeDirectory]:
+        """Those that are there and private; the caller closes them."""
+        for path in cls.candidates():
+            if (directory := cls._open(path)) is not None:
+                yield directory
+
+    @classmethod
+    def create(cls) -> RuntimeDirectory:
+        """The first that can be used, made if need be. Raises `ViewfsError`."""
+        problems = []
+        for path in cls.candidates():
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                problems.append(f"{path}: {(error.strerror or '').lower()}")
+                continue
+            directory = cls._open(path)
+            if directory is not None:
+                return directory
+            problems.append(f"{path}: not a directory of yours with mode 0700")
+        raise ViewfsError(
+            f"no place for the control socket ({'; '.join(problems)})", remedy="set XDG_RUNTIME_DIR to a private directory"
+        )
+
+    @classmethod
+    def _open(cls, path: str) -> RuntimeDirectory | None:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            os.close(fd)
+            return None
+        return cls(path, fd)
+
+    def bind(self, name: str | None) -> tuple[socket.socket, str]:
+        """A listening socket, and the name of the session it is for: `name`, or one made from this process's number.
+
+        Raises `UsageError` if a session of that name is there.
+        """
+        names = [name] if name else [f"{os.getpid()}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 100)))]
+        for candidate in names:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                self._bind_one(listener, candidate)
+            except OSError as error:
+                listener.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise ViewfsError(f"cannot make the control socket in {self.path}: {error.strerror}") from error
+                continue
+            return listener, candidate
+        raise UsageError(f"a session called {names[0]} exists", remedy=f"`viewfs enter {names[0]}`, or another --name")
+
+    def _bind_one(self, listener: socket.socket, name: str) -> None:
+        # Through the descriptor: a path of any length fits then into the 108 bytes of sockaddr_un.
+        address = f"/proc/self/fd/{self.fd}/{name}{_SUFFIX}"
+        try:
+            listener.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or self._answers(name):
+                raise
+            self.remove(name)  # left behind by a machine that went down
+            listener.bind(address)
+        listener.listen(64)
+
+    def _answers(self, name: str) -> bool:
+        try:
+            self.connect(name).close()
+        except OSError:
+            return False
+        return True
+
+    def connect(self, name: str) -> socket.socket:
+        """Connect to a session's control socket. Raises OSError."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(f"/proc/self/fd/{self.fd}/{name}{_SUFFIX}")
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def names(self) -> list[str]:
+        """The names in use. Some may be left over."""
+        try:
+            entries = os.listdir(f"/proc/self/fd/{self.fd}")
+        except OSError:
+            return []
+        return sorted(entry.removesuffix(_SUFFIX) for entry in entries if entry.endswith(_SUFFIX))
+
+    @staticmethod
+    def socket_name(name: str) -> str:
+        return name + _SUFFIX
+
+    def remove(self, name: str) -> None:
+        """Remove a session's socket, and the directory if that was the last."""
+        try:
+            os.unlink(name + _SUFFIX, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
+        try:
+            os.rmdir(self.path)
+        except OSError:
+            pass  # other sessions
+
+    def close(self) -> None:
+        os.close(self.fd)

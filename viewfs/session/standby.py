@@ -1,0 +1,106 @@
+"""The supervisor before it is needed: nothing but poll(2), so that a command that mounts nothing pays for nothing.
+
+It becomes the real one when somebody connects, or a moment after the start if the session is still there by then; the agent is told
+at the same time, and both import what they need side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+from dataclasses import dataclass
+from typing import NoReturn
+
+from viewfs.linux.namespaces import namespace_id
+from viewfs.linux.process import pid_of, set_name
+from viewfs.session.agent import DEBUG_VARIABLE, AgentPlan, keep_only
+from viewfs.session.channel import Channel
+from viewfs.session.ending import end_session
+from viewfs.session.runtime import RuntimeDirectory
+
+__all__ = ["SessionHandles", "supervisor_main"]
+
+#: Milliseconds after which the supervisor starts anyway: long for a command that ends at once, short for a person.
+_IDLE_MILLISECONDS = 150
+
+
+@dataclass
+class SessionHandles:
+    """What the supervisor is given at its birth."""
+
+    name: str
+    plan: AgentPlan
+    #: What runs in it, for people to read.
+    command: list[str]
+    history: bool
+    listener: socket.socket
+    #: To the agent.
+    link: Channel
+    #: To the process that the user started: closed when that is gone.
+    front: Channel
+    #: Lines that the agent and the servers write.
+    log_fd: int
+    runtime: RuntimeDirectory
+    #: The process that was forked to be the agent: itself, or the parent of the pid namespace's first process.
+    agent_process: int
+    #: The session goes on without the process that the user started.
+    kept: bool = False
+
+
+def supervisor_main(handles: SessionHandles) -> NoReturn:
+    """Own the session until it ends. Never returns."""
+    status = 1
+    try:
+        os.setsid()
+        keep_only(
+            handles.listener.fileno(),
+            handles.link.fileno(),
+            handles.front.fileno(),
+            handles.log_fd,
+            handles.runtime.fd,
+        )
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for stream in (0, 1) if os.environ.get(DEBUG_VARIABLE) else (0, 1, 2):
+            os.dup2(null, stream)
+        os.close(null)
+        os.chdir("/")
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        set_name("viewfs-supervisor")
+        status = _stand_by(handles)
+    except BaseException:
+        logging.getLogger("viewfs.supervisor").exception("the supervisor failed")
+    finally:
+        with contextlib.suppress(OSError):
+            handles.runtime.remove(handles.name)
+        os._exit(status)
+
+
+def _stand_by(handles: SessionHandles) -> int:
+    received = handles.link.receive()
+    if received is None or "ok" not in received[0]:
+        return 1  # there is no view; the front says why
+    greeting, (agent_pidfd, *fds) = received
+    namespaces = dict(zip(greeting["ok"]["kinds"], fds, strict=True))
+    # The agent may know its own number only in a pid namespace that isn't ours.
+    own = {handles.agent_process, pid_of(agent_pidfd)}
+    poll = select.poll()
+    poll.register(handles.listener, select.POLLIN)
+    poll.register(handles.front, select.POLLIN)
+    poll.register(handles.link, select.POLLIN)
+    events = dict(poll.poll(_IDLE_MILLISECONDS))
+    if handles.front.fileno() in events:
+        told = handles.front.receive()
+        handles.kept = told is not None and bool(told[0].get("keep"))
+    if (handles.front.fileno() in events and not handles.kept) or handles.link.fileno() in events:
+        end_session(namespace_id(namespaces["user"]), spare=own, release=handles.link.close)
+        return 0
+    handles.link.send({"op": "warm"})
+    from viewfs.session.supervisor import run_supervisor
+
+    run_supervisor(handles, namespaces, own)
+    return 0

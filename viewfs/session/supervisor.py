@@ -1,0 +1,118 @@
+"""The supervisor: the trio process outside the view that owns the session. It has no privilege at all.
+
+It answers the control socket, keeps the epochs (`viewfs.session.view`), and ends the session when the command that
+it was made for has ended, when it is told to, or when the agent is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections import deque
+from typing import Any
+
+import trio
+
+from viewfs.linux.namespaces import namespace_id
+from viewfs.session.agent_link import AgentLink
+from viewfs.session.async_channel import AsyncChannel
+from viewfs.session.ending import end_session
+from viewfs.session.protocol import ProtocolError
+from viewfs.session.requests import Connection
+from viewfs.session.standby import SessionHandles
+from viewfs.session.view import View
+
+__all__ = ["Supervisor", "run_supervisor"]
+
+_LOG_LINES = 1000
+
+
+class Supervisor:
+    """One session."""
+
+    def __init__(self, handles: SessionHandles, namespaces: dict[str, int], own: set[int]) -> None:
+        self.handles = handles
+        self.name = handles.name
+        self.plan = handles.plan
+        self.namespaces = namespaces
+        self.started_ns = time.time_ns()
+        self.command = handles.command
+        self.log_lines: deque[str] = deque(maxlen=_LOG_LINES)
+        self.own = own
+        self.agent = AgentLink(handles.link.socket)
+        self.view = View(self.agent, namespaces["mnt"], keep_history=handles.history, log=self.log)
+        self.ending = trio.Event()
+        #: The process that the user started need not be there for the session to go on.
+        self.kept = handles.kept
+        self.nursery: trio.Nursery
+
+    def log(self, line: str) -> None:
+        self.log_lines.append(f"{time.strftime('%H:%M:%S')} {line}")
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            self.nursery = nursery
+            nursery.start_soon(self._watch_agent)
+            nursery.start_soon(self._watch_front)
+            nursery.start_soon(self._read_log)
+            nursery.start_soon(self._accept)
+            await self.ending.wait()
+            nursery.cancel_scope.cancel()
+
+    def end(self) -> None:
+        """End everything that lives in the session."""
+        spare = self.own | self.view.server_pids()
+        end_session(namespace_id(self.namespaces["user"]), spare=spare, release=self._release)
+
+    def _release(self) -> None:
+        self.view.close()
+        self.handles.link.close()
+
+    async def _watch_agent(self) -> None:
+        try:
+            await self.agent.run()
+        finally:
+            self.ending.set()
+
+    async def _watch_front(self) -> None:
+        channel = AsyncChannel(self.handles.front.socket)
+        while (received := await channel.receive()) is not None:
+            message = received[0]
+            self.kept = self.kept or bool(message.get("keep"))
+            if message.get("end"):
+                self.ending.set()
+        if not self.kept:
+            self.ending.set()
+
+    async def _read_log(self) -> None:
+        rest = b""
+        stream = trio.lowlevel.FdStream(self.handles.log_fd)
+        async for chunk in stream:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self.log(line.decode(errors="replace"))
+
+    async def _accept(self) -> None:
+        listener = trio.socket.from_stdlib_socket(self.handles.listener)
+        while True:
+            connected, _address = await listener.accept()
+            plain = socket.socket(fileno=connected.detach())
+            self.nursery.start_soon(self._serve_client, plain)
+
+    async def _serve_client(self, plain: socket.socket) -> None:
+        with AsyncChannel(plain) as channel:
+            if channel.peer_uid() != os.geteuid():
+                return  # the directory's mode should have kept them out; not a word
+            with contextlib.suppress(trio.BrokenResourceError, ProtocolError):
+                await Connection(self, channel).serve()
+
+
+def run_supervisor(handles: SessionHandles, namespaces: dict[str, int], own: set[int]) -> None:
+    """Own the session until it ends."""
+    supervisor = Supervisor(handles, namespaces, own)
+    try:
+        trio.run(supervisor.run)
+    finally:
+        supervisor.end()

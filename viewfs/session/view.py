@@ -1,0 +1,246 @@
+"""The live view as the supervisor keeps it: what is mounted, by which server, and the epochs that can still be entered.
+
+One change at a time. A change is made in the kernel first and then recorded, and what can fail comes before the step that can't: until
+the agent has attached a mount, giving up means closing descriptors.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import trio
+
+from viewfs.epochs import Epoch, EpochStack, Mount, covers
+from viewfs.errors import NotFoundError, UsageError, ViewfsError
+from viewfs.mounts.fuse.counters import Counters
+from viewfs.mounts.skeleton import MountPointPlan
+from viewfs.session.agent_link import AgentLink, Child, WorkerProcess
+
+__all__ = ["ServedMount", "View"]
+
+#: Seconds that walking to a mount point may take; a file system on the way that does not answer is not waited for longer.
+_PLACE_SECONDS = 20
+#: Modules whose mount is of other mounts' superblocks, so that its device says nothing about it.
+_SHOWS_OTHERS = ("bind", "unreal")
+
+
+@dataclass
+class ServedMount:
+    """What the supervisor holds of one mount. Kernel mounts have neither server nor counters."""
+
+    confinement: str
+    #: major:minor of its superblock, by which sources that lie in it are known; empty for binds.
+    device: str = ""
+    #: What to take away when it is unmounted.
+    made: list[MountPointPlan] = field(default_factory=list)
+    server: Child | None = None
+    #: A duplicate of the server's descriptor: its death then does not end the connection before we say so.
+    fuse_fd: int | None = None
+    counters: Counters | None = None
+
+    def release(self) -> None:
+        if self.fuse_fd is not None:
+            os.close(self.fuse_fd)
+            self.fuse_fd = None
+
+
+class _Descriptors:
+    """Descriptors that came with a message: closed at the end of the block, but for those handed over by `take`."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self._fds: list[int | None] = list(fds)
+
+    def __getitem__(self, index: int) -> int:
+        fd = self._fds[index]
+        assert fd is not None
+        return fd
+
+    def take(self, index: int) -> int:
+        fd = self[index]
+        self._fds[index] = None
+        return fd
+
+    def __enter__(self) -> _Descriptors:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for fd in self._fds:
+            if fd is not None:
+                os.close(fd)
+
+
+class View:
+    """The epochs of a live view, and the changes that make them."""
+
+    def __init__(self, agent: AgentLink, live_namespace: int, *, keep_history: bool, log: Callable[[str], None]) -> None:
+        self.agent = agent
+        self.epochs = EpochStack.begin(time.time_ns())
+        self.served: dict[Epoch, ServedMount] = {}
+        self._live_namespace = live_namespace
+        self._snapshots: dict[Epoch, int] = {}
+        self._keep_history = keep_history
+        self._log = log
+        self._changing = trio.Lock()
+
+    # -- asking
+
+    def namespace_of(self, epoch: Epoch) -> int:
+        """A descriptor of the mount namespace of `epoch`, which stays ours. Raises `NotFoundError`."""
+        if epoch not in self.epochs:
+            raise NotFoundError(f"there is no epoch {epoch}", remedy=f"the newest is {self.epochs.current}; see `viewfs epochs`")
+        if epoch == self.epochs.current:
+            return self._live_namespace
+        if epoch not in self._snapshots:
+            gone = [mount for mount in self.epochs.in_epoch(epoch) if mount.made_in not in self.epochs.alive()]
+            what = f"{gone[-1].path} ({gone[-1].type}) was unmounted in epoch {gone[-1].removed_in}" if gone else "freed"
+            raise NotFoundError(
+                f"epoch {epoch} can't be entered any more: {what}",
+                remedy="a session started with --history keeps what is unmounted",
+            )
+        return self._snapshots[epoch]
+
+    def enterable(self) -> set[Epoch]:
+        return {*self._snapshots, self.epochs.current}
+
+    def server_pids(self) -> set[int]:
+        return {served.server.pid for served in self.served.values() if served.server and served.server.status is None}
+
+    # -- changing
+
+    async def mount(self, request: dict[str, Any], nursery: trio.Nursery) -> Mount:
+        """Mount as `request` says; `nursery` will watch the server. Raises `ViewfsError`, nothing having changed."""
+        async with self._changing, self.agent.worker("mount", request) as worker:
+            report, fds = await worker.answer(f"cannot mount {request['source'] or request['type']}")
+            with _Descriptors(fds) as opened:
+                return await self._place(request, worker, report, opened, nursery)
+
+    async def _place(
+        self,
+        request: dict[str, Any],
+        worker: WorkerProcess,
+        report: dict[str, Any],
+        opened: _Descriptors,
+        nursery: trio.Nursery,
+    ) -> Mount:
+        """Let the placer make the mount point, attach, record. `opened`: the snapshot, then a kernel mount or counters."""
+        kernel = report["confinement"] == "kernel"
+        doing = f"cannot mount on {report['path']}"
+        wanted = {name: report.get(name) for name in ("path", "type", "directory", "root_mode", "writable")}
+        served = ServedMount(report["confinement"])
+        try:
+            with trio.fail_after(_PLACE_SECONDS):
+                async with self.agent.worker("place", wanted | {"source": request["source"]}) as placer:
+                    placed, fds = await placer.answer(doing)
+                    # From here on there is no giving up: what is attached gets recorded.
+                    with trio.CancelScope(shield=True), _Descriptors(fds) as place:
+                        await self.agent.call("attach", [opened[1] if kernel else place[2], place[0]])
+                        if not kernel:
+                            await worker.channel.send({"serve": True}, [place[1]])
+                            served.server, served.fuse_fd = worker.child, place.take(1)
+                            served.counters = Counters(opened.take(1))
+                        await placer.channel.send({"attached": True})
+                        attached, _none = await placer.answer(doing)
+        except trio.TooSlowError:
+            raise ViewfsError(
+                f"{doing}: no answer after {_PLACE_SECONDS} seconds", remedy="does a file system on the way there hang?"
+            ) from None
+        if report["type"] not in _SHOWS_OTHERS:
+            served.device = attached["device"]
+        plan = MountPointPlan(**placed["plan"] | {"missing": tuple(placed["plan"]["missing"])})
+        if plan.missing:
+            served.made.append(plan)
+        self._snapshots[self.epochs.current] = opened.take(0)
+        mount = self.epochs.mount(
+            plan.path,
+            report["type"],
+            request["source"],
+            made_from=self._mount_on_device(report["device"]),
+            uses_view=report["uses_view"],
+            time_ns=time.time_ns(),
+            operation=request["operation"],
+        )
+        self.served[mount.made_in] = served
+        self._free()
+        if served.server is not None:
+            nursery.start_soon(self._watch_server, mount, served, served.server)
+        return mount
+
+    def _mount_on_device(self, number: int | None) -> Epoch | None:
+        if number is None:
+            return None
+        device = f"{os.major(number)}:{os.minor(number)}"
+        alive = self.epochs.alive()
+        return next((epoch for epoch, served in self.served.items() if served.device == device and epoch in alive), None)
+
+    async def unmount(self, mount: Mount, *, lazy: bool, operation: str) -> Epoch:
+        """Take `mount` out of the view. Raises `ViewfsError`, nothing having changed."""
+        async with self._changing:
+            if self.epochs.is_shadowed(mount):
+                over = self.epochs.resolve(mount.path).serving
+                where = f"{over.path} ({over.type})" if over else "another mount"
+                raise UsageError(f"{mount.path} is shadowed by {where}", remedy=f"unmount that first")
+            inside = self.epochs.below(mount)
+            if inside:
+                raise UsageError(
+                    f"{mount.path} is busy: {inside[0].path} is mounted in it", remedy=f"`viewfs umount {inside[0].path}` first"
+                )
+            served = self.served[mount.made_in]
+            remove, left = self._scaffold_of(mount, served)
+            request = {"path": mount.path, "lazy": lazy, "remove": [asdict(plan) for plan in remove]}
+            async with self.agent.worker("unmount", request) as worker:
+                with trio.CancelScope(shield=True):
+                    _report, (snapshot,) = await worker.answer(f"cannot unmount {mount.path}")
+                    self._snapshots[self.epochs.current] = snapshot
+                    epoch = self.epochs.remove(mount, time_ns=time.time_ns(), operation=operation)
+                    for heir, plan in left:
+                        self.served[heir.made_in].made.append(plan)
+                    served.made.clear()
+                    self._free()
+                    return epoch
+
+    def _scaffold_of(self, mount: Mount, served: ServedMount) -> tuple[list[MountPointPlan], list[tuple[Mount, MountPointPlan]]]:
+        """What was made for `mount` and can go, and what another mount still stands on and will take away in its turn."""
+        remove: list[MountPointPlan] = []
+        left: list[tuple[Mount, MountPointPlan]] = []
+        others = [other for other in self.epochs.live() if other.made_in != mount.made_in]
+        for plan in served.made:
+            top = plan.parent if plan.needs_skeleton else os.path.join(plan.parent, plan.missing[0])
+            heirs = [other for other in others if covers(top, other.path)]
+            if heirs:
+                left.append((heirs[-1], plan))
+                own = os.path.join(plan.parent, plan.missing[0])
+                if plan.needs_skeleton and not any(covers(own, other.path) for other in heirs):
+                    remove.append(replace(plan, needs_skeleton=False))
+            else:
+                remove.append(plan)
+        return remove, left
+
+    def _free(self) -> None:
+        """Let go of the epochs in which something no longer works; the kernel then ends what nobody holds."""
+        if self._keep_history:
+            return
+        enterable = set(self.epochs.enterable())
+        for epoch in [epoch for epoch in self._snapshots if epoch not in enterable]:
+            os.close(self._snapshots.pop(epoch))
+
+    async def _watch_server(self, mount: Mount, served: ServedMount, server: Child) -> None:
+        await server.ended.wait()
+        still_there = self.epochs.mounts[mount.made_in].removed_in is None
+        if still_there or server.status != 0:
+            status = server.status or 0
+            how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+            self._log(f"the server of {mount.path} ({mount.type}) ended: {how}")
+        # Whoever waits for an answer gets ENOTCONN instead of waiting for ever.
+        served.release()
+
+    def close(self) -> None:
+        """Close every descriptor that keeps a file system or an epoch alive."""
+        for served in self.served.values():
+            served.release()
+        for fd in self._snapshots.values():
+            os.close(fd)
+        self._snapshots.clear()

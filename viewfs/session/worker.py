@@ -1,0 +1,249 @@
+"""What the agent's forked children do: the steps of a change of the view, each in a process that can hang or die alone.
+
+A mount takes two of them, so that none has both the privilege to mount and bytes that somebody else wrote. The *server*
+takes the snapshot that becomes the epoch, opens the source in it, shuts itself in, and only then looks at what it was given. The
+*placer* makes the mount point, and the FUSE mount for a root of the kind that the server found; it reads nothing but
+paths. The agent attaches the one to the other.
+
+    server                     supervisor                    placer
+    snapshot, open, confine ─▶ opened: root mode, …
+                               place, root mode  ──────────▶ mount point, /dev/fuse, fsmount
+                               fuse, mount, place descriptors ◀─┘
+    serve ◀── fuse descriptor  (agent: attach)
+
+Every worker speaks over a channel of its own to the supervisor, and ends when the channel does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from viewfs.errors import DamagedSourceError, UsageError, ViewfsError, explain_os_error
+from viewfs.linux.mount import UmountFlags, umount2
+from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
+from viewfs.linux.namespaces import CloneFlags, setns, unshare
+from viewfs.modules import registry
+from viewfs.modules.api import Answer, Identities, Module, Mounting, WritableFileSystem
+from viewfs.modules.kernel import KernelModule
+from viewfs.modules.options import parse_options
+from viewfs.modules.sources import FileSource, open_source
+from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
+from viewfs.mounts.fuse.counters import Counters
+from viewfs.mounts.fuse.host import serve
+from viewfs.mounts.skeleton import MountPointPlan, make_mount_point, plan_mount_point, remove_mount_point
+from viewfs.namespaces.enter import open_namespace
+from viewfs.namespaces.sandbox import Confinement, confine
+from viewfs.namespaces.user import mapped_ids
+from viewfs.session.channel import Channel
+
+__all__ = ["WORKERS", "run_worker"]
+
+T = TypeVar("T")
+Worker = Callable[[Channel, dict[str, Any]], None]
+
+
+def run_worker(kind: str, channel: Channel, request: dict[str, Any]) -> int:
+    """Do the work and say how it went; returns the exit status. Runs in a forked child of the agent."""
+    try:
+        WORKERS[kind](channel, request)
+    except ViewfsError as error:
+        _try_to_send(channel, error)
+        return error.exit_code
+    except OSError as error:
+        _try_to_send(channel, explain_os_error(f"cannot {kind} {request.get('path', '')}".rstrip(), error))
+        return 1
+    except Exception as error:
+        logging.getLogger("viewfs.worker").exception("%s failed", kind)
+        _try_to_send(channel, ViewfsError(f"{kind} failed: {type(error).__name__}: {error}", remedy="see `viewfs log`"))
+        return 1
+    return 0
+
+
+def _try_to_send(channel: Channel, error: ViewfsError) -> None:
+    try:
+        channel.send({"error": error.to_json()})
+    except OSError:
+        print(error, file=sys.stderr)
+
+
+def _take_snapshot() -> int:
+    """Move this process into a copy of the view as it is now; a descriptor of it."""
+    unshare(CloneFlags.NEWNS)
+    return open_namespace("mnt")
+
+
+def _mount(channel: Channel, request: dict[str, Any]) -> None:
+    """Take the snapshot, then become the server of a module, or make a kernel mount and end."""
+    snapshot = _take_snapshot()
+    found, source = _find(request)
+    module = found.module()
+    path = request["path"] or module.mount_point
+    if path is None:
+        raise UsageError(f"module {module.name} has no place of its own", remedy=f"viewfs insmod {module.name} PATH")
+    try:
+        mounting = Mounting(
+            source=source,
+            source_name=request["source"],
+            mount_point=path,
+            identities=_identities(),
+            options=parse_options(module.name, module.options, request["options"]),
+        )
+        opened: dict[str, Any] = {
+            "type": module.name,
+            "path": path,
+            "uses_view": module.uses_view,
+            "device": None if source is None else os.fstat(source.fd).st_dev,
+        }
+        if isinstance(module, KernelModule):
+            if not found.built_in:
+                raise UsageError(f"module {module.name} wants to mount by itself, which only built-in modules may")
+            if module.takes_path:
+                opened["device"] = _device_of(request["source"])
+            tree = module.mount(mounting)
+            is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+            channel.send({"ok": opened | {"confinement": "kernel", "directory": is_directory}}, [snapshot, tree])
+            return
+        _serve(channel, module, mounting, opened, snapshot)
+    finally:
+        if source is not None:
+            source.close()
+
+
+def _serve(channel: Channel, module: Module, mounting: Mounting, opened: dict[str, Any], snapshot: int) -> None:
+    counters = Counters.create()
+    confinement = Confinement.of(uses_view=module.uses_view, uses_network=module.uses_network)
+    import trio  # noqa: F401  # while it can be read; as a rule it is in memory already, for the agent has it
+
+    if confinement is Confinement.SEALED:
+        unshare(CloneFlags.NEWNS)  # the snapshot stays as it is; what is emptied is a copy of it
+    confine(confinement)
+    try:
+        file_system = module.open(mounting)
+        root_mode = _answer_now(file_system.getattr(file_system.root)).mode
+    except OSError as error:
+        raise DamagedSourceError(f"cannot read {mounting.source_name}: {error.strerror or error}") from error
+    opened |= {
+        "confinement": confinement.value,
+        "directory": stat.S_ISDIR(root_mode),
+        "root_mode": root_mode,
+        "writable": isinstance(file_system, WritableFileSystem),
+    }
+    channel.send({"ok": opened}, [snapshot, counters.fd])
+    os.close(snapshot)
+    received = channel.receive()
+    if received is None:
+        return  # the mount was given up
+    (fuse_fd,) = received[1]
+    channel.close()
+    serve(file_system, fuse_fd, counters)
+
+
+def _answer_now(answer: Answer[T]) -> T:
+    if not isinstance(answer, Awaitable):
+        return answer
+    import trio
+
+    async def wait() -> T:
+        return await answer
+
+    return trio.run(wait)
+
+
+def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:
+    """The module that is meant, and the source it is to read, opened."""
+    name, path = request["type"], request["source"]
+    if name is None and os.path.isdir(path):
+        name = "bind"
+    found = None if name is None else registry.find_module(name)
+    takes_path = found is not None and issubclass(found.module, KernelModule) and found.module.takes_path
+    takes_source = found is None or found.module.takes_source
+    if not path and (takes_path or takes_source):
+        raise UsageError(f"module {name} needs a source", remedy=f"viewfs mount -t {name} SOURCE DIRECTORY")
+    if found is not None and not found.module.takes_source:
+        return found, None
+    source = open_source(path)
+    try:
+        return found or registry.probe(source, path), source
+    except ViewfsError:
+        source.close()
+        raise
+
+
+def _identities() -> Identities:
+    return Identities(os.getuid(), os.getgid(), mapped_ids("uid"), mapped_ids("gid"))
+
+
+def _device_of(path: str) -> int | None:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return None
+
+
+def _mount_table() -> list[MountEntry]:
+    with open("/proc/self/mountinfo", "rb") as table:
+        return parse_mountinfo(table.read())
+
+
+def _place(channel: Channel, request: dict[str, Any]) -> None:
+    """Make the mount point, and where a `root_mode` is given a FUSE mount to attach to it."""
+    is_directory: bool = request["directory"]
+    plan = plan_mount_point(request["path"], _mount_table())
+    live = open_namespace("mnt")
+    make_mount_point(plan, is_directory=is_directory, live_namespace=live)
+    attached = False
+    try:
+        place = os.open(plan.path, os.O_PATH | os.O_CLOEXEC)
+        if stat.S_ISDIR(os.fstat(place).st_mode) != is_directory:
+            there, here = ("a directory", "a file") if is_directory else ("a file", "a directory")
+            raise UsageError(f"cannot mount on {plan.path}: it is {here}, and what is mounted is {there}")
+        fds = [place]
+        if request["root_mode"] is not None:
+            fuse = open_fuse_device()
+            mount_fd = create_fuse_mount(
+                fuse,
+                root_mode=request["root_mode"],
+                source=request["source"] or request["type"],
+                subtype=f"viewfs.{request['type']}",
+                writable=request["writable"],
+                uid=os.getuid(),
+                gid=os.getgid(),
+            )
+            fds += [fuse, mount_fd]
+        channel.send({"ok": {"plan": asdict(plan)}}, fds)
+        for fd in fds:
+            os.close(fd)
+        received = channel.receive()
+        attached = received is not None and bool(received[0].get("attached"))
+        if attached:
+            here_now = [entry for entry in _mount_table() if entry.mount_point == plan.path]
+            channel.send({"ok": {"device": here_now[-1].device if here_now else ""}})
+    finally:
+        if not attached:
+            remove_mount_point(plan)
+
+
+def _unmount(channel: Channel, request: dict[str, Any]) -> None:
+    """Take a snapshot, unmount `path` in the live view, and take away what was made to mount it there."""
+    live = open_namespace("mnt")
+    snapshot = _take_snapshot()
+    setns(live, CloneFlags.NEWNS)
+    flags = UmountFlags.NOFOLLOW | (UmountFlags.DETACH if request["lazy"] else UmountFlags.NONE)
+    try:
+        umount2(request["path"], flags)
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        remedy = "close what has files or its working directory there, or use --lazy"
+        raise ViewfsError(f"cannot unmount {request['path']}: {reason}", remedy=remedy) from error
+    for plan in request["remove"]:
+        remove_mount_point(MountPointPlan(**plan | {"missing": tuple(plan["missing"])}))
+    channel.send({"ok": {}}, [snapshot])
+
+
+WORKERS: dict[str, Worker] = {"mount": _mount, "place": _place, "unmount": _unmount}
