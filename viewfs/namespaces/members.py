@@ -17,7 +17,7 @@ from collections.abc import Collection
 from viewfs.linux.namespaces import namespace_id, parent_user_namespace
 from viewfs.linux.process import pidfd_is_dead, pidfd_open, pidfd_send_signal
 
-__all__ = ["end_members", "members_of"]
+__all__ = ["end_members", "members_of", "wait_for_ends"]
 
 
 def members_of(
@@ -70,7 +70,7 @@ def end_members(
                 pidfd_send_signal(pidfd, signal.SIGTERM if polite else signal.SIGKILL)
                 pidfd_send_signal(pidfd, signal.SIGCONT)
             remaining = grace_seconds - elapsed if polite else min(1.0, limit_seconds - elapsed)
-            _wait_for_ends(list(members.values()), max(remaining, 0.01))
+            wait_for_ends(list(members.values()), max(remaining, 0.01))
             polite = False
         finally:
             for pidfd in members.values():
@@ -98,7 +98,7 @@ def _lives_in(pid: int, wanted: tuple[int, int], proc: str | int) -> bool:
     return True
 
 
-def _wait_for_ends(pidfds: list[int], seconds: float) -> None:
+def wait_for_ends(pidfds: list[int], seconds: float) -> None:
     """Until all of these have ended, or `seconds` have passed."""
     poll = select.poll()
     for pidfd in pidfds:

@@ -18,7 +18,14 @@ from typing import Any, NoReturn
 
 from viewfs.errors import MachineError, ViewfsError, explain_os_error
 from viewfs.linux.namespaces import CloneFlags, namespace_id, setns, unshare
-from viewfs.linux.process import FAKE_ROOT_CAPABILITIES, die_with_parent, drop_capabilities, no_new_privileges, set_name
+from viewfs.linux.process import (
+    FAKE_ROOT_CAPABILITIES,
+    die_with_parent,
+    drop_capabilities,
+    no_new_privileges,
+    pidfd_send_signal,
+    set_name,
+)
 from viewfs.mounts.attach import attach
 from viewfs.mounts.skeleton import build_root
 from viewfs.namespaces.enter import open_namespace
@@ -84,8 +91,10 @@ def agent_main(plan: AgentPlan, link: Channel, ready: Channel, log_fd: int, runt
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         set_name("viewfs-agent")
-        _Agent(link, as_root=plan.as_root).serve()
+        agent = _Agent(link, as_root=plan.as_root)
+        agent.serve()
         link.close()
+        agent.end_children()
         end_members(namespace_id(namespaces[0]), grace_seconds=0, proc=proc)
         directory, name = runtime
         try:
@@ -163,6 +172,13 @@ class _Agent:
             if received is None:
                 return
             self._handle(*received)
+
+    def end_children(self) -> None:
+        """Kill and reap what was forked: nobody else is its parent."""
+        for pidfd in self._children:
+            pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pid in self._children.values():
+            os.waitpid(pid, 0)
 
     def _readable(self) -> bool:
         poll = select.poll()

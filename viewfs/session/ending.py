@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from viewfs.namespaces.members import end_members
+from viewfs.namespaces.members import end_members, wait_for_ends
 
 __all__ = ["GRACE_SECONDS", "end_session"]
 
 #: How long a process of the view may take to end by itself.
 GRACE_SECONDS = 2.0
+_AGENT_SECONDS = 10.0
 
 
 def end_session(
@@ -22,13 +23,18 @@ def end_session(
     *,
     spare: Collection[int] = (),
     release: Callable[[], None] = lambda: None,
+    agent: int | None = None,
     grace_seconds: float = GRACE_SECONDS,
 ) -> int:
     """End every process of the session's user namespace; `spare` are those that serve it, and go last.
 
-    `release` closes FUSE and namespace descriptors. Returns how many processes could not be ended.
+    `release` closes FUSE and namespace descriptors and the agent's link. The agent (a pidfd) then ends what it started
+    and itself, and is not killed unless it takes too long: its children have a parent to the last. Returns how many
+    processes could not be ended.
     """
     if grace_seconds > 0:
         end_members(user_namespace, spare=spare, grace_seconds=grace_seconds, limit_seconds=grace_seconds)
     release()
+    if agent is not None:
+        wait_for_ends([agent], _AGENT_SECONDS)
     return end_members(user_namespace, grace_seconds=0)

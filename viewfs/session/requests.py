@@ -137,7 +137,7 @@ class Connection:
                     "source": mount.source,
                     "epoch": mount.made_in,
                     "state": self._state_of(mount, served.server is not None and not running),
-                    "pinned_by": [other.made_in for other in epochs.pins(mount)],
+                    "pinned_by": sorted(other.made_in for other in epochs.pins(mount)),
                     "server": server.pid if server is not None and running else None,
                     "confinement": served.confinement,
                     "requests": counted.requests if counted else {},
@@ -173,7 +173,7 @@ class Connection:
                     "shadowed": made_here and live and mount is not None and epochs.is_shadowed(mount),
                     "removed_in": mount.removed_in if made_here and mount is not None else None,
                     "made_from": mount.made_from if made_here and mount is not None else None,
-                    "pinned_by": [other.made_in for other in epochs.pins(mount)] if made_here and mount else [],
+                    "pinned_by": sorted(other.made_in for other in epochs.pins(mount)) if made_here and mount else [],
                     "enterable": change.epoch in enterable,
                 }
             )

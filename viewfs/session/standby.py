@@ -97,10 +97,10 @@ def _stand_by(handles: SessionHandles) -> int:
         told = handles.front.receive()
         handles.kept = told is not None and bool(told[0].get("keep"))
     if (handles.front.fileno() in events and not handles.kept) or handles.link.fileno() in events:
-        end_session(namespace_id(namespaces["user"]), spare=own, release=handles.link.close)
+        end_session(namespace_id(namespaces["user"]), spare=own, release=handles.link.close, agent=agent_pidfd)
         return 0
     handles.link.send({"op": "warm"})
     from viewfs.session.supervisor import run_supervisor
 
-    run_supervisor(handles, namespaces, own)
+    run_supervisor(handles, namespaces, agent_pidfd, own)
     return 0

@@ -32,7 +32,7 @@ _LOG_LINES = 1000
 class Supervisor:
     """One session."""
 
-    def __init__(self, handles: SessionHandles, namespaces: dict[str, int], own: set[int]) -> None:
+    def __init__(self, handles: SessionHandles, namespaces: dict[str, int], agent_pidfd: int, own: set[int]) -> None:
         self.handles = handles
         self.name = handles.name
         self.plan = handles.plan
@@ -41,6 +41,7 @@ class Supervisor:
         self.command = handles.command
         self.log_lines: deque[str] = deque(maxlen=_LOG_LINES)
         self.own = own
+        self._agent_pidfd = agent_pidfd
         self.agent = AgentLink(handles.link.socket)
         self.view = View(self.agent, namespaces["mnt"], keep_history=handles.history, log=self.log)
         self.ending = trio.Event()
@@ -64,7 +65,7 @@ class Supervisor:
     def end(self) -> None:
         """End everything that lives in the session."""
         spare = self.own | self.view.server_pids()
-        end_session(namespace_id(self.namespaces["user"]), spare=spare, release=self._release)
+        end_session(namespace_id(self.namespaces["user"]), spare=spare, release=self._release, agent=self._agent_pidfd)
 
     def _release(self) -> None:
         self.view.close()
@@ -109,9 +110,9 @@ class Supervisor:
                 await Connection(self, channel).serve()
 
 
-def run_supervisor(handles: SessionHandles, namespaces: dict[str, int], own: set[int]) -> None:
+def run_supervisor(handles: SessionHandles, namespaces: dict[str, int], agent_pidfd: int, own: set[int]) -> None:
     """Own the session until it ends."""
-    supervisor = Supervisor(handles, namespaces, own)
+    supervisor = Supervisor(handles, namespaces, agent_pidfd, own)
     try:
         trio.run(supervisor.run)
     finally:

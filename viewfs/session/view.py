@@ -190,6 +190,8 @@ class View:
                 )
             served = self.served[mount.made_in]
             remove, left = self._scaffold_of(mount, served)
+            # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for.
+            lazy = lazy or mount.type in _SHOWS_OTHERS
             request = {"path": mount.path, "lazy": lazy, "remove": [asdict(plan) for plan in remove]}
             async with self.agent.worker("unmount", request) as worker:
                 with trio.CancelScope(shield=True):

@@ -28,6 +28,7 @@ from viewfs.errors import DamagedSourceError, UsageError, ViewfsError, explain_o
 from viewfs.linux.mount import UmountFlags, umount2
 from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
+from viewfs.linux.process import set_name
 from viewfs.modules import registry
 from viewfs.modules.api import Answer, Identities, Module, Mounting, WritableFileSystem
 from viewfs.modules.kernel import KernelModule
@@ -118,6 +119,7 @@ def _mount(channel: Channel, request: dict[str, Any]) -> None:
 def _serve(channel: Channel, module: Module, mounting: Mounting, opened: dict[str, Any], snapshot: int) -> None:
     counters = Counters.create()
     confinement = Confinement.of(uses_view=module.uses_view, uses_network=module.uses_network)
+    set_name(f"viewfs-{module.name}")
     import trio  # noqa: F401  # while it can be read; as a rule it is in memory already, for the agent has it
 
     if confinement is Confinement.SEALED:

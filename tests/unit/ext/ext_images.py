@@ -173,7 +173,7 @@ def linear_directory(entries: list[tuple[bytes, int]], inode: int, block_size: i
             room = block_size
         blocks[-1].append((name, number, kind))
         room -= need
-    data = b""
+    data = []
     for block in blocks:
         packed = b""
         for index, (name, number, kind) in enumerate(block):
@@ -181,15 +181,14 @@ def linear_directory(entries: list[tuple[bytes, int]], inode: int, block_size: i
             if index + 1 == len(block):
                 record = block_size - len(packed)
             packed += struct.pack("<IHBB", number, record & 0xFFFF, len(name), kind) + name.ljust(record - 8, b"\0")
-        data += packed
-    return data
+        data.append(packed)
+    return b"".join(data)
 
 
 def names(count: int) -> list[bytes]:
-    """Names of all lengths, every third of them not ASCII."""
-    return [
-        b"%05d" % number + (b"-\xc3\xa9\xff" if number % 3 == 0 else b"x" * (number % 70)) for number in range(count)
-    ]
+    """Names of several lengths, every fourth of them not ASCII."""
+    ends = (b"-\xc3\xa9\xff", b"", b"-and-more", b"x" * 70)
+    return [b"%05d" % number + ends[number % len(ends)] for number in range(count)]
 
 
 def big_directory(path: Path, wanted: list[bytes], block_size: int, *options: str, size: str = "16M") -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Opener
-from ext_images import check, debugfs, e2fsck, find, mke2fs, stats, walk
+from ext_images import check, content, debugfs, e2fsck, find, mke2fs, stats, walk
 
 from viewfs.modules.ext.volume import ROOT, Volume
 
@@ -48,7 +48,6 @@ MIXES: dict[str, tuple[str, ...]] = {
     "casefold": ("-t", "ext4", "-O", "casefold", "-E", "encoding=utf8"),
     "large_dir": ("-t", "ext4", "-O", "large_dir"),
     "quota": ("-t", "ext4", "-O", "quota,project", "-I", "256"),
-    "mmp": ("-t", "ext4", "-O", "mmp"),
     "orphan_file": ("-t", "ext4", "-O", "orphan_file"),
     "encrypt-and-verity": ("-t", "ext4", "-O", "encrypt,verity,stable_inodes"),
     "fast_commit": ("-t", "ext4", "-O", "fast_commit"),
@@ -120,6 +119,14 @@ def test_tells_of_the_file_system(tree: Path, tmp_path: Path, opened: Opener) ->
     assert statistics.available_blocks == statistics.free_blocks - int(facts["Reserved block count"])
     assert (statistics.files, statistics.free_files) == (int(facts["Inode count"]), int(facts["Free inodes"]))
     assert (volume.replayed, volume.warnings, volume.no_xattrs) == (0, (), False)
+
+
+def test_multiple_mount_protection_does_not_matter(tree: Path, tmp_path: Path, opened: Opener) -> None:
+    image = mke2fs(tmp_path / "image", "-t", "ext4", "-d", tree)
+    debugfs(image, "feature mmp")  # mke2fs and every later opening would wait for eleven seconds.
+    volume = opened(image)
+    assert "mmp" in volume.features
+    assert content(volume, find(volume, "large")) == (tree / "large").read_bytes()
 
 
 def test_file_system_inside_a_larger_image(tree: Path, tmp_path: Path, opened: Opener) -> None:

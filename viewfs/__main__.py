@@ -1,0 +1,5 @@
+"""`python -m viewfs` is `viewfs`."""
+
+from viewfs.cli.main import main
+
+main()

@@ -1,0 +1,116 @@
+"""Arguments that several commands share: what --mount and --load say, options of modules, sessions."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from viewfs.errors import UsageError
+from viewfs.modules.options import split_options
+
+__all__ = ["LOAD", "MOUNT", "absolute", "module_option", "parse_load", "parse_mount", "session_option"]
+
+_UNESCAPED_COLON = re.compile(r"(?<!\\):")
+
+
+def absolute(path: str) -> str:
+    """`path` seen from the working directory, without following symbolic links."""
+    return os.path.abspath(path)
+
+
+def parse_mount(text: str) -> dict[str, Any]:
+    """SRC:DST[:TYPE[,opt=val…]] as a mount request; a backslash before a colon makes it part of a path.
+
+    Raises `UsageError`.
+    """
+    parts = [part.replace("\\:", ":") for part in _UNESCAPED_COLON.split(text)]
+    if len(parts) not in (2, 3) or not parts[1]:
+        raise UsageError(f"--mount {text}: not of the form SRC:DST[:TYPE[,opt=val…]]", remedy="write \\: for a colon in a path")
+    source, place = parts[:2]
+    kind, _, options = (parts[2] if len(parts) == 3 else "").partition(",")
+    return {
+        "type": kind or None,
+        "source": absolute(source) if source else "",
+        "path": absolute(place),
+        "options": split_options([options]),
+        "operation": "mount",
+    }
+
+
+def parse_load(text: str) -> dict[str, Any]:
+    """MODULE[:DST][,opt=val…] as a mount request. Raises `UsageError`."""
+    head, _, options = text.partition(",")
+    name, *place = (part.replace("\\:", ":") for part in _UNESCAPED_COLON.split(head))
+    if not name or len(place) > 1:
+        raise UsageError(f"--load {text}: not of the form MODULE[:DST][,opt=val…]")
+    return load_request(name, place[0] if place else None, [options])
+
+
+def load_request(name: str, place: str | None, options: list[str]) -> dict[str, Any]:
+    """The request that loads module `name`."""
+    return {
+        "type": absolute(name) if name.endswith(".py") else name,
+        "source": "",
+        "path": absolute(place) if place else None,
+        "options": split_options(options),
+        "operation": "insmod",
+    }
+
+
+class _Change(click.ParamType):
+    """A --mount or --load, kept in the order in which they are given."""
+
+    def __init__(self, name: str, metavar: str) -> None:
+        self.name = name
+        self._metavar = metavar
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self._metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, dict):
+            return value
+        request = parse_mount(value) if self.name == "mount" else parse_load(value)
+        if ctx is not None:
+            ctx.meta.setdefault("viewfs.changes", []).append(request)
+        return request
+
+
+MOUNT = _Change("mount", "SRC:DST[:TYPE[,opt=val…]]")
+LOAD = _Change("load", "MODULE[:DST][,opt=val…]")
+
+
+def _complete_sessions(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from viewfs.session.client import sessions
+
+    found = []
+    for session in sessions():
+        if session.name.startswith(incomplete):
+            found.append(CompletionItem(session.name, help=" ".join(session.status["command"])))
+        session.close()
+    return found
+
+
+def complete_modules(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of modules that can be loaded."""
+    from viewfs.modules.registry import available
+
+    return [
+        CompletionItem(found.module.name, help=(found.module.__doc__ or "").strip().partition("\n")[0])
+        for found in available()
+        if found.module.name.startswith(incomplete)
+    ]
+
+
+session_argument = click.argument("name", shell_complete=_complete_sessions)
+session_option = click.option(
+    "--session",
+    metavar="NAME",
+    shell_complete=_complete_sessions,
+    help="The session to act on; inside a view, by default, that view's.",
+)
+module_option = click.option("-o", "options", metavar="opt=val,…", multiple=True, help="Options of the module.")

@@ -1,0 +1,101 @@
+"""`viewfs shell` and `viewfs run`: open a view, run something in it, end it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from viewfs.cli.arguments import LOAD, MOUNT
+from viewfs.cli.main import warn
+from viewfs.errors import UsageError
+from viewfs.session.agent import AgentPlan
+from viewfs.session.client import SESSION_VARIABLE
+from viewfs.session.front import InitialChange, SessionPlan, run_session
+from viewfs.session.runtime import check_name
+
+__all__ = ["run", "shell"]
+
+_OPTIONS = (
+    click.option("--mount", "mounts", type=MOUNT, multiple=True, help="Mount this first. Repeatable, in order."),
+    click.option("--load", "loads", type=LOAD, multiple=True, help="Load this module first. Repeatable, in order."),
+    click.option("--name", help="Call the session that; `viewfs enter NAME` joins it."),
+    click.option("--keep", is_flag=True, help="Keep the session after the command has ended."),
+    click.option("--history", is_flag=True, help="Keep every epoch enterable: what is unmounted lives on."),
+    click.option("--as-root", is_flag=True, help="Appear as uid 0 inside. (It gives no right that you don't have.)"),
+    click.option("--hostname", metavar="H", help="The host name that the view has."),
+    click.option("--pid", "pid_namespace", is_flag=True, help="See only the view's own processes."),
+)
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _plan(command: list[str], environment: dict[str, str], given: dict[str, Any]) -> SessionPlan:
+    hostname = given["hostname"]
+    if hostname is not None and not 0 < len(hostname.encode()) <= 64:
+        raise UsageError(f"“{hostname}” can't be a host name", remedy="1 to 64 bytes")
+    changes = click.get_current_context().meta.get("viewfs.changes", [])
+    return SessionPlan(
+        command=command,
+        name=None if given["name"] is None else check_name(given["name"]),
+        keep=given["keep"],
+        history=given["history"],
+        view=AgentPlan(as_root=given["as_root"], hostname=hostname, pid_namespace=given["pid_namespace"]),
+        changes=tuple(InitialChange(change) for change in changes),
+        environment=environment,
+    )
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@_options
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def shell(command: tuple[str, ...], **given: Any) -> None:
+    """A view with your shell in it, or COMMAND. All of it ends with the shell.
+
+    \b
+    Examples:
+      viewfs shell
+      viewfs shell --mount disk.img:/mnt
+      viewfs shell --name work --load hello
+    """
+    argv, environment = (list(command), {}) if command else _interactive_shell()
+    sys.exit(run_session(_plan(argv, environment, given), warn))
+
+
+@click.command()
+@_options
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+def run(command: tuple[str, ...], **given: Any) -> None:
+    """A view for one command, whose exit status is the result (128+n if signal n ended it).
+
+    \b
+    Examples:
+      viewfs run -- id
+      viewfs run --mount disk.img:/mnt -- ls -l /mnt
+      viewfs run --as-root --hostname box -- sh -c 'id; hostname'
+    """
+    sys.exit(run_session(_plan(list(command), {}, given), warn))
+
+
+def _interactive_shell() -> tuple[list[str], dict[str, str]]:
+    """The user's shell, with a prompt that shows the view; what to run and what to add to its environment."""
+    path = os.environ.get("SHELL") or pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"
+    start_files = Path(__file__).with_name("shells")
+    name = os.path.basename(path)
+    if name == "bash":
+        return [path, "--rcfile", str(start_files / "bashrc"), "-i"], {}
+    if name == "zsh":
+        original = os.environ.get("ZDOTDIR", os.path.expanduser("~"))
+        return [path, "-i"], {"VIEWFS_ZDOTDIR": original, "ZDOTDIR": str(start_files / "zsh")}
+    if name == "fish":
+        return [path, "-i", "-C", f"source {start_files / 'prompt.fish'}"], {}
+    return [path, "-i"], {"PS1": f"(${SESSION_VARIABLE}) $ "}

@@ -1,0 +1,123 @@
+"""`viewfs ps`, `enter`, `kill`, `at`: sessions as such, and commands in them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from contextlib import closing
+from typing import Any
+
+import click
+
+from viewfs.cli.arguments import session_argument, session_option
+from viewfs.cli.output import json_option, print_json, print_table
+from viewfs.cli.run import _interactive_shell
+from viewfs.errors import ViewfsError
+from viewfs.linux.process import pid_of, pidfd_send_signal
+from viewfs.session.client import SESSION_VARIABLE, Session, find_session, sessions
+from viewfs.session.front import run_in_view
+
+__all__ = ["at", "enter", "kill", "ps"]
+
+
+@click.command()
+@json_option
+def ps(as_json: bool) -> None:
+    """Your sessions: name, since when, what runs in it.
+
+    \b
+    Example:
+      viewfs ps
+    """
+    found: list[dict[str, Any]] = []
+    for session in sessions():
+        with closing(session):
+            here = session.is_view_of_caller()
+            found.append({name: session.status[name] for name in _SHOWN} | {"here": here})
+    found.sort(key=lambda status: status["started_ns"])
+    if as_json:
+        print_json(sessions=found)
+        return
+    rows = []
+    for status in found:
+        since = time.strftime("%F %H:%M", time.localtime(status["started_ns"] / 1e9))
+        kept = "kept" if status["kept"] else ("here" if status["here"] else "")
+        rows.append((status["name"], since, status["pid"], status["epoch"], status["mounts"], " ".join(status["command"]), kept))
+    print_table(("NAME", "SINCE", "PID", "EPOCH", "MOUNTS", "COMMAND", ""), rows)
+
+
+_SHOWN = ("name", "pid", "command", "started_ns", "epoch", "mounts", "as_root", "kept")
+
+
+@click.command()
+@session_argument
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def enter(name: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND (default: your shell) in the view of session NAME. Its exit status is the result.
+
+    \b
+    Example:
+      viewfs enter work -- ls /mnt
+    """
+    with closing(find_session(name)) as session:
+        sys.exit(_run_in(session, list(command), None))
+
+
+@click.command()
+@session_option
+@click.argument("epoch", type=int, metavar="N")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def at(session: str | None, epoch: int, command: tuple[str, ...]) -> None:
+    """Run COMMAND (default: your shell) in the view as it was in epoch N. Its exit status is the result.
+
+    \b
+    Example:
+      viewfs at 0 -- ls /mnt
+    """
+    with closing(find_session(session)) as found:
+        sys.exit(_run_in(found, list(command), epoch))
+
+
+def _run_in(session: Session, command: list[str], epoch: int | None) -> int:
+    argv, environment = (command, {}) if command else _interactive_shell()
+    environment[SESSION_VARIABLE] = session.name
+    if session.is_view_of_caller():
+        return _have_it_run(session, argv, environment, epoch)
+    try:
+        namespaces = session.namespaces(epoch)
+        return run_in_view(namespaces, argv, os.environ | environment, as_root=session.status["as_root"])
+    except OSError as error:
+        raise ViewfsError(f"cannot enter session {session.name}: {(error.strerror or '').lower()}") from error
+
+
+def _have_it_run(session: Session, argv: list[str], environment: dict[str, str], epoch: int | None) -> int:
+    """From inside, where there is no right to enter another epoch: the agent starts it, and signals are passed on."""
+    os.environ.update(environment)
+    pidfd, number = session.spawn(argv, epoch=epoch, group=os.getpgrp())
+    with contextlib.suppress(OSError):
+        in_our_group = os.getpgid(pid_of(pidfd)) == os.getpgrp()
+        passed_on = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+        for received in passed_on if in_our_group else [*passed_on, signal.SIGINT, signal.SIGQUIT]:
+            signal.signal(received, lambda which, _frame: pidfd_send_signal(pidfd, which) and None)
+        if in_our_group:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    status = session.wait_for_end(number)
+    return status if status >= 0 else 128 - status
+
+
+@click.command()
+@session_argument
+def kill(name: str) -> None:
+    """End session NAME: its processes, its mounts, all of it.
+
+    \b
+    Example:
+      viewfs kill work
+    """
+    with closing(find_session(name)) as session:
+        session.request("end")
+        session.wait_closed()
