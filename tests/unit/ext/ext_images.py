@@ -88,6 +88,11 @@ def e2fsck(path: Path, *options: str) -> None:
     run(tool("e2fsck"), "-f", "-y", *options, path, good=(0, 1, 2, 3))
 
 
+def replay_journal(path: Path) -> None:
+    """Let e2fsck replay the journal, and do nothing else."""
+    run(tool("e2fsck"), "-y", "-E", "journal_only", path, good=(0, 1, 2, 3))
+
+
 def check(path: Path) -> None:
     """The image is without fault, as e2fsck sees it."""
     run(tool("e2fsck"), "-f", "-n", path)

@@ -185,7 +185,8 @@ def parse_superblock(data: bytes) -> Superblock:
         overhead=u32(0x248) * (cluster_size // block_size),
         checksum_seed=seed,
     )
-    _check_geometry(superblock)
+    if Incompat.JOURNAL_DEV not in incompat:  # An external journal has no groups.
+        _check_geometry(superblock)
     return superblock
 
 

@@ -1,0 +1,26 @@
+# make demo   install what is missing, build an image, open a view and show the nested mount
+# make test   install what is missing, run the whole suite (as an ordinary account)
+# make lint   ruff and mypy
+# make wheel  build the wheel and run it in an empty environment
+# make fuzz   damage images for ten minutes
+
+.PHONY: demo test lint wheel fuzz clean
+
+demo:
+	@tools/as-user tools/demo
+
+test:
+	@tools/as-user python -m pytest -p no:cacheprovider $(PYTEST_ARGUMENTS)
+
+lint:
+	@environment=$$(tools/prepare) && $$environment/bin/ruff check . && $$environment/bin/ruff format --check . \
+	    && $$environment/bin/mypy
+
+wheel:
+	@tools/check-wheel
+
+fuzz:
+	@VIEWFS_FUZZ_SECONDS=600 tools/as-user python -m pytest -p no:cacheprovider tests/unit/ext -k fuzz
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
