@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.ext.damage import damaged
 from viewfs.modules.ext.features import READABLE, Incompat, feature_names
 from viewfs.modules.ext.image import Image
-from viewfs.modules.ext.layout import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock, parse_superblock
+from viewfs.modules.ext.layout import MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock, parse_superblock
 
 __all__ = ["Found", "find_superblock"]
 
@@ -18,6 +19,11 @@ _BACKUP_GROUPS = (1, 3, 5, 7, 9)
 _BLOCK_SIZES = tuple(1024 << shift for shift in range(7))
 #: Groups are larger by this under bigalloc; 16 is what mke2fs takes if it isn't told.
 _CLUSTER_RATIOS = (1, 16)
+#: s_magic, which is looked for in the first so many bytes if no copy is where it usually is.
+_MAGIC = MAGIC.to_bytes(2, "little")
+_MAGIC_OFFSET = 0x38
+_SEARCHED = 256 << 20
+_SEARCH_STEP = 1 << 20
 
 
 class Found(NamedTuple):
@@ -40,7 +46,7 @@ def find_superblock(image: Image, name: str) -> Found:
         raise DamagedSourceError(f"{name} is not a readable ext2, ext3 or ext4 file system: {error}")
     if Incompat.JOURNAL_DEV in superblock.incompat:
         raise DamagedSourceError(f"{name} is the external journal of a file system, not a file system")
-    unreadable = superblock.incompat & ~READABLE
+    unreadable = Incompat(int(superblock.incompat) & ~int(READABLE))  # ~ of a flag leaves unknown bits out.
     if unreadable:
         names = ", ".join(feature_names(unreadable))
         raise DamagedSourceError(f"{name} uses what can't be read: feature {names}")
@@ -52,8 +58,8 @@ def _read(image: Image, position: int) -> Superblock:
 
 
 def _backups(image: Image) -> Iterator[Superblock]:
-    """Valid copies where mke2fs puts them; each must say itself that it belongs there."""
-    for position in sorted(set(_backup_positions(image))):
+    """Valid copies; each must say itself that it belongs where it is."""
+    for position in chain(_usual_positions(image), _likely_positions(image)):
         try:
             superblock = _read(image, position)
             if superblock.group_first_block(superblock.group) * superblock.block_size != position:
@@ -63,20 +69,24 @@ def _backups(image: Image) -> Iterator[Superblock]:
         yield superblock
 
 
-def _backup_positions(image: Image) -> Iterator[int]:
-    """First what the primary superblock says of itself, then everything usual. Byte positions inside the image."""
-    shapes = [
-        (block_size, block_size * 8 * ratio, int(block_size == 1024 and ratio == 1))
-        for block_size in _BLOCK_SIZES
-        for ratio in _CLUSTER_RATIOS
-    ]
-    if image.size >= SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
-        data = image.pread(0x28, SUPERBLOCK_OFFSET)
-        block_size = 1024 << (int.from_bytes(data[0x18:0x1C], "little") & 7)
-        first, per_group = int.from_bytes(data[0x14:0x18], "little"), int.from_bytes(data[0x20:0x24], "little")
-        shapes.append((block_size, per_group, first))
-    for block_size, per_group, first in shapes:
-        for group in _BACKUP_GROUPS:
-            position = (first + group * per_group) * block_size
-            if position + SUPERBLOCK_SIZE <= image.size and position > SUPERBLOCK_OFFSET:
+def _usual_positions(image: Image) -> Iterator[int]:
+    """Where mke2fs puts the first copies, unless something makes it choose smaller groups."""
+    for block_size in _BLOCK_SIZES:
+        for ratio in _CLUSTER_RATIOS:
+            for group in _BACKUP_GROUPS:
+                block = group * block_size * 8 * ratio + (block_size == 1024 and ratio == 1)
+                if block * block_size + SUPERBLOCK_SIZE <= image.size:
+                    yield block * block_size
+
+
+def _likely_positions(image: Image) -> Iterator[int]:
+    """Wherever the magic number is in the first part of the image, in order."""
+    for start in range(0, min(image.size, _SEARCHED), _SEARCH_STEP):
+        data = image.pread(min(_SEARCH_STEP, image.size - start), start)
+        low, high = data[_MAGIC_OFFSET::1024], data[_MAGIC_OFFSET + 1 :: 1024]
+        index = low.find(_MAGIC[0])
+        while index >= 0:
+            position = start + index * 1024
+            if high[index : index + 1] == _MAGIC[1:] and position > SUPERBLOCK_OFFSET:
                 yield position
+            index = low.find(_MAGIC[0], index + 1)
