@@ -148,7 +148,7 @@ class EpochStack:
             if other.made_in > mount.made_in
             and (
                 other.made_from == mount.made_in
-                or (other.uses_view and mount.in_epoch(Epoch(other.made_in - 1)))
+                or (other.uses_view and self.mounts[mount.made_in].in_epoch(Epoch(other.made_in - 1)))
             )
         ]
 

@@ -102,8 +102,9 @@ def test_nothing_is_left_whoever_is_killed(
     if victim == "front":
         view.process.kill()
     elif victim == "shell":
-        # The view's command is the only child of its front that bears its name.
-        kill(next(pid for pid in _pids_of(view, "sh") if _parent(pid) in (view.process.pid, _stand_in(view))))
+        # The view's command is below its front; with a pid namespace a process that stands for it is between.
+        near = {pid for pid in own_processes() if _try_parent(pid) == view.process.pid} | {view.process.pid}
+        kill(next(pid for pid in _pids_of(view, "sh") if _try_parent(pid) in near))
     else:
         for pid in _pids_of(view, names[victim]):
             kill(pid)
@@ -122,18 +123,9 @@ def test_nothing_is_left_whoever_is_killed(
         assert view.process.stderr.read() == f"viewfs: the session ended: its {victim} was killed by SIGKILL\n"
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def _stand_in(view: View) -> int:
-    """With a pid namespace the front's child is a process that stands for the command."""
-    return next((pid for pid in own_processes() if pid != view.process.pid and _try_parent(pid) == view.process.pid), -1)
-
-
 def _try_parent(pid: int) -> int:
     try:
-        return _parent(pid)
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return -1
 

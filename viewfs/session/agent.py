@@ -7,6 +7,7 @@ which the supervisor can give up on. It ends when the supervisor does, and takes
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -23,7 +24,6 @@ from viewfs.linux.process import (
     die_with_parent,
     drop_capabilities,
     no_new_privileges,
-    pidfd_send_signal,
     set_name,
 )
 from viewfs.mounts.attach import attach
@@ -33,6 +33,7 @@ from viewfs.namespaces.members import end_members
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.channel import Channel, socket_pair
 from viewfs.session.protocol import Message, failure, success
+from viewfs.session.runtime import RuntimeDirectory
 
 __all__ = ["AgentPlan", "agent_main", "drop_privileges_for_command", "exec_command", "keep_only"]
 
@@ -59,15 +60,17 @@ class AgentPlan:
         return kinds
 
 
-def agent_main(plan: AgentPlan, link: Channel, ready: Channel, log_fd: int, runtime: tuple[int, str]) -> NoReturn:
+def agent_main(
+    plan: AgentPlan, link: Channel, ready: Channel, log_fd: int, runtime: RuntimeDirectory, name: str
+) -> NoReturn:
     """Make the view, say so on `ready` and on `link` with descriptors of its namespaces, then serve `link`.
 
-    `runtime` is a descriptor of the directory with the control socket, and the socket's name there. Never returns.
+    The control socket of session `name` is in `runtime`. Never returns.
     """
     status = 1
     try:
         os.setpgid(0, 0)  # the terminal's signals are for the command
-        keep_only(link.fileno(), ready.fileno(), log_fd, runtime[0])  # what the caller had open is for the command too
+        keep_only(link.fileno(), ready.fileno(), log_fd, runtime.fd, runtime.parent)  # what the caller had open is for the command too
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _make_view(plan)
@@ -96,11 +99,8 @@ def agent_main(plan: AgentPlan, link: Channel, ready: Channel, log_fd: int, runt
         link.close()
         agent.end_children()
         end_members(namespace_id(namespaces[0]), grace_seconds=0, proc=proc)
-        directory, name = runtime
-        try:
-            os.unlink(name, dir_fd=directory)
-        except OSError:
-            pass  # the supervisor, which has the first right to it, took it away
+        with contextlib.suppress(OSError):
+            runtime.remove(name)  # as a rule the supervisor has done it
         status = 0
     except BaseException:
         logging.getLogger("viewfs.agent").exception("the agent failed")
@@ -131,7 +131,10 @@ def _become_init() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     keep_only()
     _pid, status = os.waitpid(child, 0)
-    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    os._exit(code)
 
 
 def _redirect_standard_streams(log_fd: int) -> None:
@@ -149,8 +152,8 @@ class _Agent:
     def __init__(self, link: Channel, *, as_root: bool) -> None:
         self._link = link
         self._as_root = as_root
-        self._children: dict[int, int] = {}
-        self._poll = select.poll()
+        #: What was forked and has not ended. As process 1 of a pid namespace this process reaps orphans besides.
+        self._children: set[int] = set()
         self._operations: dict[str, Callable[[Message, list[int]], None]] = {
             "fork": self._fork,
             "attach": self._attach,
@@ -160,30 +163,44 @@ class _Agent:
 
     def serve(self) -> None:
         """Until the link closes."""
-        self._poll.register(self._link.fileno(), select.POLLIN)
+        child_ended, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        poll = select.poll()
+        poll.register(self._link.fileno(), select.POLLIN)
+        poll.register(child_ended, select.POLLIN)
         while True:
-            if not self._link.has_more:
-                for fd, _event in self._poll.poll():
-                    if fd != self._link.fileno():
-                        self._reap(fd)
-                if not self._readable():
-                    continue
-            received = self._link.receive()
-            if received is None:
+            ready = {fd for fd, _event in poll.poll()}
+            if child_ended in ready:
+                os.read(child_ended, 4096)
+                self._reap()
+            if self._link.fileno() in ready:
+                while True:
+                    received = self._link.receive()
+                    if received is None:
+                        return
+                    self._handle(*received)
+                    if not self._link.has_more:
+                        break
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
                 return
-            self._handle(*received)
+            if pid == 0:
+                return
+            if pid in self._children:
+                self._children.discard(pid)
+                self._link.send({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
 
     def end_children(self) -> None:
         """Kill and reap what was forked: nobody else is its parent."""
-        for pidfd in self._children:
-            pidfd_send_signal(pidfd, signal.SIGKILL)
-        for pid in self._children.values():
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._children:
             os.waitpid(pid, 0)
-
-    def _readable(self) -> bool:
-        poll = select.poll()
-        poll.register(self._link.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
 
     def _handle(self, request: Message, fds: list[int]) -> None:
         operation = self._operations.get(request.get("op", ""))
@@ -198,27 +215,6 @@ class _Agent:
         finally:
             for fd in fds:
                 os.close(fd)
-
-    def _adopt(self, pid: int) -> int:
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = pid
-        self._poll.register(pidfd, select.POLLIN)
-        return pidfd
-
-    def _reap(self, pidfd: int) -> None:
-        pid = self._children.pop(pidfd)
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        _pid, status = os.waitpid(pid, 0)
-        self._link.send({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
-        if os.getpid() == 1:
-            self._reap_orphans()
-
-    def _reap_orphans(self) -> None:
-        """Process 1 of a pid namespace is the parent of all that lost theirs."""
-        known = set(self._children.values())
-        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in known:
-            os.waitpid(ended.si_pid, 0)
 
     def _warm(self, _request: Message, _fds: list[int]) -> None:
         """Import what workers use, once, so that each is forked with it in memory. Nothing of it starts a thread."""
@@ -237,8 +233,11 @@ class _Agent:
         if pid == 0:
             _become_worker(request, theirs, agent)
         theirs.close()
+        self._children.add(pid)
+        pidfd = os.pidfd_open(pid)
         with ours:
-            self._link.send(success(request, pid=pid), [ours.fileno(), self._adopt(pid)])
+            self._link.send(success(request, pid=pid), [ours.fileno(), pidfd])
+        os.close(pidfd)
 
     def _attach(self, request: Message, fds: list[int]) -> None:
         attach(fds[0], fds[1])
@@ -250,12 +249,16 @@ class _Agent:
         pid = os.fork()
         if pid == 0:
             _become_command(request, fds, agent, as_root=self._as_root)
-        self._link.send(success(request, pid=pid), [self._adopt(pid)])
+        self._children.add(pid)
+        pidfd = os.pidfd_open(pid)
+        self._link.send(success(request, pid=pid), [pidfd])
+        os.close(pidfd)
 
 
 def _become_worker(request: Message, channel_socket: Any, agent: int) -> NoReturn:
     status = 1
     try:
+        _forget_children_signals()
         keep_only(channel_socket.fileno())
         die_with_parent(agent)
         from viewfs.session.worker import run_worker
@@ -266,6 +269,11 @@ def _become_worker(request: Message, channel_socket: Any, agent: int) -> NoRetur
         logging.getLogger("viewfs.worker").exception("a worker failed")
     finally:
         os._exit(status)
+
+
+def _forget_children_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def keep_only(*fds: int) -> None:
@@ -282,6 +290,7 @@ def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bo
     status = 126
     try:
         die_with_parent(agent)
+        _forget_children_signals()
         for number in (signal.SIGHUP, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         for target, fd in enumerate(fds[:3]):

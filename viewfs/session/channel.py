@@ -5,6 +5,7 @@ Descriptors that arrive belong to whoever receives the message; those that are s
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 from collections import deque
@@ -39,15 +40,26 @@ class Channel:
     def send(self, message: Message, fds: list[int] | None = None) -> None:
         """Raises OSError if the other end is gone."""
         data = encode(message, len(fds or ()))
-        sent = socket.send_fds(self.socket, [data], fds or [], socket.MSG_NOSIGNAL)
+        # Not socket.send_fds and recv_fds: Python 3.11 takes their flags and does not pass them on.
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        sent = self.socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
         if sent < len(data):
             self.socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
 
     def receive(self) -> Received | None:
         """The next message; None when the other end has closed."""
         while not self._messages:
-            data, fds, _flags, _address = socket.recv_fds(self.socket, 1 << 16, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-            self._fds.extend(fds)
+            try:
+                data, ancillary, _flags, _address = self.socket.recvmsg(
+                    1 << 16, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+                )
+            except ConnectionResetError:
+                return None  # it has closed without having read all that it was sent
+            for level, kind, payload in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    fds = array.array("i")
+                    fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+                    self._fds.extend(fds)
             if not data:
                 return None
             self._messages.extend(self._decoder.feed(data))

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from viewfs.errors import ViewfsError
 from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.process import pidfd_open, pidfd_send_signal
 from viewfs.namespaces.enter import Namespaces
-from viewfs.session.agent import AgentPlan, agent_main, drop_privileges_for_command, exec_command
+from viewfs.session.agent import AgentPlan, agent_main, drop_privileges_for_command, exec_command, keep_only
 from viewfs.session.channel import Channel, socket_pair
 from viewfs.session.client import SESSION_VARIABLE, Session
 from viewfs.session.ending import end_session
@@ -35,6 +36,7 @@ _WAITED_FOR = {signal.SIGCHLD, signal.SIGCONT, *_FORWARDED, *_FROM_TERMINAL}
 #: si_code of a signal that the kernel itself sent, as for a key of the terminal (SI_KERNEL of asm-generic/siginfo.h).
 _SI_KERNEL = 0x80
 _END_SECONDS = 30.0
+_BLAME_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,7 @@ class _Front:
         agent = os.fork()
         if agent == 0:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
-            socket_name = self._runtime.socket_name(self.name)
-            agent_main(self._plan.view, agent_end, ready_end, log_write, (self._runtime.fd, socket_name))
+            agent_main(self._plan.view, agent_end, ready_end, log_write, self._runtime, self.name)
         self._processes["agent"] = agent
         supervisor = os.fork()
         if supervisor == 0:
@@ -162,12 +163,25 @@ class _Front:
             elif number == signal.SIGCONT or number in _FORWARDED or information.si_code != _SI_KERNEL:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(command, number)
-            for name in ("supervisor", "agent"):
-                if name in self._ended and "command" not in self._ended:
-                    self._warn(f"the session ended: its {name} {_describe(self._ended[name])}")
-                    return 1
+            if (lost := self._lost()) is not None:
+                return lost
         code = self._ended["command"]
+        if -code == signal.SIGKILL or code == 128 + signal.SIGKILL:
+            # Who killed it? If the session did, because it lost a part of itself, that is what has to be said.
+            deadline = time.monotonic() + _BLAME_SECONDS
+            while (left := deadline - time.monotonic()) > 0 and signal.sigtimedwait({signal.SIGCHLD}, left):
+                self._reap()
+                if (lost := self._lost()) is not None:
+                    return lost
         return code if code >= 0 else 128 - code
+
+    def _lost(self) -> int | None:
+        """The exit code if the supervisor or the agent has failed."""
+        for name in ("supervisor", "agent"):
+            if self._ended.get(name, 0) != 0:
+                self._warn(f"the session ended: its {name} {_describe(self._ended[name])}")
+                return 1
+        return None
 
     def _reap(self) -> None:
         """Note which children have ended; where the command is stopped, stop too, as the shell that waits for us expects."""
@@ -236,6 +250,7 @@ def start_command(namespaces: Namespaces, argv: list[str], environment: dict[str
         if namespaces.needs_fork:
             command = os.fork()
             if command:
+                keep_only()  # what tells the supervisor that the front is gone must not live on here
                 _stand_for(command)
         drop_privileges_for_command(as_root=as_root)
         exec_command(argv, environment, working_directory)
@@ -247,8 +262,13 @@ def start_command(namespaces: Namespaces, argv: list[str], environment: dict[str
 
 def _stand_for(command: int) -> None:
     """Behave as the process `command`, which this one's parent can't see: signals go there, its end becomes ours."""
+
+    def pass_on(number: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(command, number)
+
     for number in (*_FORWARDED, *_FROM_TERMINAL, signal.SIGCONT):
-        signal.signal(number, lambda received, _frame: os.kill(command, received))
+        signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     while True:
         _pid, status = os.waitpid(command, os.WUNTRACED)

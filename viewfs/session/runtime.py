@@ -33,10 +33,11 @@ class RuntimeDirectory:
     Only its owner can enter it (mode 0700, checked), so nobody else can connect, or put a socket of their own there.
     """
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, path: str, fd: int, parent: int) -> None:
         self.path = path
-        #: O_PATH, so that names in it can be used from any view.
+        #: O_PATH, this directory and the one that it is in: names can then be used from any view.
         self.fd = fd
+        self.parent = parent
 
     @classmethod
     def candidates(cls) -> Iterator[str]:
@@ -83,7 +84,11 @@ class RuntimeDirectory:
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
             os.close(fd)
             return None
-        return cls(path, fd)
+        try:
+            return cls(path, fd, os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError:
+            os.close(fd)
+            return None
 
     def bind(self, name: str | None) -> tuple[socket.socket, str]:
         """A listening socket, and the name of the session it is for: `name`, or one made from this process's number.
@@ -140,10 +145,6 @@ class RuntimeDirectory:
             return []
         return sorted(entry.removesuffix(_SUFFIX) for entry in entries if entry.endswith(_SUFFIX))
 
-    @staticmethod
-    def socket_name(name: str) -> str:
-        return name + _SUFFIX
-
     def remove(self, name: str) -> None:
         """Remove a session's socket, and the directory if that was the last."""
         try:
@@ -151,9 +152,10 @@ class RuntimeDirectory:
         except FileNotFoundError:
             pass
         try:
-            os.rmdir(self.path)
+            os.rmdir(os.path.basename(self.path), dir_fd=self.parent)
         except OSError:
             pass  # other sessions
 
     def close(self) -> None:
         os.close(self.fd)
+        os.close(self.parent)

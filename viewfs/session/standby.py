@@ -62,6 +62,7 @@ def supervisor_main(handles: SessionHandles) -> NoReturn:
             handles.front.fileno(),
             handles.log_fd,
             handles.runtime.fd,
+            handles.runtime.parent,
         )
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for stream in (0, 1) if os.environ.get(DEBUG_VARIABLE) else (0, 1, 2):

@@ -125,6 +125,7 @@ class Stat(NamedTuple):
     """What debugfs says of an inode."""
 
     kind: str
+    flags: int
     mode: int
     uid: int
     gid: int
@@ -141,7 +142,7 @@ def stats(path: Path, inodes: Iterable[int]) -> dict[int, Stat]:
     output = debugfs(path, *(f"stat <{inode}>" for inode in inodes))
     found = {}
     for part in re.split(r"^debugfs: stat ", output, flags=re.MULTILINE)[1:]:
-        kind, mode = _match(r"Type: (.+?)\s+Mode:\s+(\d+)", part)
+        kind, mode, flags = _match(r"Type: (.+?)\s+Mode:\s+(\d+)\s+Flags: (\w+)", part)
         uid, gid = _match(r"User:\s+(\d+)\s+Group:\s+(\d+)", part)
         (size,) = _match(r"Size: (\d+)$", part) if "Size: " in part.split("File ACL")[0] else ("0",)
         links, blocks = _match(r"Links: (\d+)\s+Blockcount: (\d+)", part)
@@ -150,7 +151,9 @@ def stats(path: Path, inodes: Iterable[int]) -> dict[int, Stat]:
             for name in ("atime", "mtime", "ctime")
         ]
         number = int(part[part.index("<") + 1 : part.index(">")])
-        found[number] = Stat(kind, int(mode, 8), int(uid), int(gid), int(size), int(links), int(blocks), *times)
+        found[number] = Stat(
+            kind, int(flags, 16), int(mode, 8), int(uid), int(gid), int(size), int(links), int(blocks), *times
+        )
     return found
 
 

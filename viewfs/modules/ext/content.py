@@ -32,6 +32,8 @@ _EXTENTS = int(InodeFlags.EXTENTS)
 _INLINE_DATA = int(InodeFlags.INLINE_DATA)
 _EA_INODE = int(InodeFlags.EA_INODE)
 _MAPS_CACHED = 4096
+#: Blocks that are looked up at once, at least: where they are contiguous, reads of the rest need no look.
+_WINDOW = 4096
 #: Bytes of metadata blocks that are kept parsed.
 _NODE_BYTES_CACHED = 4 << 20
 _INLINE_ATTRIBUTE = b"data"
@@ -50,6 +52,7 @@ class Contents:
         self._seed = superblock.checksum_seed
         self._block_seed = superblock.checksum_seed if superblock.metadata_checksums else None
         self._maps: Cache[int, ExtentMap | IndirectMap] = Cache(_MAPS_CACHED)
+        self._recent: Cache[int, Run] = Cache(_MAPS_CACHED)
         self._nodes: Cache[tuple[int, int, int], Leaf | Branch] = Cache(_NODE_BYTES_CACHED)
         self._pointers: Cache[int, Sequence[int]] = Cache(_NODE_BYTES_CACHED)
         self._leaves: Cache[int, Leaf] = Cache(_NODE_BYTES_CACHED)
@@ -66,29 +69,57 @@ class Contents:
         if inode.flags & _INLINE_DATA:
             # A file that was made longer without being written to is still inline, and zeros from there on.
             return self.inline(inode)[offset:end].ljust(end - offset, b"\0")
+        number, block_size = inode.attributes.ino, self._block_size
+        first, last = offset // block_size, (end - 1) // block_size
+        run = self._recent.get(number)
+        if run is None or first < run.logical or last >= run.logical + run.length:
+            pieces, run = self._pieces(inode, offset, end)
+            if run is not None:
+                self._recent.put(number, run)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return self._image.pread(end - offset, (run.physical - run.logical) * block_size + offset)
+
+    def _pieces(self, inode: Inode, offset: int, end: int) -> tuple[list[bytes], Run | None]:
+        """The bytes between `offset` and `end`, read once for each stretch of the image, and the last run of them.
+
+        Runs are looked for beyond `end`, so that the last one will do for what is read next. None is asked for once
+        `end` is reached: damage that lies behind it is not this read's.
+        """
         block_size = self._block_size
-        pieces = []
-        position = offset
-        for logical, physical, length in self.runs(inode, offset // block_size, -(-end // block_size)):
-            start, stop = max(logical * block_size, position), min((logical + length) * block_size, end)
-            if start > position:
-                pieces.append(bytes(start - position))
-            pieces.append(self._image.pread(stop - start, (physical - logical) * block_size + start))
-            position = stop
-        if position < end:
-            pieces.append(bytes(end - position))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces: list[bytes] = []
+        place, start, stop = 0, offset, offset  # Bytes from `start` to `stop` are at `place`, and are not read yet.
+        run: Run | None = None
+        first = offset // block_size
+        for run in self._map(inode).runs(first, max(-(-end // block_size), first + _WINDOW)):
+            logical, physical, length = run
+            begin, finish = max(logical * block_size, offset), min((logical + length) * block_size, end)
+            if begin >= end:
+                break
+            here = (physical - logical) * block_size + begin
+            if begin != stop or here != place + stop - start:
+                if start < stop:
+                    pieces.append(self._image.pread(stop - start, place))
+                if stop < begin:
+                    pieces.append(bytes(begin - stop))
+                place, start = here, begin
+            stop = finish
+            if stop == end:
+                break
+        if start < stop:
+            pieces.append(self._image.pread(stop - start, place))
+        if stop < end:
+            pieces.append(bytes(end - stop))
+        return pieces, run
 
     def runs(self, inode: Inode, first: int, end: int) -> Iterator[Run]:
         """Where the blocks from `first` to before `end` are; what is missing in between reads as zeros."""
-        number = inode.attributes.ino
-        found = self._maps.get(number)
-        if found is None:
-            found = self._maps.put(number, self.map(inode))
-        return joined(found.runs(first, end))
+        return joined(self._map(inode).runs(first, end))
 
-    def map(self, inode: Inode) -> ExtentMap | IndirectMap:
-        """How the blocks of `inode` are found."""
+    def _map(self, inode: Inode) -> ExtentMap | IndirectMap:
+        number = inode.attributes.ino
+        return self._maps.get(number) or self._maps.put(number, self._new_map(inode))
+
+    def _new_map(self, inode: Inode) -> ExtentMap | IndirectMap:
         if not inode.flags & _EXTENTS:
             return IndirectMap(inode.block, self._limits, self._load_pointers, self._load_leaf)
         number, seed = inode.attributes.ino, inode.checksum_seed

@@ -1,12 +1,13 @@
 """Looking up names and listing them, on top of the bytes of directories.
 
 Three ways lead from a name to an inode number. A large hashed directory is asked by way of its index, which takes
-two or three blocks of it. Any other is read once and kept as a table. One that is too large for that is read up to
-the name, each time.
+two or three blocks of it. Any other is read once and kept as a table, and so is a hashed one that is asked again and
+again. One that is too large for that is read up to the name, each time.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 
 from viewfs.modules.ext.content import Contents
@@ -33,6 +34,8 @@ _BATCH = 65536
 _TABLES_CACHED = 16 << 20
 #: Bytes of leaves and inner nodes of indexes that are kept, parsed.
 _INDEXES_CACHED = 8 << 20
+#: Directories of which it is known how often they were asked.
+_ASKED_CACHED = 4096
 #: Up to so many blocks, a table is made at once even where there is an index.
 _FEW_BLOCKS = 4
 #: Blocks without a name in a row, after which listing gives up: deleting leaves some, but hours of them are an attack.
@@ -52,6 +55,7 @@ class Directories:
         self._indexes = Compat.DIR_INDEX in superblock.compat
         self._max_levels = 2 if Incompat.LARGE_DIR in superblock.incompat else 1
         self._tables: Cache[int, Mapping[bytes, int]] = Cache(_TABLES_CACHED)
+        self._asked: Cache[int, int] = Cache(_ASKED_CACHED)
         self._leaves: Cache[tuple[int, int], Mapping[bytes, int]] = Cache(_INDEXES_CACHED)
         self._nodes: Cache[tuple[int, int], IndexNode] = Cache(_INDEXES_CACHED)
         self._roots: Cache[int, IndexRoot] = Cache(_INDEXES_CACHED)
@@ -63,7 +67,7 @@ class Directories:
         if inode.flags & _ENCRYPT:
             raise encrypted(f"directory {inode.attributes.ino}")
         if inode.flags & _INLINE_DATA:
-            return iter([entry for entry in self._inline_entries(inode) if entry.cookie > start])
+            return iter([entry for entry in self._inline_entries(inode) if entry[1] > start])
         return self._entries(inode, start)
 
     def _inline_entries(self, inode: Inode) -> list[Entry]:
@@ -83,8 +87,8 @@ class Directories:
         while block < blocks:
             end = min(block + batch, blocks)
             for entries in self._parsed(inode, block, end):
-                if entries and entries[0].cookie <= start:
-                    entries = [entry for entry in entries if entry.cookie > start]
+                if entries and entries[0][1] <= start:
+                    entries = [entry for entry in entries if entry[1] > start]
                 yield from entries
                 empty = 0 if entries else empty + 1
                 if empty > _MAX_EMPTY_BLOCKS:
@@ -160,10 +164,20 @@ class Directories:
         if blocks > _FEW_BLOCKS and self._indexes and inode.flags & (_INDEX | _CASEFOLD) == _INDEX:
             root = self._root(inode)
             if root is not None:
+                self._notice(inode, blocks)
                 found = self._indexed(inode, root, name)
                 if found is not None or self._hash_is_certain(name):
                     return found
         return self._linear(inode, name)
+
+    def _notice(self, inode: Inode, blocks: int) -> None:
+        """A directory that is asked more often than it has blocks is made a table of, if it can be."""
+        number = inode.attributes.ino
+        asked = (self._asked.get(number) or 0) + 1
+        self._asked.put(number, asked)
+        if asked == blocks and inode.attributes.size <= _TABLES_CACHED:
+            with contextlib.suppress(OSError):  # There is damage, but perhaps not where the index leads.
+                self._linear(inode, b"")
 
     def _linear(self, inode: Inode, name: bytes) -> int | None:
         number, size = inode.attributes.ino, inode.attributes.size
@@ -172,12 +186,12 @@ class Directories:
         try:
             for entries in self._parsed(inode, 0, self._block_count(inode)):
                 if keep:
-                    for entry in entries:
-                        table.setdefault(entry.name, entry.inode)
+                    for found, _, target, _ in entries:
+                        table.setdefault(found, target)
                 else:
-                    for entry in entries:
-                        if entry.name == name:
-                            return entry.inode
+                    for found, _, target, _ in entries:
+                        if found == name:
+                            return target
         except OSError:
             # Part of the directory is damaged. A name before that is a name still.
             if name not in table:
@@ -242,6 +256,6 @@ class Directories:
 
 def _table(entries: list[Entry]) -> Mapping[bytes, int]:
     table: dict[bytes, int] = {}
-    for entry in entries:
-        table.setdefault(entry.name, entry.inode)
+    for name, _, target, _ in entries:
+        table.setdefault(name, target)
     return table

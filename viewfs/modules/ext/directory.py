@@ -8,7 +8,7 @@ name once, hashed or not.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import TypeAlias
 
 from viewfs.modules.ext.checksums import crc32c, stored
 from viewfs.modules.ext.damage import damaged
@@ -26,14 +26,10 @@ _DOT, _DOTDOT = 12, 24
 _DIRECTORY = 2
 
 
-class Entry(NamedTuple):
-    """One name. `cookie` is the position after it in the directory, in bytes."""
-
-    name: bytes
-    cookie: int
-    inode: int
-    #: EXT4_FT_*: 0 unknown, 1 regular file, 2 directory, 3 and 4 character and block device, 5 FIFO, 6 socket, 7 link.
-    kind: int
+#: One name: the name, its cookie, its inode, and EXT4_FT_* (0 unknown, 1 regular file, 2 directory, 3 character and
+#: 4 block device, 5 FIFO, 6 socket, 7 symbolic link). The cookie is the position after it in the directory, in bytes.
+#: A plain tuple, for there are so many of them.
+Entry: TypeAlias = tuple[bytes, int, int, int]
 
 
 def parse_entries(
@@ -44,8 +40,9 @@ def parse_entries(
     `inodes` is the highest inode number there is; without `file_types` (feature filetype) the byte for the type is
     the high half of the length. Raises OSError(EUCLEAN) for entries that do not fill the block.
     """
-    entries = []
+    entries: list[Entry] = []
     unpack = _ENTRY.unpack_from
+    slashes = b"/" in data
     shift = position - start
     large = block_size >= 65536
     while start < end:
@@ -61,14 +58,14 @@ def parse_entries(
             if inode > inodes:
                 raise damaged(f"a directory has an entry for inode {inode}, which can't be")
             name = data[start + 8 : start + 8 + length]
-            if not name or b"/" in name or b"\0" in name:
+            if not name or 0 in name or (slashes and b"/" in name):
                 raise damaged("a directory has an entry with an impossible name")
             if not file_types:
                 if kind:
                     raise damaged("a directory has an entry of an impossible length")
             elif kind > 7:
                 kind = 0
-            entries.append(Entry(name, after + shift, inode, kind))
+            entries.append((name, after + shift, inode, kind))
         start = after
     return entries
 
@@ -82,7 +79,7 @@ def parse_inline_entries(data: bytes, number: int, *, inodes: int, file_types: b
     if not 0 < parent <= inodes:
         raise damaged(f"directory {number} has an impossible parent, inode {parent}")
     kind = _DIRECTORY if file_types else 0
-    entries = [Entry(b".", _DOT, number, kind), Entry(b"..", _DOTDOT, parent, kind)]
+    entries = [(b".", _DOT, number, kind), (b"..", _DOTDOT, parent, kind)]
     entries += parse_entries(
         data, _INLINE_PARENT, len(data), _DOTDOT, inodes=inodes, file_types=file_types, block_size=block_size
     )

@@ -35,6 +35,7 @@ class InodeFlags(IntFlag):
 
 
 _HUGE_FILE = int(InodeFlags.HUGE_FILE)
+_INLINE_DATA = int(InodeFlags.INLINE_DATA)
 
 #: The first 128 bytes, struct ext4_inode of ext2.
 _SMALL = struct.Struct("<HHIiiiIHHII4x60sIII4xHHHHH2x")
@@ -144,6 +145,8 @@ def parse_inode(number: int, data: bytes, form: InodeFormat) -> Inode:
         blocks |= blocks_high << 32
         if flags & _HUGE_FILE:
             blocks *= form.block_size // 512
+    if flags & _INLINE_DATA and kind == stat.S_IFREG:
+        blocks += size + 511 >> 9  # As the kernel tells: tar takes a file without blocks to be one hole.
     attributes = Attributes(
         InodeNumber(number),
         mode,

@@ -4,6 +4,10 @@
 that is not whole: one without a commit block, or with a checksum that is wrong. What it returns is the state after
 the last whole one: for each block of the file system its newest version's place in the journal, unless a later
 transaction revoked it.
+
+Fast commits, which may follow the last whole transaction, are found but not replayed: they don't hold blocks, but
+say what was done to inodes and directories. Without them the file system is consistent all the same, and as it was
+at that transaction.
 """
 
 from __future__ import annotations
@@ -17,7 +21,15 @@ from typing import NamedTuple
 from viewfs.modules.ext.checksums import crc32_big_endian, crc32c, stored
 from viewfs.modules.ext.damage import damaged
 
-__all__ = ["JournalFeatures", "JournalSuperblock", "Logged", "Replay", "parse_journal_superblock", "replay"]
+__all__ = [
+    "JournalFeatures",
+    "JournalSuperblock",
+    "Logged",
+    "Replay",
+    "has_fast_commits",
+    "parse_journal_superblock",
+    "replay",
+]
 
 _MAGIC = 0xC03B3998
 _DESCRIPTOR, _COMMIT, _SUPERBLOCK_1, _SUPERBLOCK_2, _REVOKE = 1, 2, 3, 4, 5
@@ -25,6 +37,7 @@ _HEADER = struct.Struct(">III")
 _TAIL_SIZE = 4
 #: Blocks at the end for fast commits, where s_num_fc_blks doesn't say.
 _FAST_COMMIT_BLOCKS = 256
+_FAST_COMMIT_HEAD = 9
 _MIN_BLOCKS = 1024
 #: mke2fs makes no larger ones.
 _MAX_BLOCKS = 10_240_000
@@ -149,6 +162,18 @@ def replay(superblock: JournalSuperblock, read: Callable[[int], bytes], blocks_c
             if revoked.get(block, -1) < number:
                 blocks[block] = logged
     return Replay(blocks, len(transactions), log.sequence, log.stopped)
+
+
+def has_fast_commits(superblock: JournalSuperblock, read: Callable[[int], bytes], sequence: int) -> bool:
+    """Whether fast commits follow transaction `sequence` - 1 (journal.rst, "Fast commits").
+
+    They begin with a tag, struct ext4_fc_tl and struct ext4_fc_head, that names the transaction they come before.
+    Raises OSError.
+    """
+    if not superblock.start or superblock.end == superblock.fast_commit_end:
+        return False
+    tag, length, _features, transaction = struct.unpack_from("<HHII", read(superblock.end))
+    return bool(tag == _FAST_COMMIT_HEAD and length >= 8 and transaction == sequence)
 
 
 class _Log:

@@ -71,28 +71,39 @@ def _words(characters: Sequence[int], count: int) -> list[int]:
     return words + [padding] * (count - len(words))
 
 
-#: Which words the three rounds of half MD4 take, and by how much each step rotates.
-_ROUNDS = (
-    (0x00000000, (0, 1, 2, 3, 4, 5, 6, 7), (3, 7, 11, 19)),
-    (0x5A827999, (1, 3, 5, 7, 0, 2, 4, 6), (3, 5, 9, 13)),
-    (0x6ED9EBA1, (3, 7, 2, 6, 1, 5, 0, 4), (3, 9, 11, 15)),
-)
-
-
 def _half_md4(state: tuple[int, ...], words: Sequence[int]) -> tuple[int, ...]:
+    """Three rounds of eight steps, four of them in each pass of a loop. A lookup spends most of its time here."""
+    mask = _MASK
     a, b, c, d = state
-    for number, (constant, order, shifts) in enumerate(_ROUNDS):
-        for step, word in enumerate(order):
-            if number == 0:
-                mixed = d ^ (b & (c ^ d))
-            elif number == 1:
-                mixed = (b & c) + ((b ^ c) & d)
-            else:
-                mixed = b ^ c ^ d
-            value = (a + mixed + words[word] + constant) & _MASK
-            shift = shifts[step & 3]
-            a, b, c, d = d, (value << shift | value >> (32 - shift)) & _MASK, b, c
-    return tuple((old + new) & _MASK for old, new in zip(state, (a, b, c, d), strict=True))
+    p, q, r, s, t, u, v, w = words
+    for i, j, k, l in ((p, q, r, s), (t, u, v, w)):  # noqa: E741
+        x = (a + (d ^ (b & (c ^ d))) + i) & mask
+        a = (x << 3 | x >> 29) & mask
+        x = (d + (c ^ (a & (b ^ c))) + j) & mask
+        d = (x << 7 | x >> 25) & mask
+        x = (c + (b ^ (d & (a ^ b))) + k) & mask
+        c = (x << 11 | x >> 21) & mask
+        x = (b + (a ^ (c & (d ^ a))) + l) & mask
+        b = (x << 19 | x >> 13) & mask
+    for i, j, k, l in ((q, s, u, w), (p, r, t, v)):  # noqa: E741
+        x = (a + (b & c) + ((b ^ c) & d) + i + 0x5A827999) & mask
+        a = (x << 3 | x >> 29) & mask
+        x = (d + (a & b) + ((a ^ b) & c) + j + 0x5A827999) & mask
+        d = (x << 5 | x >> 27) & mask
+        x = (c + (d & a) + ((d ^ a) & b) + k + 0x5A827999) & mask
+        c = (x << 9 | x >> 23) & mask
+        x = (b + (c & d) + ((c ^ d) & a) + l + 0x5A827999) & mask
+        b = (x << 13 | x >> 19) & mask
+    for i, j, k, l in ((s, w, r, v), (q, u, p, t)):  # noqa: E741
+        x = (a + (b ^ c ^ d) + i + 0x6ED9EBA1) & mask
+        a = (x << 3 | x >> 29) & mask
+        x = (d + (a ^ b ^ c) + j + 0x6ED9EBA1) & mask
+        d = (x << 9 | x >> 23) & mask
+        x = (c + (d ^ a ^ b) + k + 0x6ED9EBA1) & mask
+        c = (x << 11 | x >> 21) & mask
+        x = (b + (c ^ d ^ a) + l + 0x6ED9EBA1) & mask
+        b = (x << 15 | x >> 17) & mask
+    return (state[0] + a) & mask, (state[1] + b) & mask, (state[2] + c) & mask, (state[3] + d) & mask
 
 
 def _tea(state: tuple[int, ...], words: Sequence[int]) -> tuple[int, ...]:

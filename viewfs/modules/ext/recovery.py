@@ -13,13 +13,17 @@ from viewfs.modules.ext.damage import damaged, missing
 from viewfs.modules.ext.features import Compat, Incompat
 from viewfs.modules.ext.image import Image, Moved
 from viewfs.modules.ext.inode import Inode, InodeFlags
-from viewfs.modules.ext.journal import Replay, parse_journal_superblock, replay
+from viewfs.modules.ext.journal import Replay, has_fast_commits, parse_journal_superblock, replay
 from viewfs.modules.ext.layout import Superblock
 from viewfs.modules.ext.mapping import Run
 from viewfs.modules.ext.table import InodeTable
 
 __all__ = ["Recovered", "recover"]
 
+_FAST_COMMITS_WARNING = (
+    "the journal ends with fast commits (feature fast_commit), which can't be replayed: "
+    "what was synchronized after the last full commit is not seen"
+)
 _EXTENT_MAGIC = b"\x0a\xf3"
 
 
@@ -52,10 +56,14 @@ def recover(
         moved = {
             block: Moved(journal.position(logged.place), logged.escaped) for block, logged in outcome.blocks.items()
         }
+        fast_commits = journal.has_fast_commits(outcome.next_sequence)
     except OSError as error:
         raise DamagedSourceError(f"{name} was not unmounted, and its journal can't be read: {error.strerror}") from None
     image.replay(moved, superblock.block_size)
-    return Recovered(outcome.transactions, (outcome.stopped,) if outcome.stopped else ())
+    warnings = (outcome.stopped,) if outcome.stopped else ()
+    if fast_commits:
+        warnings += (_FAST_COMMITS_WARNING,)
+    return Recovered(outcome.transactions, warnings)
 
 
 def _journal_inode(superblock: Superblock, table: InodeTable) -> Inode:
@@ -101,6 +109,9 @@ class _Journal:
 
     def replay(self, blocks_count: int) -> Replay:
         return replay(self._superblock, self.read, blocks_count)
+
+    def has_fast_commits(self, sequence: int) -> bool:
+        return has_fast_commits(self._superblock, self.read, sequence)
 
 
 def _check_disjoint(runs: list[Run]) -> None:

@@ -82,7 +82,10 @@ def _usual_positions(image: Image) -> Iterator[int]:
 def _likely_positions(image: Image) -> Iterator[int]:
     """Wherever the magic number is in the first part of the image, in order."""
     for start in range(0, min(image.size, _SEARCHED), _SEARCH_STEP):
-        data = image.pread(min(_SEARCH_STEP, image.size - start), start)
+        try:
+            data = image.pread(min(_SEARCH_STEP, image.size - start), start)
+        except OSError:
+            continue
         low, high = data[_MAGIC_OFFSET::1024], data[_MAGIC_OFFSET + 1 :: 1024]
         index = low.find(_MAGIC[0])
         while index >= 0:

@@ -14,6 +14,7 @@ _PIECE = 16384
 _PIECES_CACHED = 256
 _INODES_CACHED = 8192
 _GROUPS_CACHED = 65536
+_GROUPS_COUNTED = 16384
 
 
 class InodeTable:
@@ -51,6 +52,19 @@ class InodeTable:
                 return self._image.pread(size, position)
             data = self._pieces.put(piece, self._image.pread(piece_size, piece * piece_size))
         return data[start : start + size]
+
+    def free(self) -> tuple[int, int] | None:
+        """Free blocks and inodes, counted over all groups; None if they are too many, or can't be read."""
+        blocks = inodes = 0
+        if self._superblock.groups > _GROUPS_COUNTED:
+            return None
+        try:
+            for number in range(self._superblock.groups):
+                group = self.group(number)
+                blocks, inodes = blocks + group.free_blocks, inodes + group.free_inodes
+        except OSError:
+            return None
+        return blocks, inodes
 
     def group(self, group: int) -> GroupDescriptor:
         """The descriptor of a group, or the first valid copy of it. Raises OSError(EUCLEAN) or EIO."""

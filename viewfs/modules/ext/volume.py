@@ -18,7 +18,7 @@ from viewfs.errors import DamagedSourceError
 from viewfs.modules.api import Attributes, FileSystemStatistics, Source
 from viewfs.modules.ext.content import Contents
 from viewfs.modules.ext.directories import Directories
-from viewfs.modules.ext.features import Compat, feature_names
+from viewfs.modules.ext.features import Compat, Incompat, feature_names
 from viewfs.modules.ext.image import Image
 from viewfs.modules.ext.layout import MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock
 from viewfs.modules.ext.recovery import Recovered, recover
@@ -43,6 +43,9 @@ class Volume:
         self._table = InodeTable(image, superblock)
         self._contents = Contents(image, superblock, self._table)
         self._directories = Directories(image, superblock, self._contents)
+        # The superblock's numbers are those of the last unmounting.
+        counted = self._table.free() if recovered.transactions else None
+        self._free = counted or (superblock.free_blocks, superblock.free_inodes)
         self.label = superblock.label
         self.uuid: uuid.UUID = superblock.uuid
         #: As mke2fs spells them.
@@ -136,11 +139,22 @@ class Volume:
     def statistics(self) -> FileSystemStatistics:
         """What statfs(2) tells."""
         superblock = self._superblock
+        free_blocks, free_inodes = self._free
+        kept = superblock.reserved_blocks + self._kept_for_splits()
         return FileSystemStatistics(
             block_size=superblock.block_size,
             blocks=max(superblock.blocks_count - superblock.overhead, 0),
-            free_blocks=superblock.free_blocks,
-            available_blocks=max(superblock.free_blocks - superblock.reserved_blocks, 0),
+            free_blocks=free_blocks,
+            available_blocks=max(free_blocks - kept, 0),
             files=superblock.inodes_count,
-            free_files=superblock.free_inodes,
+            free_files=free_inodes,
         )
+
+    def _kept_for_splits(self) -> int:
+        """The blocks that the kernel keeps for extent trees that grow when a hole is written to: they aren't told
+        of as available (ext4_calculate_resv_clusters)."""
+        superblock = self._superblock
+        if Incompat.EXTENT not in superblock.incompat:
+            return 0
+        cluster = superblock.cluster_size // superblock.block_size
+        return min(superblock.blocks_count // cluster // 50, 4096) * cluster
