@@ -77,18 +77,12 @@ def _list_available(as_json: bool) -> None:
     rows: list[tuple[str, str, str]] = []
     for one in found:
         rows.append((one.module.name, _summary(one.module), one.origin))
-        rows += [(f"  {o.name}={o.metavar}", f"  {o.help} (default: {_shown(o.default)})", "") for o in one.module.options]
+        rows += [(f"  {o.name}={o.metavar}", f"  {o.help} (default: {o.show(o.default)})", "") for o in one.module.options]
     print_table(("MODULE", "WHAT IT IS", "FROM"), rows)
 
 
 def _summary(module: type) -> str:
     return (module.__doc__ or "").strip().partition("\n")[0]
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
 
 
 @click.command()

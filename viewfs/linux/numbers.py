@@ -39,7 +39,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "recvfrom": (45, 207), "request_key": (249, 218), "restart_syscall": (219, 128), "rseq": (334, 293),
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
     "sched_getaffinity": (204, 123), "sched_yield": (24, 124), "seccomp": (317, 277), "select": (23, None),
-    "sendmsg": (46, 211), "recvmsg": (47, 212), "sendto": (44, 206), "set_robust_list": (273, 99), "set_tid_address": (218, 96), "setdomainname": (171, 162),
+    "ioctl": (16, 29), "setsockopt": (54, 208), "sendmsg": (46, 211), "recvmsg": (47, 212), "sendto": (44, 206), "set_robust_list": (273, 99), "set_tid_address": (218, 96), "setdomainname": (171, 162),
     "sethostname": (170, 161), "setns": (308, 268), "settimeofday": (164, 170), "sigaltstack": (131, 132),
     "socket": (41, 198), "socketpair": (53, 199), "swapoff": (168, 225), "swapon": (167, 224), "syslog": (103, 116),
     "tgkill": (234, 131), "time": (201, None), "timerfd_create": (283, 85), "timerfd_settime": (286, 86),

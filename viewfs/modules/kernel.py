@@ -20,7 +20,7 @@ from viewfs.linux.mount import (
     open_tree,
 )
 from viewfs.modules.api import Module, Mounting
-from viewfs.modules.options import flag, integer, size
+from viewfs.modules.options import flag, permissions, size
 
 __all__ = ["Bind", "KernelModule", "Temporary", "Unreal"]
 
@@ -42,7 +42,7 @@ class Temporary(KernelModule):
     name = "tmp"
     options = (
         size("size", 0, "how much it may hold; 0: half of the machine's memory"),
-        integer("mode", 0o755, "permission bits of its root", maximum=0o7777),
+        permissions("mode", 0o755, "permission bits of its root"),
     )
 
     def mount(self, mounting: Mounting) -> int:

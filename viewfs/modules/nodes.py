@@ -118,8 +118,9 @@ class NodeFileSystem(FileSystem):
         return None if node is None else self.getattr(self._number(node, directory))
 
     def readdir(self, directory: InodeNumber, start: int) -> Iterable[DirectoryEntry]:
+        children = self._directory(directory).children()
         numbers = {".": directory, "..": self._parents[directory]}
-        for name, node in self._directory(directory).children().items():
+        for name, node in children.items():
             numbers[name] = self._number(node, directory)
         entries = list(numbers.items())
         for cookie in range(start, len(entries)):

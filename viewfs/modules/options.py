@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from viewfs.errors import UsageError
 
-__all__ = ["Option", "choice", "flag", "integer", "parse_options", "size", "split_options", "text"]
+__all__ = ["Option", "choice", "flag", "integer", "parse_options", "permissions", "size", "split_options", "text"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,8 @@ class Option(Generic[T]):
     metavar: str
     #: `NAME` alone is allowed.
     bare: bool = False
+    #: A value as a person would write it.
+    show: Callable[[T], str] = str
 
 
 def text(name: str, default: str, help: str) -> Option[str]:
@@ -50,6 +52,21 @@ def integer(name: str, default: int, help: str, *, minimum: int = 0, maximum: in
         return number
 
     return Option(name, parse, default, help, "N")
+
+
+def permissions(name: str, default: int, help: str) -> Option[int]:
+    """An option that takes permission bits in octal, as chmod(1) does."""
+
+    def parse(value: str) -> int:
+        try:
+            bits = int(value, 8)
+        except ValueError:
+            bits = -1
+        if not 0 <= bits <= 0o7777:
+            raise ValueError("permission bits in octal, such as 755")
+        return bits
+
+    return Option(name, parse, default, help, "OCTAL", show=lambda bits: f"{bits:o}")
 
 
 def size(name: str, default: int, help: str) -> Option[int]:
@@ -73,7 +90,7 @@ def flag(name: str, help: str) -> Option[bool]:
         except KeyError:
             raise ValueError("yes or no") from None
 
-    return Option(name, parse, False, help, "yes|no", bare=True)
+    return Option(name, parse, False, help, "yes|no", bare=True, show=lambda on: "yes" if on else "no")
 
 
 def choice(name: str, values: Iterable[str], default: str, help: str) -> Option[str]:

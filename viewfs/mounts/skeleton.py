@@ -7,6 +7,9 @@ skeleton from the start, and another is put over the parent of a mount point tha
 A skeleton is sealed (mounted read-only) once it is built: a new file made in it would be lost with the view, and "read-only
 file system" is better news than that. What can be written below its children can be written as before.
 
+A directory with very many children is covered with a kernel overlay instead, one mount for all of them; what is
+below it can then only be read.
+
 It is assembled in a mount namespace of its own, cloned from there as a detached tree, and moved into the view in one
 step, so that no process of the view sees it half built.
 """
@@ -19,7 +22,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from viewfs.errors import UsageError, explain_os_error
 from viewfs.linux.mount import (
@@ -32,6 +35,10 @@ from viewfs.linux.mount import (
     OpenTree,
     UmountFlags,
     detached_tmpfs,
+    fsconfig_create,
+    fsconfig_string,
+    fsmount,
+    fsopen,
     mount,
     mount_setattr,
     move_mount,
@@ -39,47 +46,45 @@ from viewfs.linux.mount import (
     pivot_root,
     umount2,
 )
-from viewfs.linux.mountinfo import MountEntry
+from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 
 __all__ = ["SKELETON_SOURCE", "MountPointPlan", "build_root", "make_mount_point", "plan_mount_point", "remove_mount_point"]
 
 #: What the mount table shows as the source of a skeleton.
 SKELETON_SOURCE = "viewfs-skeleton"
+#: With more children than that a directory is covered with an overlay: every later epoch copies the mount table.
+_CROWD = 1000
 
 
-@dataclass
-class _Children:
-    """What a directory shows, held open: names in order, each a tree to attach or a symbolic link's target."""
+def _show_children(old: int, new: str, opened: dict[str, int], *, leave_out: frozenset[str] = frozenset()) -> None:
+    """Make directory `new` show what directory `old` (a descriptor) shows; `opened` has trees that are open already."""
+    with os.scandir(old) as entries:
+        for entry in entries:
+            place = os.path.join(new, entry.name)
+            if entry.name in leave_out:
+                continue
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.name, dir_fd=old), place)
+                continue
+            try:
+                tree = opened.pop(entry.name, None) or open_tree(old, entry.name, OpenTree.CLONE | AT_RECURSIVE)
+            except FileNotFoundError:
+                continue  # removed since it was listed
+            try:
+                _make_entry(place, is_directory=entry.is_dir(follow_symlinks=False))
+                move_mount(tree, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
+            finally:
+                os.close(tree)
 
-    trees: dict[str, tuple[int, bool]] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, directory: str, *, leave_out: frozenset[str] = frozenset()) -> _Children:
-        children = cls()
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.name in leave_out:
-                    continue
-                if entry.is_symlink():
-                    children.links[entry.name] = os.readlink(entry.path)
-                    continue
-                try:
-                    tree = open_tree(AT_FDCWD, entry.path, OpenTree.CLONE | AT_RECURSIVE)
-                except FileNotFoundError:
-                    continue  # removed since it was listed
-                children.trees[entry.name] = (tree, entry.is_dir(follow_symlinks=False))
-        return children
-
-    def attach_below(self, directory: str) -> None:
-        for name, target in self.links.items():
-            os.symlink(target, os.path.join(directory, name))
-        for name, (tree, is_directory) in self.trees.items():
-            place = os.path.join(directory, name)
-            _make_entry(place, is_directory=is_directory)
-            move_mount(tree, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
-            os.close(tree)
+@contextmanager
+def _opened_directory(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _make_entry(place: str, *, is_directory: bool, directory_fd: int | None = None) -> None:
@@ -97,12 +102,16 @@ def build_root(*, fresh_proc: bool) -> None:
     """
     mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
     working_directory = os.getcwd()
-    children = _Children.of("/", leave_out=frozenset({"proc"}) if fresh_proc else frozenset())
-    aside = next(f"/{name}" for name, (_tree, is_directory) in children.trees.items() if is_directory)
-    skeleton = detached_tmpfs(SKELETON_SOURCE, {"mode": "755"})
-    move_mount(skeleton, "", AT_FDCWD, aside, MoveMount.F_EMPTY_PATH)
-    os.close(skeleton)
-    children.attach_below(aside)
+    # The new root is built on a directory of the old one, which has to be opened before it is covered.
+    with os.scandir("/") as entries:
+        name = next(entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != "proc")
+    aside = f"/{name}"
+    with _opened_directory("/") as old:
+        covered = {name: open_tree(AT_FDCWD, aside, OpenTree.CLONE | AT_RECURSIVE)}
+        skeleton = detached_tmpfs(SKELETON_SOURCE, {"mode": "755"})
+        move_mount(skeleton, "", AT_FDCWD, aside, MoveMount.F_EMPTY_PATH)
+        os.close(skeleton)
+        _show_children(old, aside, covered, leave_out=frozenset({"proc"}) if fresh_proc else frozenset())
     if fresh_proc:
         os.mkdir(f"{aside}/proc")
         flags = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC
@@ -189,12 +198,10 @@ def make_mount_point(plan: MountPointPlan, *, is_directory: bool, live_namespace
         return
     try:
         if plan.needs_skeleton:
-            _cover_with_skeleton(plan.parent, live_namespace)
-        try:
-            _make_missing(plan, is_directory=is_directory)
-        except OSError:
-            remove_mount_point(plan)
-            raise
+            _cover(plan, live_namespace, is_directory=is_directory)
+        else:
+            with _writable(plan.parent) as skeleton:
+                _make_missing(plan.missing, skeleton, is_directory=is_directory)
     except OSError as error:
         raise explain_os_error(f"cannot make the mount point {plan.path}", error) from error
 
@@ -210,15 +217,21 @@ def remove_mount_point(plan: MountPointPlan) -> None:
         _remove(plan.missing[0], skeleton)
 
 
-def _cover_with_skeleton(directory: str, live_namespace: int) -> None:
+def _cover(plan: MountPointPlan, live_namespace: int, *, is_directory: bool) -> None:
+    """Put a directory of the view's own on `plan.parent` that shows the same, and the missing names besides."""
+    directory = plan.parent
     status = os.stat(directory)
-    with _scratch_namespace(live_namespace):
-        children = _Children.of(directory)
+    with _scratch_namespace(live_namespace), _opened_directory(directory) as old:
+        crowded = len(os.listdir(old)) > _CROWD
         skeleton = detached_tmpfs(SKELETON_SOURCE, {"mode": f"{stat.S_IMODE(status.st_mode):o}"})
         move_mount(skeleton, "", AT_FDCWD, directory, MoveMount.F_EMPTY_PATH)
-        os.close(skeleton)
-        children.attach_below(directory)
+        _make_missing(plan.missing, skeleton, is_directory=is_directory)
         os.utime(directory, ns=(status.st_atime_ns, status.st_mtime_ns))
+        if crowded:
+            _lay_over(directory, old)
+        else:
+            _show_children(old, directory, {})
+        os.close(skeleton)
         tree = open_tree(AT_FDCWD, directory, OpenTree.CLONE | AT_RECURSIVE)
     try:
         mount_setattr(tree, "", AT_EMPTY_PATH, set_attributes=MountAttr.RDONLY)
@@ -227,13 +240,43 @@ def _cover_with_skeleton(directory: str, live_namespace: int) -> None:
         os.close(tree)
 
 
-def _make_missing(plan: MountPointPlan, *, is_directory: bool) -> None:
-    with _writable(plan.parent) as skeleton:
-        place = ""
-        for depth, name in enumerate(plan.missing):
-            place = os.path.join(place, name)
-            last = depth == len(plan.missing) - 1
-            _make_entry(place, is_directory=is_directory or not last, directory_fd=skeleton)
+def _lay_over(directory: str, old: int) -> None:
+    """Instead of a bind for each child, an overlay of what is mounted on `directory` over `old`: one mount, read-only.
+
+    What is mounted on children of `old` is not part of an overlay, so those are bound over it.
+    """
+    with open("/proc/self/mountinfo", "rb") as table:
+        points = [entry.mount_point for entry in parse_mountinfo(table.read())]
+    mounted = {point[len(directory) + 1 :] for point in points if point.startswith(directory + "/")}
+    # By the last name of each: only direct children; what is mounted further down comes along with its parent directory.
+    trees = {name: open_tree(old, name, OpenTree.CLONE | AT_RECURSIVE) for name in {m.split("/")[0] for m in mounted}}
+    context = fsopen("overlay")
+    try:
+        fsconfig_string(context, "source", SKELETON_SOURCE + "-overlay")
+        fsconfig_string(context, "lowerdir", f"{_overlay_path(directory)}:/proc/self/fd/{old}")
+        fsconfig_create(context)
+        overlay = fsmount(context, MountAttr.NONE)
+    finally:
+        os.close(context)
+    move_mount(overlay, "", AT_FDCWD, directory, MoveMount.F_EMPTY_PATH)
+    os.close(overlay)
+    for name, tree in trees.items():
+        move_mount(tree, "", AT_FDCWD, os.path.join(directory, name), MoveMount.F_EMPTY_PATH)
+        os.close(tree)
+
+
+def _overlay_path(path: str) -> str:
+    """A path as overlayfs's lowerdir takes it: colons and backslashes escaped (Documentation/filesystems/overlayfs.rst)."""
+    return path.replace("\\", "\\\\").replace(":", "\\:")
+
+
+def _make_missing(names: tuple[str, ...], skeleton: int, *, is_directory: bool) -> None:
+    """Make `names`, each inside the one before it, in the writable directory `skeleton`."""
+    place = ""
+    for depth, name in enumerate(names):
+        place = os.path.join(place, name)
+        last = depth == len(names) - 1
+        _make_entry(place, is_directory=is_directory or not last, directory_fd=skeleton)
 
 
 @contextmanager

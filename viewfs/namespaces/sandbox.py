@@ -24,6 +24,8 @@ __all__ = ["Confinement", "confine", "sealed_rules", "view_rules"]
 _CLONE_THREAD = 0x00010000
 _CLONE_NEWUSER = 0x10000000
 _AF_UNIX = 1
+#: asm-generic/ioctls.h: how Python makes a descriptor non-blocking.
+_FIONBIO = 0x5421
 
 #: What Python, its threads and an event loop need to serve descriptors that are open already.
 _SERVING = """
@@ -31,7 +33,7 @@ _SERVING = """
     madvise brk futex rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack clock_gettime clock_nanosleep nanosleep
     gettimeofday time getpid gettid getppid getuid geteuid getgid getegid exit exit_group epoll_create1 epoll_ctl
     epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 poll ppoll select pselect6 dup fcntl restart_syscall
-    sched_yield sched_getaffinity getrandom rseq set_robust_list membarrier recvfrom recvmsg sendmsg sendto getsockopt uname
+    sched_yield sched_getaffinity getrandom rseq set_robust_list membarrier recvfrom recvmsg sendmsg sendto getsockopt setsockopt uname
     getrusage times timerfd_create timerfd_settime arch_prctl set_tid_address
 """.split()
 
@@ -65,6 +67,7 @@ def sealed_rules() -> tuple[dict[str, int | ArgumentRule], int]:
     rules: dict[str, int | ArgumentRule] = dict.fromkeys(_SERVING, ALLOW)
     rules["clone"] = ArgumentRule(0, _CLONE_THREAD, ALLOW, deny(errno.EPERM), mask=_CLONE_THREAD)
     rules["clone3"] = deny(errno.ENOSYS)
+    rules["ioctl"] = ArgumentRule(1, _FIONBIO, ALLOW, deny(errno.EPERM))
     rules["tgkill"] = ArgumentRule(0, os.getpid(), ALLOW, deny(errno.EPERM))
     rules["socketpair"] = ArgumentRule(0, _AF_UNIX, ALLOW, deny(errno.EPERM))
     return rules, deny(errno.EPERM)

@@ -166,7 +166,7 @@ class _Front:
             if (lost := self._lost()) is not None:
                 return lost
         code = self._ended["command"]
-        if -code == signal.SIGKILL or code == 128 + signal.SIGKILL:
+        if code < 0 or code > 128:
             # Who killed it? If the session did, because it lost a part of itself, that is what has to be said.
             deadline = time.monotonic() + _BLAME_SECONDS
             while (left := deadline - time.monotonic()) > 0 and signal.sigtimedwait({signal.SIGCHLD}, left):

@@ -216,14 +216,14 @@ class Log:
         sequence: int = 1,
         compat: int = 0,
         incompat: int = 1,
-        fast_commit_blocks: int = 0,
+        fast: int = 0,
     ) -> None:
         self.blocks = [bytes(BLOCK)] * length
         self.at, self.sequence = start, sequence
         self.wide, self.summed = bool(incompat & 2), bool(incompat & 0x18)
         header = self.header(4, 0) + struct.pack(">5I", BLOCK, length, 1, sequence, start) + bytes(4)
         data = header + struct.pack(">3I", compat, incompat, 0) + bytes(range(16)) + struct.pack(">I", 1)
-        data = data.ljust(0x54, b"\0") + struct.pack(">I", fast_commit_blocks)
+        data = data.ljust(0x54, b"\0") + struct.pack(">I", fast)
         data = data.ljust(BLOCK, b"\0")
         if self.summed:
             data = data[:0xFC] + stored(crc32c(data)).to_bytes(4, "big") + data[0x100:]
@@ -318,12 +318,12 @@ def test_crc_is_the_one_with_the_high_bit_first() -> None:
 
 @pytest.mark.parametrize(("transaction", "expected"), [(2, True), (1, False), (3, False)])
 def test_fast_commits_are_noticed(transaction: int, expected: bool) -> None:
-    log = Log(length=1040, incompat=0x21, fast_commit_blocks=8)
+    log = Log(length=1040, incompat=0x21, fast=8)
     log.write({1: b"a"})
     log.commit()
     superblock = parse_journal_superblock(log.blocks[0], BLOCK, len(log.blocks))
     assert (superblock.end, superblock.fast_commit_end) == (1032, 1040)
-    log.blocks[1032] = struct.pack("<HHII", 9, 8, 0, transaction).ljust(BLOCK, b"\0")
+    log.blocks[1033] = struct.pack("<HHII", 9, 8, 0, transaction).ljust(BLOCK, b"\0")
     assert log.replay() == {1: b"a"}
     assert has_fast_commits(superblock, log.blocks.__getitem__, log.outcome.next_sequence) is expected
 

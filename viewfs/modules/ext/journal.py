@@ -167,12 +167,13 @@ def replay(superblock: JournalSuperblock, read: Callable[[int], bytes], blocks_c
 def has_fast_commits(superblock: JournalSuperblock, read: Callable[[int], bytes], sequence: int) -> bool:
     """Whether fast commits follow transaction `sequence` - 1 (journal.rst, "Fast commits").
 
-    They begin with a tag, struct ext4_fc_tl and struct ext4_fc_head, that names the transaction they come before.
-    Raises OSError.
+    They begin with a tag, struct ext4_fc_tl and struct ext4_fc_head, that names the transaction they come before; and
+    that in the second block of their part of the journal, since jbd2 leaves one out (j_fc_first). Raises OSError.
     """
-    if not superblock.start or superblock.end == superblock.fast_commit_end:
+    first = superblock.end + 1
+    if not superblock.start or first >= superblock.fast_commit_end:
         return False
-    tag, length, _features, transaction = struct.unpack_from("<HHII", read(superblock.end))
+    tag, length, _features, transaction = struct.unpack_from("<HHII", read(first))
     return bool(tag == _FAST_COMMIT_HEAD and length >= 8 and transaction == sequence)
 
 

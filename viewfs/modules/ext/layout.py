@@ -7,6 +7,7 @@ for it is not known here.
 
 from __future__ import annotations
 
+import errno
 import struct
 from dataclasses import dataclass
 from uuid import UUID
@@ -19,6 +20,7 @@ __all__ = [
     "MAGIC",
     "SUPERBLOCK_OFFSET",
     "SUPERBLOCK_SIZE",
+    "ExternalJournalError",
     "GroupDescriptor",
     "Superblock",
     "parse_group_descriptor",
@@ -36,6 +38,10 @@ _FLAG_SIGNED_HASH = 0x1
 _FLAG_UNSIGNED_HASH = 0x2
 _MAX_LOG_BLOCK_SIZE = 6
 _JOURNAL_BACKUP_BLOCKS = 1
+
+
+class ExternalJournalError(OSError):
+    """The superblock is that of a journal on a device of its own, which has neither groups nor inodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,8 @@ def parse_superblock(data: bytes) -> Superblock:
     incompat = Incompat(u32(0x60) if dynamic else 0)
     ro_compat = ReadOnlyCompat(u32(0x64) if dynamic else 0)
     _check_checksum(data, ro_compat, u8(0x175))
+    if Incompat.JOURNAL_DEV in incompat:
+        raise ExternalJournalError(errno.EUCLEAN, "this is the external journal of a file system")
     wide = Incompat.BIT64 in incompat
 
     def count(low: int, high: int) -> int:
@@ -185,8 +193,7 @@ def parse_superblock(data: bytes) -> Superblock:
         overhead=u32(0x248) * (cluster_size // block_size),
         checksum_seed=seed,
     )
-    if Incompat.JOURNAL_DEV not in incompat:  # An external journal has no groups.
-        _check_geometry(superblock)
+    _check_geometry(superblock)
     return superblock
 
 

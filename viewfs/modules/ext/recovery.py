@@ -60,7 +60,7 @@ def recover(
     except OSError as error:
         raise DamagedSourceError(f"{name} was not unmounted, and its journal can't be read: {error.strerror}") from None
     image.replay(moved, superblock.block_size)
-    warnings = (outcome.stopped,) if outcome.stopped else ()
+    warnings: tuple[str, ...] = (outcome.stopped,) if outcome.stopped else ()
     if fast_commits:
         warnings += (_FAST_COMMITS_WARNING,)
     return Recovered(outcome.transactions, warnings)

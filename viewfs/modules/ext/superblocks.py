@@ -10,7 +10,14 @@ from viewfs.errors import DamagedSourceError
 from viewfs.modules.ext.damage import damaged
 from viewfs.modules.ext.features import READABLE, Incompat, feature_names
 from viewfs.modules.ext.image import Image
-from viewfs.modules.ext.layout import MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock, parse_superblock
+from viewfs.modules.ext.layout import (
+    MAGIC,
+    SUPERBLOCK_OFFSET,
+    SUPERBLOCK_SIZE,
+    ExternalJournalError,
+    Superblock,
+    parse_superblock,
+)
 
 __all__ = ["Found", "find_superblock"]
 
@@ -39,13 +46,13 @@ def find_superblock(image: Image, name: str) -> Found:
     superblock: Superblock | None
     try:
         superblock = _read(image, SUPERBLOCK_OFFSET)
+    except ExternalJournalError:
+        raise DamagedSourceError(f"{name} is the external journal of a file system, not a file system") from None
     except OSError as reason:
         error = str(reason.strerror)
         superblock = next(_backups(image), None)
     if superblock is None:
         raise DamagedSourceError(f"{name} is not a readable ext2, ext3 or ext4 file system: {error}")
-    if Incompat.JOURNAL_DEV in superblock.incompat:
-        raise DamagedSourceError(f"{name} is the external journal of a file system, not a file system")
     unreadable = Incompat(int(superblock.incompat) & ~int(READABLE))  # ~ of a flag leaves unknown bits out.
     if unreadable:
         names = ", ".join(feature_names(unreadable))

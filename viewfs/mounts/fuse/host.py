@@ -80,12 +80,11 @@ class _Server:
         """Answer the request, or return the promise that will."""
         try:
             answer = self._operations.dispatch(request)
+            if isinstance(answer, Awaitable):
+                return answer
+            self._reply(request, answer)
         except Exception as error:
             self._reply_error(request, error)
-            return None
-        if isinstance(answer, Awaitable):
-            return answer
-        self._reply(request, answer)
         return None
 
     def _reply(self, request: Request, body: bytes | None) -> None:
@@ -130,7 +129,7 @@ class _Server:
         import trio
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_promise, first, its_promise)
+            self._start_waiting(nursery, first, its_promise)
             while True:
                 try:
                     request = self._receive()
@@ -144,7 +143,7 @@ class _Server:
                     continue
                 promise = self._start(request)
                 if promise is not None:
-                    nursery.start_soon(self._keep_promise, request, promise)
+                    self._start_waiting(nursery, request, promise)
             nursery.cancel_scope.cancel()
 
     def _interrupt(self, request: Request) -> None:
@@ -153,17 +152,19 @@ class _Server:
             scope.cancel()
         # An interrupt for what is answered already, or not yet read, needs no reply (Documentation/filesystems/fuse.rst).
 
-    async def _keep_promise(self, request: Request, promise: Awaitable[bytes | None]) -> None:
+    def _start_waiting(self, nursery: trio.Nursery, request: Request, promise: Awaitable[bytes | None]) -> None:
         import trio
 
-        with trio.CancelScope() as scope:
-            self._waiting[request.unique] = scope
+        # Known before its task runs: an interrupt may be the next thing that the kernel has, and it is not sent again.
+        scope = self._waiting[request.unique] = trio.CancelScope()
+        nursery.start_soon(self._keep_promise, request, promise, scope)
+
+    async def _keep_promise(self, request: Request, promise: Awaitable[bytes | None], scope: trio.CancelScope) -> None:
+        with scope:
             try:
-                body = await promise
+                self._reply(request, await promise)
             except Exception as error:
                 self._reply_error(request, error)
-            else:
-                self._reply(request, body)
             finally:
                 del self._waiting[request.unique]
         if scope.cancelled_caught:

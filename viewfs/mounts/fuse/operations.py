@@ -62,6 +62,13 @@ def _done(_value: Any = None) -> bytes:
     return b""
 
 
+def _content(value: object) -> bytes:
+    """What a module gave as bytes. Raises TypeError: None, for one, would be a request that nobody answers."""
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"bytes expected, not {type(value).__name__}")
+    return bytes(value)
+
+
 class Operations:
     """One mounted file system. `dispatch` is the whole interface."""
 
@@ -199,13 +206,13 @@ class Operations:
         return _then(self._fs.getattr(self._inode(request.node)), self._attributes)
 
     def _readlink(self, request: Request) -> Answer[Body]:
-        return _then(self._fs.readlink(self._inode(request.node)), bytes)
+        return _then(self._fs.readlink(self._inode(request.node)), _content)
 
     def _read(self, request: Request) -> Answer[Body]:
         handle, offset, size = request.fields[:3]
         if handle:
-            return self._open_file(handle).read(offset, size)
-        return self._fs.read(self._inode(request.node), offset, size)
+            return _then(self._open_file(handle).read(offset, size), _content)
+        return _then(self._fs.read(self._inode(request.node), offset, size), _content)
 
     def _readdir(self, request: Request) -> Answer[Body]:
         _handle, offset, size = request.fields[:3]
@@ -234,7 +241,7 @@ class Operations:
         def finish(value: bytes | None) -> bytes:
             if value is None:
                 raise _error(errno.ENODATA)
-            return protocol.encode_xattr(value, room)
+            return protocol.encode_xattr(_content(value), room)
 
         return _then(self._fs.getxattr(self._inode(request.node), request.rest.rstrip(b"\0")), finish)
 
