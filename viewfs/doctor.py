@@ -800,7 +800,8 @@ def examine(
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        with contextlib.suppress(ChildProcessError):  # whoever ignores SIGCHLD has the kernel do it
+            os.waitpid(child, 0)
         _wait_for_end(reading)
         os.close(reading)
     return _conclude(
@@ -814,6 +815,7 @@ def _become_attempt(attempt: Callable[[Report], None], writing: int, parent: int
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
         die_with_parent(parent)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
         def report(*message: Any) -> None:
             os.write(writing, json.dumps(message).encode() + b"\n")

@@ -81,7 +81,7 @@ def explain_os_error(step: str, error: OSError) -> ViewfsError:
 
     A path that isn't there or isn't what was asked for is a mistake of the request (exit code 2); the rest is 1.
     """
-    reason = os.strerror(error.errno) if error.errno else str(error)
+    reason = os.strerror(error.errno) if error.errno else str(error) or "no reason given"
     path = error.filename
     if isinstance(path, bytes):
         path = os.fsdecode(path)

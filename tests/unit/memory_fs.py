@@ -123,7 +123,9 @@ class Memory(WritableFileSystem):
 
     def readdir(self, directory: InodeNumber, start: int) -> Answer[Iterable[DirectoryEntry]]:
         numbers = {b".": directory, b"..": InodeNumber(1)} | self._node(directory).names
-        every = [DirectoryEntry(name, at, self._node(ino).attributes) for at, (name, ino) in enumerate(numbers.items(), 1)]
+        every = [
+            DirectoryEntry(name, at, self._node(ino).attributes) for at, (name, ino) in enumerate(numbers.items(), 1)
+        ]
         return every[start:]
 
     def read(self, inode: InodeNumber, offset: int, size: int) -> Answer[bytes]:

@@ -219,7 +219,9 @@ class EpochsAgainstTrees(RuleBasedStateMachine):
     def unmount(self, data: st.DataObject) -> None:
         tree = self.trees[-1]
         parents = {attached.parent for attached in tree}
-        free = [attached for attached in tree if attached.id not in parents and walk(tree, attached.path)[0] == attached.id]
+        free = [
+            attached for attached in tree if attached.id not in parents and walk(tree, attached.path)[0] == attached.id
+        ]
         assume(free)
         attached = data.draw(st.sampled_from(free))
         mount = self.stack.visible_on(attached.path)

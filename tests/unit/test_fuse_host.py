@@ -212,7 +212,8 @@ def test_what_is_no_request_is_passed_over(of: Of, caplog: pytest.LogCaptureFixt
         st.builds(
             request,
             st.sampled_from([*Opcode, 77]),
-            st.binary(max_size=120) | st.builds(lambda size, rest: bytes(size) + rest, st.integers(0, 90), st.binary(max_size=40)),
+            st.binary(max_size=120)
+            | st.builds(lambda size, rest: bytes(size) + rest, st.integers(0, 90), st.binary(max_size=40)),
             node=st.integers(0, 4) | st.integers(0, (1 << 64) - 1),
         )
         | st.binary(min_size=40, max_size=200),

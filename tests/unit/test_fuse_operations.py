@@ -96,7 +96,9 @@ Of = Callable[[type[Any]], type[Any]]
 @both_ways
 def test_an_immutable_file_system_is_read(of: Of) -> None:
     kernel = Kernel(of(Still)())
-    assert (kernel.attr().ino, kernel.attr().mode) == (2, stat.S_IFDIR | 0o755), "node 1 is the root, whatever its number"
+    assert (kernel.attr().ino, kernel.attr().mode) == (2, stat.S_IFDIR | 0o755), (
+        "node 1 is the root, whatever its number"
+    )
     entry = kernel.lookup(b"file")
     assert (entry.node, entry.attr.ino, entry.attr.size, entry.attr.blocks) == (11, 11, 10240, 20)
     assert kernel.ask(Opcode.READ, reading(10000), node=11) == Still.content[10000:]
@@ -394,7 +396,9 @@ def test_an_open_file_takes_what_is_written_to_it() -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, "text", 5, [b"bytes"], object()])
-@pytest.mark.parametrize("opcode", [Opcode.READ, Opcode.READLINK, Opcode.GETATTR, Opcode.STATFS, Opcode.READDIR, Opcode.WRITE])
+@pytest.mark.parametrize(
+    "opcode", [Opcode.READ, Opcode.READLINK, Opcode.GETATTR, Opcode.STATFS, Opcode.READDIR, Opcode.WRITE]
+)
 def test_an_answer_of_the_wrong_type_is_an_error(wrong: Any, opcode: Opcode) -> None:
     """None above all: a reply of no bytes at all is one that the reader waits for for ever."""
 
@@ -426,12 +430,15 @@ def test_bytes_of_any_kind_are_bytes(kind: Callable[[bytes], Any]) -> None:
         st.tuples(
             st.sampled_from([*Opcode, 0, 77]),
             st.integers(0, 4) | st.integers(0, (1 << 64) - 1),
-            st.binary(max_size=120) | st.builds(lambda size, rest: bytes(size) + rest, st.integers(0, 90), st.binary(max_size=40)),
+            st.binary(max_size=120)
+            | st.builds(lambda size, rest: bytes(size) + rest, st.integers(0, 90), st.binary(max_size=40)),
         ),
         max_size=6,
     ),
 )
-def test_any_body_is_answered_or_refused(make: Callable[[], FileSystem], requests: list[tuple[int, int, bytes]]) -> None:
+def test_any_body_is_answered_or_refused(
+    make: Callable[[], FileSystem], requests: list[tuple[int, int, bytes]]
+) -> None:
     operations = Operations(make())
     for opcode, node, body in requests:
         try:

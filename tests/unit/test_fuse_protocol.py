@@ -55,7 +55,11 @@ U64 = st.integers(0, (1 << 64) - 1)
 attributes = st.builds(
     Attributes,
     ino=U64.map(InodeNumber),
-    mode=st.builds(lambda kind, bits: kind | bits, st.sampled_from([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK]), st.integers(0, 0o7777)),
+    mode=st.builds(
+        lambda kind, bits: kind | bits,
+        st.sampled_from([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK]),
+        st.integers(0, 0o7777),
+    ),
     size=U64,
     nlink=U32,
     uid=U32,
@@ -147,7 +151,9 @@ def test_everything_has_the_form_that_the_header_gives_it(tmp_path: Path) -> Non
     expected: dict[str, int] = {f"sizeof(struct {name})": layout.size for name, layout in STRUCTS.items()}
     expected |= {f"sizeof(struct {name})": protocol._BODY[opcode].size for opcode, name in REQUESTS.items()}
     expected |= {name: protocol._BODY[opcode].size for opcode, name in COMPATIBLE.items()}
-    expected |= {f"offsetof(struct {name}, {field})": at for name, fields in OFFSETS.items() for field, at in fields.items()}
+    expected |= {
+        f"offsetof(struct {name}, {field})": at for name, fields in OFFSETS.items() for field, at in fields.items()
+    }
     # An opcode of a newer kernel may not be in this header.
     in_header = Path("/usr/include/linux/fuse.h").read_text()
     expected |= {f"FUSE_{opcode.name}": opcode for opcode in Opcode if f"\tFUSE_{opcode.name}\t" in in_header}
@@ -261,7 +267,14 @@ def test_a_name_that_does_not_exist() -> None:
 
 @pytest.mark.parametrize(
     ("time_ns", "seconds", "nanoseconds"),
-    [(-1, -1, NS - 1), (-NS, -1, 0), (-NS - 1, -2, NS - 1), (0, 0, 0), (NS + 1, 1, 1), (-(1 << 31) * NS, -(1 << 31), 0)],
+    [
+        (-1, -1, NS - 1),
+        (-NS, -1, 0),
+        (-NS - 1, -2, NS - 1),
+        (0, 0, 0),
+        (NS + 1, 1, 1),
+        (-(1 << 31) * NS, -(1 << 31), 0),
+    ],
 )
 def test_times_before_1970(time_ns: int, seconds: int, nanoseconds: int) -> None:
     attr = Attr.parse(encode_attributes(Attributes(InodeNumber(1), 0, mtime_ns=time_ns), (0, 0))[16:])
@@ -281,7 +294,9 @@ def test_the_device_number_that_everyone_knows() -> None:
     assert encode_device(os.makedev(259, 0x12345)) == 0x12310345
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.0, (0, 0)), (1.5, (1, NS // 2)), (3, (3, 0)), (0.25, (0, NS // 4))])
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.0, (0, 0)), (1.5, (1, NS // 2)), (3, (3, 0)), (0.25, (0, NS // 4))]
+)
 def test_seconds(seconds: float, expected: tuple[int, int]) -> None:
     assert split_seconds(seconds) == expected
 
@@ -290,7 +305,8 @@ def test_seconds(seconds: float, expected: tuple[int, int]) -> None:
 
 
 entries = st.lists(
-    st.builds(DirectoryEntry, st.binary(min_size=1, max_size=255), st.integers(1, (1 << 63) - 1), attributes), max_size=8
+    st.builds(DirectoryEntry, st.binary(min_size=1, max_size=255), st.integers(1, (1 << 63) - 1), attributes),
+    max_size=8,
 )
 
 

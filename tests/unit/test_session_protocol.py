@@ -102,7 +102,11 @@ def test_hostile_streams(stream: bytes) -> None:
 
 
 @quick
-@given(st.binary(max_size=100) | values.map(lambda value: json.dumps(value).encode()) | st.text(max_size=40).map(lambda t: t.encode("utf-16")))
+@given(
+    st.binary(max_size=100)
+    | values.map(lambda value: json.dumps(value).encode())
+    | st.text(max_size=40).map(lambda t: t.encode("utf-16"))
+)
 def test_hostile_frames(body: bytes) -> None:
     only_protocol_errors(frame(body))
 

@@ -33,7 +33,7 @@ def parse_mount(text: str) -> dict[str, Any]:
     source, place = parts[:2]
     kind, _, options = (parts[2] if len(parts) == 3 else "").partition(",")
     return {
-        "type": kind or None,
+        "type": absolute(kind) if kind.endswith(".py") else kind or None,
         "source": absolute(source) if source else "",
         "path": absolute(place),
         "options": split_options([options]),

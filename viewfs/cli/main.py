@@ -112,7 +112,9 @@ def main() -> None:
         click.echo(error.format_message(), err=True)
         code = 2
     except click.ClickException as error:
-        error.show()
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "viewfs"
+        said = error.format_message().rstrip(".")
+        _print_error(f"{said[:1].lower()}{said[1:]}; see `{command} --help`")
         code = error.exit_code
     except click.Abort:
         code = 130

@@ -28,7 +28,8 @@ class MountEntry:
 
 def parse_mountinfo(text: bytes) -> list[MountEntry]:
     """The table in the kernel's order. Lines that don't have the form are passed over."""
-    return [entry for line in text.splitlines() if (entry := _parse_line(line)) is not None]
+    # Not splitlines: the kernel escapes a newline in a name, a carriage return it does not.
+    return [entry for line in text.split(b"\n") if (entry := _parse_line(line)) is not None]
 
 
 def _parse_line(line: bytes) -> MountEntry | None:

@@ -17,7 +17,6 @@ import prctl
 from viewfs.linux.libc import check, function, syscall
 
 __all__ = [
-    "CAP_CHOWN",
     "FAKE_ROOT_CAPABILITIES",
     "die_with_parent",
     "drop_capabilities",
@@ -31,10 +30,10 @@ __all__ = [
     "set_name",
 ]
 
-CAP_CHOWN = 0
 #: What a program that believes itself root uses on its own files: chown, dac_override, dac_read_search, fowner, fsetid,
-#: kill, setgid, setuid (linux/capability.h). None of them reaches further than the ids that its user namespace maps.
-FAKE_ROOT_CAPABILITIES = frozenset(range(0, 8))
+#: kill, setgid, setuid, setfcap (linux/capability.h). None reaches further than the ids that its user namespace maps; the
+#: last is what a user namespace inside needs to map its root (user_namespaces(7)).
+FAKE_ROOT_CAPABILITIES = frozenset({*range(0, 8), 31})
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _IOV_MAX = 1024

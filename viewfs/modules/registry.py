@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -107,14 +108,16 @@ def _load_file(path: str) -> type[Module]:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is not a Python module")
     loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded  # where dataclasses and their like look up the module that a class is of
     try:
         spec.loader.exec_module(loaded)
     except Exception as error:
+        sys.modules.pop(name, None)
         raise ViewfsError(f"module {path} does not load: {type(error).__name__}: {error}") from error
-    classes = [value for value in vars(loaded).values() if _is_module(value) and value.__module__ == name]
+    classes = {value for value in vars(loaded).values() if _is_module(value) and value.__module__ == name}
     if len(classes) != 1:
         raise UsageError(f"{path} defines {len(classes)} modules", remedy="it must define one subclass of Module with a name")
-    return classes[0]
+    return classes.pop()
 
 
 def _is_module(value: object) -> bool:

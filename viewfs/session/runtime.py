@@ -116,7 +116,7 @@ class RuntimeDirectory:
         except OSError as error:
             if error.errno != errno.EADDRINUSE or self._answers(name):
                 raise
-            self.remove(name)  # left behind by a machine that went down
+            os.unlink(name + _SUFFIX, dir_fd=self.fd)  # left behind by a machine that went down
             listener.bind(address)
         listener.listen(64)
 

@@ -69,8 +69,9 @@ def supervisor_main(handles: SessionHandles) -> NoReturn:
             os.dup2(null, stream)
         os.close(null)
         os.chdir("/")
-        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _told_to_end)
         set_name("viewfs-supervisor")
         status = _stand_by(handles)
     except BaseException:
@@ -81,6 +82,28 @@ def supervisor_main(handles: SessionHandles) -> NoReturn:
         os._exit(status)
 
 
+class _ToldToEnd(BaseException):
+    """SIGTERM came: from an administrator, or from the end of a session that this one lives in."""
+
+
+def _told_to_end(_number: int, _frame: object) -> None:
+    raise _ToldToEnd
+
+
+def _poll(handles: SessionHandles) -> set[int]:
+    """What there is to read, after a moment; being told to end is as good as the front being gone."""
+    poll = select.poll()
+    for end in (handles.listener, handles.front, handles.link):
+        poll.register(end, select.POLLIN)
+    try:
+        events = {fd for fd, _event in poll.poll(_IDLE_MILLISECONDS)}
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until there is an event loop to hear it
+    except _ToldToEnd:
+        handles.front.close()
+        return {handles.link.fileno()}
+    return events
+
+
 def _stand_by(handles: SessionHandles) -> int:
     received = handles.link.receive()
     if received is None or "ok" not in received[0]:
@@ -89,11 +112,7 @@ def _stand_by(handles: SessionHandles) -> int:
     namespaces = dict(zip(greeting["ok"]["kinds"], fds, strict=True))
     # The agent may know its own number only in a pid namespace that isn't ours.
     own = {handles.agent_process, pid_of(agent_pidfd)}
-    poll = select.poll()
-    poll.register(handles.listener, select.POLLIN)
-    poll.register(handles.front, select.POLLIN)
-    poll.register(handles.link, select.POLLIN)
-    events = dict(poll.poll(_IDLE_MILLISECONDS))
+    events = _poll(handles)
     if handles.front.fileno() in events:
         told = handles.front.receive()
         handles.kept = told is not None and bool(told[0].get("keep"))

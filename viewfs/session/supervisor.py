@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import time
 from collections import deque
@@ -55,6 +56,7 @@ class Supervisor:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             self.nursery = nursery
+            nursery.start_soon(self._watch_for_term)
             nursery.start_soon(self._watch_agent)
             nursery.start_soon(self._watch_front)
             nursery.start_soon(self._read_log)
@@ -86,6 +88,12 @@ class Supervisor:
                 self.ending.set()
         if not self.kept:
             self.ending.set()
+
+    async def _watch_for_term(self) -> None:
+        """From an administrator, or from the end of a session that this one lives in."""
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _number in signals:
+                self.ending.set()
 
     async def _read_log(self) -> None:
         rest = b""

@@ -1,0 +1,163 @@
+"""On a terminal: prompt, Ctrl-C, Ctrl-Z, job control, hang-up. A pseudo-terminal takes the place of the user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.kernel.conftest import Viewfs, own_processes, wait_until
+
+PROMPT = r"\(term\) \S*[$#] "
+
+
+@pytest.fixture
+def terminal(viewfs: Viewfs, tmp_path: Path) -> Iterator[Callable[..., pexpect.spawn]]:
+    """Start something on a terminal, with a home directory whose start files say nothing."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/.bashrc").write_text("PS1='host$ '; bind 'set enable-bracketed-paste off'\n")
+    environment = viewfs.environment | {"HOME": str(tmp_path / "home"), "SHELL": "/bin/bash", "TERM": "dumb"}
+    started: list[pexpect.spawn] = []
+
+    def start(command: str, *arguments: str) -> pexpect.spawn:
+        child = pexpect.spawn(command, list(arguments), env=environment, cwd=str(tmp_path), encoding="utf-8", timeout=30)
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.close(force=True)
+
+
+def test_the_prompt_shows_the_view(terminal: Callable[..., pexpect.spawn]) -> None:
+    shell = terminal("viewfs", "shell", "--name", "term")
+    shell.expect(r"\(term\) host\$ ")
+    shell.sendline("exit 5")
+    shell.expect(pexpect.EOF)
+    shell.wait()
+    assert shell.exitstatus == 5
+
+
+def test_job_control_inside(terminal: Callable[..., pexpect.spawn]) -> None:
+    shell = terminal("viewfs", "shell", "--name", "term", "--load", "hello")
+    shell.expect(PROMPT)
+    shell.sendline("sleep 1000")
+    wait_until(lambda: "sleep" in own_processes().values(), "the command runs")
+    shell.sendintr()
+    shell.expect(PROMPT)
+    shell.sendline("echo status $?")
+    shell.expect(r"status 130\r\n")
+    shell.expect(PROMPT)
+    shell.sendline("sleep 1000")
+    wait_until(lambda: "sleep" in own_processes().values(), "the command runs")
+    shell.sendcontrol("z")
+    shell.expect("Stopped")
+    shell.expect(PROMPT)
+    shell.sendline("cat /hello; fg")
+    shell.expect("Hello from viewfs!")
+    shell.expect("sleep 1000")
+    shell.sendintr()
+    shell.expect(PROMPT)
+    shell.sendline("jobs; echo none")
+    shell.expect(r"none\r\n")
+    shell.sendeof()
+    shell.expect(pexpect.EOF)
+
+
+def test_ctrl_c_ends_a_command_and_its_view(terminal: Callable[..., pexpect.spawn]) -> None:
+    run = terminal("viewfs", "run", "--", "sh", "-c", "echo ready; sleep 1000")
+    run.expect("ready")
+    run.sendintr()
+    run.expect(pexpect.EOF)
+    run.wait()
+    assert run.exitstatus == 130
+
+
+def test_a_command_that_handles_ctrl_c_goes_on(terminal: Callable[..., pexpect.spawn]) -> None:
+    script = "trap 'echo caught' INT; echo ready; while read line; do echo got $line; done; exit 3"
+    run = terminal("viewfs", "run", "--", "bash", "-c", script)
+    run.expect("ready")
+    run.sendintr()
+    run.expect("caught")
+    run.sendline("word")
+    run.expect("got word")
+    run.sendeof()
+    run.expect(pexpect.EOF)
+    run.wait()
+    assert run.exitstatus == 3
+
+
+def test_a_view_is_a_job_of_the_shell_around_it(terminal: Callable[..., pexpect.spawn]) -> None:
+    """Ctrl-Z stops the whole of it, fg and bg go on with it."""
+    outer = terminal("bash", "-i")
+    outer.expect(r"host\$ ")
+    outer.sendline("viewfs run -- sh -c 'echo ready; read word; echo got $word'")
+    outer.expect("ready\r\n")
+    outer.sendcontrol("z")
+    outer.expect("Stopped")
+    outer.expect(r"host\$ ")
+    outer.sendline("fg")
+    outer.expect("viewfs run")
+    outer.sendline("something")
+    outer.expect("got something")
+    outer.expect(r"host\$ ")
+    outer.sendline("exit")
+    outer.expect(pexpect.EOF)
+
+
+def test_suspending_the_inner_shell(terminal: Callable[..., pexpect.spawn]) -> None:
+    outer = terminal("bash", "-i")
+    outer.expect(r"host\$ ")
+    outer.sendline("viewfs shell --name term")
+    outer.expect(PROMPT)
+    outer.sendline("suspend")
+    outer.expect("Stopped")
+    outer.expect(r"host\$ ")
+    outer.sendline("fg")
+    outer.expect("viewfs shell")
+    outer.sendline("echo back $((40+2))")
+    outer.expect("back 42")
+    outer.expect(PROMPT)
+    outer.sendline("exit")
+    outer.expect(r"host\$ ")
+    outer.sendline("exit")
+    outer.expect(pexpect.EOF)
+
+
+def test_at_inside_a_view_has_the_terminal(terminal: Callable[..., pexpect.spawn]) -> None:
+    shell = terminal("viewfs", "shell", "--name", "term", "--mount", "none:/scratch:tmp")
+    shell.expect(PROMPT)
+    shell.sendline("viewfs at 0 -- sh -c 'echo ready; read word; echo got $word; sleep 1000'")
+    shell.expect("ready\r\n")
+    shell.sendline("something")
+    shell.expect("got something")
+    wait_until(lambda: "sleep" in own_processes().values(), "it sleeps")
+    shell.sendintr()
+    shell.expect(PROMPT)
+    shell.sendline("echo status $?")
+    shell.expect(r"status 130\r\n")
+    shell.expect(PROMPT)
+    shell.sendeof()
+    shell.expect(pexpect.EOF)
+
+
+def test_the_view_ends_when_the_terminal_hangs_up(terminal: Callable[..., pexpect.spawn]) -> None:
+    before = set(own_processes())
+    shell = terminal("viewfs", "shell", "--name", "term", "--load", "hello")
+    shell.expect(PROMPT)
+    shell.sendline("nohup sleep 1000 >/dev/null 2>&1 &")
+    shell.expect(PROMPT)
+    ours = set(own_processes()) - before
+    os.close(os.dup(shell.child_fd))
+    shell.close(force=False)
+    wait_until(lambda: not set(own_processes()) & ours, "all of the session has ended")
+
+
+def test_listings_have_colour_on_a_terminal_only(terminal: Callable[..., pexpect.spawn], viewfs: Viewfs) -> None:
+    run = terminal("env", "TERM=xterm-256color", "viewfs", "lsmod", "--available")
+    shown = run.read()
+    assert "\x1b[1m" in shown
+    assert "\x1b" not in viewfs("lsmod", "--available").out
