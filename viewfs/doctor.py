@@ -81,7 +81,7 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Step:
-    """How one step went. `remedy` lines that begin with two blanks can be copied to a shell."""
+    """How one step went. Commands in `remedy` are indented by two blanks; a here-document follows its command."""
 
     name: str
     title: str
@@ -260,6 +260,7 @@ def _program() -> str:
 
 Remedy = tuple[str, ...]
 
+_NSPAWN_DEVICE = "--bind=/dev/fuse --property='DeviceAllow=/dev/fuse rw'"
 _REPORT = ("Nothing that is known explains it. Please report it, with what this prints:", "  viewfs doctor --json")
 
 
@@ -270,7 +271,10 @@ def diagnose(step: str, number: int, facts: Facts) -> Remedy:
             return (f"This is Linux {facts.release}; viewfs needs {'.'.join(map(str, OLDEST_KERNEL))} or newer.",)
         return _lift_seccomp(facts) if facts.seccomp == 2 else _REPORT
     if number == errno.ETIMEDOUT:
-        return ("The step did not come to an end and was given up.", *_REPORT[1:])
+        return (
+            "The step did not come to an end and was given up. Please report it, with what this prints:",
+            *_REPORT[1:],
+        )
     found = _DIAGNOSES[step](number, facts)
     if not found and number == errno.EPERM and facts.seccomp == 2:
         return _lift_seccomp(facts)
@@ -288,8 +292,8 @@ def _user_namespace(number: int, facts: Facts) -> Remedy:
         return ()
     if facts.chrooted:
         return (
-            "The kernel gives no user namespace to a process in a chroot. Leave it, or enter that directory otherwise:",
-            "  systemd-nspawn --directory=DIRECTORY --bind=/dev/fuse --property='DeviceAllow=/dev/fuse rw'",
+            "The kernel gives no user namespace to a process in a chroot. Leave it, or use instead of it:",
+            f"  {facts.sudo}systemd-nspawn --directory=DIRECTORY {_NSPAWN_DEVICE}",
         )
     if not facts.ids_mapped:
         return (
@@ -528,7 +532,7 @@ def _start_container(facts: Facts, *, whole_proc: bool = False) -> Remedy:
             "  pct set ID --features nesting=1,fuse=1",
         )
     if facts.container == "systemd-nspawn":
-        return ("Start it so:", "  systemd-nspawn --bind=/dev/fuse --property='DeviceAllow=/dev/fuse rw' …")
+        return ("Start it so:", f"  systemd-nspawn {_NSPAWN_DEVICE} …")
     return ("Start the container so, or as its program says the same:", f"{docker} …", f"{podman} …")
 
 
@@ -582,7 +586,7 @@ def _install_profile(facts: Facts) -> Remedy:
 
 # -- the attempt
 
-#: What the attempt says of a step: its name, then "begin", "ok" or "failed", the detail, and the errno of a failure.
+#: What is said of a step: its name, then "begin", "ok" or "failed", the detail, and the errno of a failure.
 Report = Callable[[str, str, str, int], None]
 
 _GREETING = b"Hello from viewfs!\n"

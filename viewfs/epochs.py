@@ -1,7 +1,9 @@
 """The epoch stack: which mount serves a path in which epoch, what it shadows, and what has to live on. Pure.
 
-An epoch is a number; every change of a view makes the next one. A mount made in epoch *n* is in the view from *n* on until
-the epoch that removes it, and what made it saw epoch *n*−1. Of several mounts whose paths lead to a file the newest serves
+An epoch is a number; every change of a view makes the next one. A mount made in epoch *n* is in the view from *n* on
+until
+the epoch that removes it, and what made it saw epoch *n*−1. Of several mounts whose paths lead to a file the newest
+serves
 it: a later mount on the same path lies on top, one further up covers everything below, and one further
 down was made in what was visible.
 
@@ -141,7 +143,8 @@ class EpochStack:
         return self.resolve(mount.path, epoch).serving != self.mounts[mount.made_in]
 
     def pins(self, mount: Mount) -> list[Mount]:
-        """The mounts that need `mount` themselves, in the view or not: made from it, or reading the view that it was in."""
+        """The mounts that need `mount` themselves, in the view or not: made from it, or reading the view that it was
+        in."""
         return [
             other
             for other in self._alive()

@@ -135,7 +135,10 @@ def own_processes() -> dict[int, str]:
         try:
             if entry.stat().st_uid != os.getuid():
                 continue
-            state, name = (entry / "stat").read_text().rpartition(")")[2].split()[0], (entry / "comm").read_text().strip()
+            state, name = (
+                (entry / "stat").read_text().rpartition(")")[2].split()[0],
+                (entry / "comm").read_text().strip(),
+            )
         except OSError:
             continue
         if state != "Z":
@@ -174,7 +177,9 @@ def host_left_alone(tmp_path: Path) -> Iterator[None]:
 def image(tmp_path: Path) -> Callable[..., Path]:
     """Make an image with mke2fs from files given by name and content."""
 
-    def make(name: str = "disk.img", size: str = "8M", options: tuple[str, ...] = (), **files: str | bytes | Path) -> Path:
+    def make(
+        name: str = "disk.img", size: str = "8M", options: tuple[str, ...] = (), **files: str | bytes | Path
+    ) -> Path:
         tree = tmp_path / f"{name}.d"
         tree.mkdir()
         for file_name, content in files.items():
@@ -184,7 +189,9 @@ def image(tmp_path: Path) -> Callable[..., Path]:
             else:
                 target.write_bytes(content.encode() if isinstance(content, str) else content)
         path = tmp_path / name
-        subprocess.run(["mke2fs", "-q", "-t", "ext4", *options, "-d", tree, path, size], check=True, capture_output=True)
+        subprocess.run(
+            ["mke2fs", "-q", "-t", "ext4", *options, "-d", tree, path, size], check=True, capture_output=True
+        )
         return path
 
     return make

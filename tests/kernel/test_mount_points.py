@@ -33,7 +33,9 @@ def test_what_was_made_for_a_mount_goes_with_it(open_view: Callable[..., View]) 
 def test_a_skeleton_stays_while_another_mount_stands_on_it(open_view: Callable[..., View], tmp_path: Path) -> None:
     (tmp_path / "home/sub").mkdir(parents=True)
     home = tmp_path / "home"
-    view = open_view("--mount", f"n:{home}/first:tmp", "--mount", f"n:{home}/sub:tmp", "--mount", f"n:{home}/second:tmp")
+    view = open_view(
+        "--mount", f"n:{home}/first:tmp", "--mount", f"n:{home}/sub:tmp", "--mount", f"n:{home}/second:tmp"
+    )
     view.sh(f"touch {home}/sub/kept {home}/second/kept")
     view("umount", f"{home}/first")
     assert view.sh(f"ls {home} {home}/sub {home}/second").out.split() == [
@@ -45,7 +47,9 @@ def test_a_skeleton_stays_while_another_mount_stands_on_it(open_view: Callable[.
     assert sorted(os.listdir(home)) == ["back", "sub"]
 
 
-def test_a_skeleton_shows_what_was_there_and_lets_nothing_be_lost(open_view: Callable[..., View], tmp_path: Path) -> None:
+def test_a_skeleton_shows_what_was_there_and_lets_nothing_be_lost(
+    open_view: Callable[..., View], tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     (home / "directory").mkdir(parents=True)
     (home / "file").write_text("old")
@@ -69,7 +73,10 @@ def test_a_directory_with_very_many_children(viewfs: Viewfs, tmp_path: Path) -> 
         (crowd / f"{number}").touch()
     (crowd / "17").write_text("seventeen")
     (crowd / "deep/er").mkdir(parents=True)
-    script = f"touch {crowd}/new/file; ls {crowd} | wc -l; cat {crowd}/17; ls {crowd}/new {crowd}/deep; grep -c . /proc/self/mountinfo"
+    script = f"""
+        touch {crowd}/new/file; ls {crowd} | wc -l; cat {crowd}/17
+        ls {crowd}/new {crowd}/deep; grep -c . /proc/self/mountinfo
+    """
     done = viewfs.sh("--mount", f"n:{crowd}/new:tmp", script=script)
     *shown, mounts = done.out.split()
     assert shown == ["5002", "seventeen" + f"{crowd}/deep:", "er", f"{crowd}/new:", "file"]

@@ -165,7 +165,9 @@ def test_real_programs_work_on_an_image(viewfs: Viewfs, image: Image, tmp_path: 
     subprocess.run([*git, "commit", "-qm", "first"], check=True)
     subprocess.run(["sqlite3", tree / "data.db", "create table t(x); insert into t values (42);"], check=True)
     (tree / "program.py").write_text("print('python ran')\n")
-    subprocess.run(["gcc", "-static", "-x", "c", "-", "-o", tree / "static"], input=b"int main(){return 23;}", check=True)
+    subprocess.run(
+        ["gcc", "-static", "-x", "c", "-", "-o", tree / "static"], input=b"int main(){return 23;}", check=True
+    )
     path = tmp_path / "programs.img"
     subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, path, "32M"], check=True, capture_output=True)
     script = f"""

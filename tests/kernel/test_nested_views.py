@@ -31,7 +31,8 @@ END
 
 
 def test_each_command_acts_on_the_view_it_is_in(viewfs: Viewfs) -> None:
-    script = "viewfs run --name second -- sh -c 'viewfs mount -t tmp n /x; viewfs lsmod | grep -c /x'; viewfs lsmod | grep -c /x || true"
+    inner = "viewfs mount -t tmp n /x; viewfs lsmod | grep -c /x"
+    script = f"viewfs run --name second -- sh -c '{inner}'; viewfs lsmod | grep -c /x || true"
     assert viewfs.sh("--name", "first", script=script).out.split() == ["1", "0"]
 
 

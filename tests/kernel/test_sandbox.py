@@ -68,7 +68,9 @@ def report(open_view: Callable[..., View], tmp_path: Path) -> Callable[[bool], d
         shown["confinement"] = server["confinement"]
         status = Path(f"/proc/{server['server']}/status").read_text()
         shown["capabilities"] = next(line for line in status.splitlines() if line.startswith("CapPrm")).split()[1]
-        shown["no_new_privileges"] = next(line for line in status.splitlines() if line.startswith("NoNewPrivs")).split()[1]
+        shown["no_new_privileges"] = next(
+            line for line in status.splitlines() if line.startswith("NoNewPrivs")
+        ).split()[1]
         shown["seccomp"] = next(line for line in status.splitlines() if line.startswith("Seccomp:")).split()[1]
         shown["descriptors"] = str(len(os.listdir(f"/proc/{server['server']}/fd")))
         shown["root"] = str(len(os.listdir(f"/proc/{server['server']}/root/")))

@@ -15,7 +15,8 @@ from tests.kernel.conftest import View, Viewfs, kill, own_processes, wait_until
 
 
 @pytest.mark.parametrize(
-    ("script", "code"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -KILL $$", 137)]
+    ("script", "code"),
+    [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -KILL $$", 137)],
 )
 @pytest.mark.parametrize("options", [(), ("--pid",)])
 def test_exit_status_is_the_commands(viewfs: Viewfs, script: str, code: int, options: tuple[str, ...]) -> None:
@@ -132,7 +133,12 @@ def _try_parent(pid: int) -> int:
 
 def test_a_kept_session_goes_on_until_it_is_killed(viewfs: Viewfs, image: Callable[..., Path]) -> None:
     disk = image(file="content")
-    assert viewfs("run", "--keep", "--name", "kept", "--mount", f"{disk}:/mnt", "--", "sh", "-c", "exit 4", check=False).code == 4
+    assert (
+        viewfs(
+            "run", "--keep", "--name", "kept", "--mount", f"{disk}:/mnt", "--", "sh", "-c", "exit 4", check=False
+        ).code
+        == 4
+    )
     try:
         (session,) = viewfs("ps", "--json").json["sessions"]
         assert session["name"] == "kept" and session["kept"] and session["mounts"] == 1
@@ -186,10 +192,14 @@ def test_commands_outside_a_view_say_so(viewfs: Viewfs) -> None:
     for command in (["lsmod"], ["epochs"], ["umount", "/mnt"], ["at", "0", "--", "true"]):
         done = viewfs(*command, check=False)
         assert done.code == 4
-        assert done.err == "viewfs: this is not inside a view; start one with `viewfs shell`, or name one with --session\n"
+        assert (
+            done.err == "viewfs: this is not inside a view; start one with `viewfs shell`, or name one with --session\n"
+        )
 
 
 def test_the_view_is_found_by_its_namespace(viewfs: Viewfs) -> None:
     """Not by a variable that a program may have dropped, or that points elsewhere."""
-    done = viewfs.sh("--name", "a", script="env -u VIEWFS_SESSION viewfs mount -t tmp n /x; VIEWFS_SESSION=b viewfs lsmod")
+    done = viewfs.sh(
+        "--name", "a", script="env -u VIEWFS_SESSION viewfs mount -t tmp n /x; VIEWFS_SESSION=b viewfs lsmod"
+    )
     assert "/x" in done.out

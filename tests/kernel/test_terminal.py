@@ -23,7 +23,9 @@ def terminal(viewfs: Viewfs, tmp_path: Path) -> Iterator[Callable[..., pexpect.s
     started: list[pexpect.spawn] = []
 
     def start(command: str, *arguments: str) -> pexpect.spawn:
-        child = pexpect.spawn(command, list(arguments), env=environment, cwd=str(tmp_path), encoding="utf-8", timeout=30)
+        child = pexpect.spawn(
+            command, list(arguments), env=environment, cwd=str(tmp_path), encoding="utf-8", timeout=30
+        )
         started.append(child)
         return child
 

@@ -155,7 +155,7 @@ class Memory(WritableFileSystem):
             if changes["size"] > 1 << 20:
                 raise failed(errno.EFBIG)
             node.content = node.content[: changes["size"]].ljust(changes["size"], b"\0")
-        node.attributes = node.attributes._replace(**changes)
+        node.attributes = node.attributes._replace(**changes)  # type: ignore[arg-type]
         return node.attributes
 
     def create(

@@ -67,15 +67,15 @@ def test_what_is_unmounted_lives_on_for_who_reads_from_it() -> None:
 def test_ten_levels_live_as_long_as_the_last() -> None:
     stack = EpochStack.begin(0)
     levels: list[Mount] = []
-    for level in range(10):
+    for _ in range(10):
         made_from = levels[-1].made_in if levels else None
         levels.append(stack.mount("/mnt", "ext", "/mnt/image" if levels else "disk.img", made_from=made_from))
 
     seen = stack.resolve("/mnt/image")
     assert [seen.serving, *seen.shadowed] == levels[::-1]
-    for level in range(1, 10):
-        assert stack.resolve("/mnt", Epoch(level)).serving == levels[level - 1]
-        assert stack.pins(levels[level - 1]) == [levels[level]]
+    for number in range(1, 10):
+        assert stack.resolve("/mnt", Epoch(number)).serving == levels[number - 1]
+        assert stack.pins(levels[number - 1]) == [levels[number]]
     assert stack.below(levels[0]) == levels[:0:-1]
 
     # However it comes about that all but the last are gone from the view.
@@ -169,7 +169,8 @@ def prefixes(path: str) -> list[str]:
 
 
 def walk(tree: Tree, path: str) -> tuple[int, str]:
-    """The mount that a path walk ends in, and the place where that mount begins. Crosses mount points as it meets them."""
+    """The mount that a path walk ends in, and the place where that mount begins. Crosses mount points as it meets
+    them."""
     here, place = 0, "/"
     for prefix in prefixes(path):
         while (over := next((m for m in tree if m.parent == here and m.path == prefix), None)) is not None:
@@ -239,7 +240,7 @@ class EpochsAgainstTrees(RuleBasedStateMachine):
                     needed |= {attached.id for attached in self.trees[number - 1]}
             if needed <= alive:
                 return alive
-            alive |= needed
+            alive = alive | needed
 
     @invariant()
     def every_path_in_every_epoch(self) -> None:
@@ -275,7 +276,7 @@ class EpochsAgainstTrees(RuleBasedStateMachine):
     @invariant()
     def who_lives_and_why(self) -> None:
         alive = self.model_alive()
-        assert self.stack.alive() == alive
+        assert set(self.stack.alive()) == alive
         for number in self.made:
             pinning = [
                 other

@@ -1,4 +1,5 @@
-"""The loops that serve a /dev/fuse descriptor, over a pair of sockets in its place: one datagram is one request, as there.
+"""The loops that serve a /dev/fuse descriptor, over a pair of sockets in its place: one datagram is one request, as
+there.
 
 (What only the kernel can do, the tests of the kernel tier have it do.)
 """

@@ -402,13 +402,12 @@ def test_an_open_file_takes_what_is_written_to_it() -> None:
 def test_an_answer_of_the_wrong_type_is_an_error(wrong: Any, opcode: Opcode) -> None:
     """None above all: a reply of no bytes at all is one that the reader waits for for ever."""
 
-    class Wrong(Memory):
-        getattr = lookup = read = readlink = statfs = readdir = write = lambda self, *_: wrong
-
     if (opcode, wrong) == (Opcode.WRITE, 5):
         wrong = -5  # 5 bytes would be a right answer
+    methods = ("getattr", "read", "readlink", "statfs", "readdir", "write")
+    file_system: FileSystem = type("Wrong", (Memory,), dict.fromkeys(methods, lambda self, *_: wrong))()
     with pytest.raises((TypeError, ValueError, AttributeError, struct.error)):
-        Kernel(Wrong())(opcode, reading())
+        Kernel(file_system)(opcode, reading())
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

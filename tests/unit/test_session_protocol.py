@@ -1,4 +1,5 @@
-"""What the processes of a session say to each other: messages through bytes, and through real sockets with descriptors."""
+"""What the processes of a session say to each other: messages through bytes, and through real sockets with
+descriptors."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ quick = settings(max_examples=100, deadline=None, database=None)
 
 #: Text as Python has it for any path: undecodable bytes are the surrogates U+DC80 to U+DCFF.
 paths = st.binary(max_size=20).map(os.fsdecode)
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20) | paths
+texts = st.text(st.characters(codec="utf-8"), max_size=20) | paths
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 from viewfs.errors import UsageError
 from viewfs.modules.options import split_options
 
-__all__ = ["LOAD", "MOUNT", "absolute", "module_option", "parse_load", "parse_mount", "session_option"]
+__all__ = ["LOAD", "MOUNT", "ChangesInOrder", "absolute", "module_option", "parse_load", "parse_mount", "session_option"]
 
 _UNESCAPED_COLON = re.compile(r"(?<!\\):")
 
@@ -29,7 +29,9 @@ def parse_mount(text: str) -> dict[str, Any]:
     """
     parts = [part.replace("\\:", ":") for part in _UNESCAPED_COLON.split(text)]
     if len(parts) not in (2, 3) or not parts[1]:
-        raise UsageError(f"--mount {text}: not of the form SRC:DST[:TYPE[,opt=val…]]", remedy="write \\: for a colon in a path")
+        raise UsageError(
+            f"--mount {text}: not of the form SRC:DST[:TYPE[,opt=val…]]", remedy="write \\: for a colon in a path"
+        )
     source, place = parts[:2]
     kind, _, options = (parts[2] if len(parts) == 3 else "").partition(",")
     return {
@@ -61,8 +63,8 @@ def load_request(name: str, place: str | None, options: list[str]) -> dict[str, 
     }
 
 
-class _Change(click.ParamType):
-    """A --mount or --load, kept in the order in which they are given."""
+class _Change(click.ParamType[dict[str, Any]]):
+    """A --mount or --load."""
 
     def __init__(self, name: str, metavar: str) -> None:
         self.name = name
@@ -74,14 +76,26 @@ class _Change(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, dict):
             return value
-        request = parse_mount(value) if self.name == "mount" else parse_load(value)
-        if ctx is not None:
-            ctx.meta.setdefault("viewfs.changes", []).append(request)
-        return request
+        return parse_mount(value) if self.name == "mount" else parse_load(value)
 
 
 MOUNT = _Change("mount", "SRC:DST[:TYPE[,opt=val…]]")
 LOAD = _Change("load", "MODULE[:DST][,opt=val…]")
+
+
+class ChangesInOrder(click.Command):
+    """A command with --mount and --load, in whose context they stand under `viewfs.changes` in the order given.
+
+    (click has the values of each option together.)
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _values, _rest, order = self.make_parser(ctx).parse_args(args=list(args))
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            given = {name: iter(ctx.params[name]) for name in ("mounts", "loads")}
+            ctx.meta["viewfs.changes"] = [next(given[param.name]) for param in order if param.name in given]
+        return rest
 
 
 def _complete_sessions(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

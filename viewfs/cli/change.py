@@ -27,7 +27,14 @@ def _change(session_name: str | None, operation: str, as_json: bool, arguments: 
 
 
 @click.command()
-@click.option("-t", "--type", "kind", metavar="TYPE", shell_complete=complete_modules, help="The module; by default found from the content.")
+@click.option(
+    "-t",
+    "--type",
+    "kind",
+    metavar="TYPE",
+    shell_complete=complete_modules,
+    help="The module; by default found from the content.",
+)
 @module_option
 @session_option
 @json_option

@@ -50,7 +50,7 @@ def _print(steps: list[Step]) -> None:
     width = max(len(step.title) for step in steps)
     for step in steps:
         mark, instead, colour = _MARKS[step.state]
-        shown = click.style(mark if plain else f"{instead:6}", fg=colour, bold=step.state == "failed")
+        shown = click.style(mark if plain else f"{instead:6}", fg=colour, bold=step.state == "failed" or None)
         line = f"{step.title:{width}}  {printable(step.detail)}".rstrip()
         click.echo(f"{shown} {click.style(line, dim=True) if step.state == 'skipped' else line}")
     failed = next((step for step in steps if step.state == "failed"), None)

@@ -47,7 +47,18 @@ def lsmod(available: bool, session: str | None, as_json: bool) -> None:
         if row["pinned_by"]:
             state += ", needed by " + ", ".join(f"epoch {epoch}" for epoch in row["pinned_by"])
         requests = sum(row["requests"].values()) if row["server"] else None
-        rows.append((row["module"], row["path"], row["source"], row["epoch"], state, row["server"], row["confinement"], requests))
+        rows.append(
+            (
+                row["module"],
+                row["path"],
+                row["source"],
+                row["epoch"],
+                state,
+                row["server"],
+                row["confinement"],
+                requests,
+            )
+        )
     columns = ("MODULE", "PATH", "SOURCE", "EPOCH", "STATE", "PID", "CONFINED", "REQUESTS")
     print_table(columns, rows, dim=[row["state"] != "mounted" for row in modules])
 
@@ -77,7 +88,9 @@ def _list_available(as_json: bool) -> None:
     rows: list[tuple[str, str, str]] = []
     for one in found:
         rows.append((one.module.name, _summary(one.module), one.origin))
-        rows += [(f"  {o.name}={o.metavar}", f"  {o.help} (default: {o.show(o.default)})", "") for o in one.module.options]
+        rows += [
+            (f"  {o.name}={o.metavar}", f"  {o.help} (default: {o.show(o.default)})", "") for o in one.module.options
+        ]
     print_table(("MODULE", "WHAT IT IS", "FROM"), rows)
 
 

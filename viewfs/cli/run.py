@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from viewfs.cli.arguments import LOAD, MOUNT
+from viewfs.cli.arguments import LOAD, MOUNT, ChangesInOrder
 from viewfs.cli.main import warn
 from viewfs.errors import UsageError
 from viewfs.session.agent import AgentPlan
@@ -55,7 +55,7 @@ def _plan(command: list[str], environment: dict[str, str], given: dict[str, Any]
     )
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command(cls=ChangesInOrder)
 @_options
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def shell(command: tuple[str, ...], **given: Any) -> None:
@@ -71,7 +71,7 @@ def shell(command: tuple[str, ...], **given: Any) -> None:
     sys.exit(run_session(_plan(argv, environment, given), warn))
 
 
-@click.command()
+@click.command(cls=ChangesInOrder)
 @_options
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 def run(command: tuple[str, ...], **given: Any) -> None:

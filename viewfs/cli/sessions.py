@@ -45,7 +45,9 @@ def ps(as_json: bool) -> None:
     for status in found:
         since = time.strftime("%F %H:%M", time.localtime(status["started_ns"] / 1e9))
         kept = "kept" if status["kept"] else ("here" if status["here"] else "")
-        rows.append((status["name"], since, status["pid"], status["epoch"], status["mounts"], " ".join(status["command"]), kept))
+        rows.append(
+            (status["name"], since, status["pid"], status["epoch"], status["mounts"], " ".join(status["command"]), kept)
+        )
     print_table(("NAME", "SINCE", "PID", "EPOCH", "MOUNTS", "COMMAND", ""), rows)
 
 

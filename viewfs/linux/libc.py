@@ -1,6 +1,7 @@
 """How a system call is made from Python: prototypes that are frozen when they are declared, and errno as `OSError`.
 
-Calls that the C library wraps are taken from it by name. The others go through syscall(2) by number (`viewfs.linux.numbers`).
+Calls that the C library wraps are taken from it by name. The others go through syscall(2) by number
+(`viewfs.linux.numbers`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ __all__ = ["check", "function", "path_bytes", "syscall"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+
 def function(name: str, *argument_types: Any) -> Callable[..., int]:
     """The C library's function `name`, returning an int."""
-    return ctypes.CFUNCTYPE(ctypes.c_int, *argument_types, use_errno=True)((name, _libc))  # type: ignore[no-any-return]
+    return ctypes.CFUNCTYPE(ctypes.c_int, *argument_types, use_errno=True)((name, _libc))
 
 
 def syscall(name: str, *argument_types: Any) -> Callable[..., int]:

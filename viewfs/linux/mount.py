@@ -196,7 +196,7 @@ def mount_setattr(
 
 def read_messages(context: int) -> list[str]:
     """What the kernel has to say about a failed step on the descriptor of fsopen(2), without the level letter."""
-    messages = []
+    messages: list[str] = []
     while True:
         try:
             line = os.read(context, 4096)

@@ -31,9 +31,10 @@ __all__ = [
 ]
 
 #: What a program that believes itself root uses on its own files: chown, dac_override, dac_read_search, fowner, fsetid,
-#: kill, setgid, setuid, setfcap (linux/capability.h). None reaches further than the ids that its user namespace maps; the
+#: kill, setgid, setuid, setfcap (linux/capability.h). None reaches further than the ids that its user namespace maps;
+#: the
 #: last is what a user namespace inside needs to map its root (user_namespaces(7)).
-FAKE_ROOT_CAPABILITIES = frozenset({*range(0, 8), 31})
+FAKE_ROOT_CAPABILITIES = frozenset({*range(8), 31})
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _IOV_MAX = 1024
@@ -98,9 +99,7 @@ def process_vm_readv(pid: int, address: int, size: int) -> bytes:
     buffer = ctypes.create_string_buffer(size)
     local = _Iovec(ctypes.addressof(buffer), size)
     remote = _Iovec(address, size)
-    done = check(
-        _process_vm_readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0), "process_vm_readv"
-    )
+    done = check(_process_vm_readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0), "process_vm_readv")
     if done != size:
         raise OSError(errno.EFAULT, f"process_vm_readv: {done} of {size} bytes")
     return buffer.raw
@@ -121,15 +120,15 @@ def process_vm_writev(pid: int, address: int, data: bytes) -> None:
 def drop_capabilities(keep: Iterable[int] = ()) -> None:
     """Leave this process only the capabilities `keep`, and what it executes no way to gain another.
 
-    Removes everything else from the bounding set, then sets the other sets at once; with the inheritable set the ambient
+    Removes everything else from the bounding set, then sets the other sets at once; with the inheritable set the
+    ambient
     one is emptied, which must be part of it (capabilities(7)).
     """
     kept = frozenset(keep)
     for capability in range(64):
-        if capability not in kept:
-            # The package's own capbset_drop stops at the last capability that its headers knew.
-            if _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
-                break  # past the last one the kernel knows; or no CAP_SETPCAP, so nothing to lose
+        # The package's own capbset_drop stops at the last capability that its headers knew.
+        if capability not in kept and _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            break  # past the last one the kernel knows; or no CAP_SETPCAP, so nothing to lose
     mask = sum(1 << capability for capability in kept)
     header = _CapHeader(_CAPABILITY_VERSION_3, 0)
     data = (_CapData * 2)(

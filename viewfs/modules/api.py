@@ -1,8 +1,10 @@
 """What the author of a module implements.
 
 A file system is nodes and bytes. It is asked about inode numbers and answers with `Attributes`, directory entries
-and bytes; it knows nothing of FUSE, of processes or of mounts. A method that computes its answer is a plain `def`; one that
-may have to wait for something is an `async def`, runs on trio, and is cancelled when its caller is interrupted. (A plain
+and bytes; it knows nothing of FUSE, of processes or of mounts. A method that computes its answer is a plain `def`;
+one that
+may have to wait for something is an `async def`, runs on trio, and is cancelled when its caller is interrupted. (A
+plain
 method is answered in the serving loop itself, which is the fastest way there is, and holds up the other requests.)
 
 A module raises `OSError` with the errno that the caller shall see. Whatever else it raises is logged with its
@@ -15,7 +17,7 @@ import errno
 import os
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, NewType, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, NewType, Protocol, TypeAlias, TypeVar
 
 from viewfs.modules.options import Option
 
@@ -38,7 +40,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 #: What a method returns: the answer itself (a plain `def`), or a promise of it (an `async def`).
-Answer = _T | Awaitable[_T]
+Answer: TypeAlias = _T | Awaitable[_T]
 
 InodeNumber = NewType("InodeNumber", int)
 

@@ -1,6 +1,7 @@
 """File systems made of a few objects: directories, files whose content is computed when they are opened, links.
 
-For modules that have something to say rather than something to store. `computed_file` is the whole of a one-file module.
+For modules that have something to say rather than something to store. `computed_file` is the whole of a one-file
+module.
 """
 
 from __future__ import annotations

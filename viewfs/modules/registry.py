@@ -84,7 +84,8 @@ def probe(source: Source, source_name: str) -> Found:
             return found
     known = ", ".join(found.module.name for found in takers)
     raise DamagedSourceError(
-        f"cannot tell what {source_name} is", remedy=f"no module knows it by its content (tried: {known}); -t TYPE names one"
+        f"cannot tell what {source_name} is",
+        remedy=f"no module knows it by its content (tried: {known}); -t TYPE names one",
     )
 
 
@@ -116,8 +117,11 @@ def _load_file(path: str) -> type[Module]:
         raise ViewfsError(f"module {path} does not load: {type(error).__name__}: {error}") from error
     classes = {value for value in vars(loaded).values() if _is_module(value) and value.__module__ == name}
     if len(classes) != 1:
-        raise UsageError(f"{path} defines {len(classes)} modules", remedy="it must define one subclass of Module with a name")
-    return classes.pop()
+        raise UsageError(
+            f"{path} defines {len(classes)} modules", remedy="it must define one subclass of Module with a name"
+        )
+    found: type[Module] = classes.pop()
+    return found
 
 
 def _is_module(value: object) -> bool:

@@ -52,7 +52,8 @@ def create_fuse_mount(
     """The descriptor of a detached FUSE mount that `fuse_fd` serves.
 
     `root_mode` has the type of the root inode, which a mount point must share. `allow_other` means, in a user
-    namespace, the processes of this one and of those below it; permission bits are checked for writable file systems only.
+    namespace, the processes of this one and of those below it; permission bits are checked for writable file systems
+    only.
     """
     context = fsopen("fuse")
     try:

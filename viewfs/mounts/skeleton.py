@@ -1,10 +1,12 @@
 """Directories of the view's own, so that any path can become a mount point and the host never gains an entry.
 
 A skeleton is a tmpfs that shows what a directory showed: a recursive bind of each child, symbolic links copied. What is
-bound keeps working in both directions; only the directory itself, the list of its names, belongs to the view. The root is a
+bound keeps working in both directions; only the directory itself, the list of its names, belongs to the view. The
+root is a
 skeleton from the start, and another is put over the parent of a mount point that does not exist.
 
-A skeleton is sealed (mounted read-only) once it is built: a new file made in it would be lost with the view, and "read-only
+A skeleton is sealed (mounted read-only) once it is built: a new file made in it would be lost with the view, and
+"read-only
 file system" is better news than that. What can be written below its children can be written as before.
 
 A directory with very many children is covered with a kernel overlay instead, one mount for all of them; what is
@@ -49,7 +51,14 @@ from viewfs.linux.mount import (
 from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 
-__all__ = ["SKELETON_SOURCE", "MountPointPlan", "build_root", "make_mount_point", "plan_mount_point", "remove_mount_point"]
+__all__ = [
+    "SKELETON_SOURCE",
+    "MountPointPlan",
+    "build_root",
+    "make_mount_point",
+    "plan_mount_point",
+    "remove_mount_point",
+]
 
 #: What the mount table shows as the source of a skeleton.
 SKELETON_SOURCE = "viewfs-skeleton"
@@ -158,7 +167,8 @@ def plan_mount_point(path: str, table: list[MountEntry]) -> MountPointPlan:
         return MountPointPlan(path)
     if os.path.islink(path):
         raise UsageError(f"cannot mount on {path}: it is a symbolic link to nothing")
-    parent, missing = path, []
+    parent = path
+    missing: list[str] = []
     while not os.path.lexists(parent):
         parent, name = os.path.split(parent.rstrip("/"))
         missing.insert(0, name)
@@ -248,7 +258,8 @@ def _lay_over(directory: str, old: int) -> None:
     with open("/proc/self/mountinfo", "rb") as table:
         points = [entry.mount_point for entry in parse_mountinfo(table.read())]
     mounted = {point[len(directory) + 1 :] for point in points if point.startswith(directory + "/")}
-    # By the last name of each: only direct children; what is mounted further down comes along with its parent directory.
+    # By the last name of each: only direct children; what is mounted further down comes along with its parent
+    # directory.
     trees = {name: open_tree(old, name, OpenTree.CLONE | AT_RECURSIVE) for name in {m.split("/")[0] for m in mounted}}
     context = fsopen("overlay")
     try:
@@ -266,7 +277,8 @@ def _lay_over(directory: str, old: int) -> None:
 
 
 def _overlay_path(path: str) -> str:
-    """A path as overlayfs's lowerdir takes it: colons and backslashes escaped (Documentation/filesystems/overlayfs.rst)."""
+    """A path as overlayfs's lowerdir takes it: colons and backslashes escaped
+    (Documentation/filesystems/overlayfs.rst)."""
     return path.replace("\\", "\\\\").replace(":", "\\:")
 
 

@@ -1,6 +1,7 @@
 """The namespaces of a view as descriptors, and joining them.
 
-The owner of a user namespace who stands in its parent has every capability in it (user_namespaces(7)), so a client outside can
+The owner of a user namespace who stands in its parent has every capability in it (user_namespaces(7)), so a client
+outside can
 join a view by itself, and a command it then executes is an ordinary child of the caller's shell: job control, exit
 status and signals need no help. A process inside has no such right and asks the agent (see `viewfs.session.agent`).
 """
@@ -21,7 +22,8 @@ KINDS = {"user": CloneFlags.NEWUSER, "pid": CloneFlags.NEWPID, "uts": CloneFlags
 
 
 def open_namespace(kind: str, *, proc: int | None = None) -> int:
-    """A close-on-exec descriptor of this process's own namespace; `proc` is a descriptor of /proc, if it may be hidden."""
+    """A close-on-exec descriptor of this process's own namespace; `proc` is a descriptor of /proc, if it may be
+    hidden."""
     name = "pid_for_children" if kind == "pid" else kind
     if proc is None:
         return os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)

@@ -1,7 +1,8 @@
 """The processes that live in a user namespace or below it, and ending them all.
 
 A session without a pid namespace has nothing else that holds its processes together: a daemon of the view has long
-been adopted by init. What it can't shed is its user namespace: leaving one is impossible (user_namespaces(7)), and what it may make
+been adopted by init. What it can't shed is its user namespace: leaving one is impossible (user_namespaces(7)), and
+what it may make
 are children of it. So the members of a session are found in /proc by that, and signalled by pidfd, which can't hit a
 later process of the same number.
 """

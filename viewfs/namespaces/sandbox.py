@@ -2,7 +2,8 @@
 
 A server is treated as if its input had taken it over. It keeps no capability, gains no privilege, and dies with
 the agent. A *sealed* server (every module that does not say it needs more) also has an empty root, and may make only
-the system calls that serving from open descriptors takes: it can't open, connect, execute or signal anything. A server that
+the system calls that serving from open descriptors takes: it can't open, connect, execute or signal anything. A
+server that
 uses the view or the network keeps them, and is denied what no file system needs.
 
 The mount namespace that is emptied is the server's alone; the epoch it was copied from is kept elsewhere.
@@ -15,7 +16,16 @@ import os
 import resource
 from enum import Enum
 
-from viewfs.linux.mount import AT_FDCWD, MountAttr, MoveMount, UmountFlags, detached_tmpfs, move_mount, pivot_root, umount2
+from viewfs.linux.mount import (
+    AT_FDCWD,
+    MountAttr,
+    MoveMount,
+    UmountFlags,
+    detached_tmpfs,
+    move_mount,
+    pivot_root,
+    umount2,
+)
 from viewfs.linux.process import drop_capabilities, no_new_privileges
 from viewfs.linux.seccomp import ALLOW, ArgumentRule, compile_filter, deny, install_filter
 
@@ -33,7 +43,8 @@ _SERVING = """
     madvise brk futex rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack clock_gettime clock_nanosleep nanosleep
     gettimeofday time getpid gettid getppid getuid geteuid getgid getegid exit exit_group epoll_create1 epoll_ctl
     epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 poll ppoll select pselect6 dup fcntl restart_syscall
-    sched_yield sched_getaffinity getrandom rseq set_robust_list membarrier recvfrom recvmsg sendmsg sendto getsockopt setsockopt uname
+    sched_yield sched_getaffinity getrandom rseq set_robust_list membarrier recvfrom recvmsg sendmsg sendto
+    getsockopt setsockopt uname
     getrusage times timerfd_create timerfd_settime arch_prctl set_tid_address
 """.split()
 
@@ -63,7 +74,8 @@ class Confinement(Enum):
 
 
 def sealed_rules() -> tuple[dict[str, int | ArgumentRule], int]:
-    """Rules and default for a sealed server. clone3's flags are out of a filter's reach: ENOSYS makes libc use clone."""
+    """Rules and default for a sealed server. clone3's flags are out of a filter's reach: ENOSYS makes libc use
+    clone."""
     rules: dict[str, int | ArgumentRule] = dict.fromkeys(_SERVING, ALLOW)
     rules["clone"] = ArgumentRule(0, _CLONE_THREAD, ALLOW, deny(errno.EPERM), mask=_CLONE_THREAD)
     rules["clone3"] = deny(errno.ENOSYS)

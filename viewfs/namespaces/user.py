@@ -1,6 +1,7 @@
 """The user namespace of a session, and the id map that says who its user is.
 
-A user namespace made without privilege may map one uid and one gid: its maker's (user_namespaces(7)). By default both are
+A user namespace made without privilege may map one uid and one gid: its maker's (user_namespaces(7)). By default both
+are
 mapped to themselves, so that the user stays who they are; `as_root` maps them to 0. Supplementary groups go on being
 effective, but have no number inside and show as the overflow group.
 """
@@ -32,7 +33,7 @@ class IdentityMap:
         return cls(uid, gid, 0 if as_root else uid, 0 if as_root else gid)
 
 
-def unshare_user_namespace(identity: IdentityMap, others: CloneFlags = CloneFlags(0)) -> None:
+def unshare_user_namespace(identity: IdentityMap, others: CloneFlags) -> None:
     """Put this single-threaded process into a new user namespace (and new ones of the kinds `others` that it owns).
 
     Raises `MachineError` that names the step that failed.

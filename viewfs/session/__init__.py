@@ -1,1 +1,2 @@
-"""A session: the supervisor, the agent in the view, the module servers, what they say to each other, and its clients."""
+"""A session: the supervisor, the agent in the view, the module servers, what they say to each other, and its
+clients."""

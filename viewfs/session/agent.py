@@ -1,6 +1,7 @@
 """The agent: the small process inside the view that holds its privilege, forks its workers and attaches its mounts.
 
-Plain synchronous code in one thread, because unshare(2) and setns(2) want that. It follows no path and keeps no descriptor of a
+Plain synchronous code in one thread, because unshare(2) and setns(2) want that. It follows no path and keeps no
+descriptor of a
 FUSE mount, so that nothing a module does can make it wait: what has to look at the view is done in a forked worker,
 which the supervisor can give up on. It ends when the supervisor does, and takes all that lives in the session with it.
 """
@@ -70,7 +71,9 @@ def agent_main(
     status = 1
     try:
         os.setpgid(0, 0)  # the terminal's signals are for the command
-        keep_only(link.fileno(), ready.fileno(), log_fd, runtime.fd, runtime.parent)  # what the caller had open is for the command too
+        keep_only(
+            link.fileno(), ready.fileno(), log_fd, runtime.fd, runtime.parent
+        )  # what the caller had open is for the command too
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _make_view(plan)
@@ -310,7 +313,8 @@ def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bo
 
 
 def drop_privileges_for_command(*, as_root: bool) -> None:
-    """What a command of the view may keep: nothing, or what a program that takes itself for root does to its own files."""
+    """What a command of the view may keep: nothing, or what a program that takes itself for root does to its own
+    files."""
     drop_capabilities(FAKE_ROOT_CAPABILITIES if as_root else ())
     no_new_privileges()
 

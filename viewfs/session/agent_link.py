@@ -112,7 +112,9 @@ class AgentLink:
         return child
 
     @asynccontextmanager
-    async def worker(self, kind: str, request: dict[str, Any], fds: list[int] | None = None) -> AsyncIterator[WorkerProcess]:
+    async def worker(
+        self, kind: str, request: dict[str, Any], fds: list[int] | None = None
+    ) -> AsyncIterator[WorkerProcess]:
         """A worker of that kind. It is killed where the block is left by an exception, and left alone otherwise."""
         result, (channel_fd, pidfd) = await self.call("fork", fds, kind=kind, request=request)
         child = self._adopt(result["pid"], pidfd)

@@ -1,7 +1,8 @@
 """How a session ends: whoever is left does it, in the same order.
 
 Processes of the view are asked first, while their file systems still answer; then all that is left is killed. A process
-that waits for an answer of a FUSE server can only die once the last descriptor of that connection is closed, so those go
+that waits for an answer of a FUSE server can only die once the last descriptor of that connection is closed, so those
+go
 between the two.
 """
 

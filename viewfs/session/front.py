@@ -1,6 +1,7 @@
 """The process that the user starts: it opens a session, runs the command in it, and stays until all of it has ended.
 
-It is the command's parent, in the same process group and terminal session, so job control, Ctrl-C and the exit status are the
+It is the command's parent, in the same process group and terminal session, so job control, Ctrl-C and the exit status
+are the
 kernel's doing. It waits for signals and nothing else: the ends of its three children come as SIGCHLD.
 """
 
@@ -184,7 +185,8 @@ class _Front:
         return None
 
     def _reap(self) -> None:
-        """Note which children have ended; where the command is stopped, stop too, as the shell that waits for us expects."""
+        """Note which children have ended; where the command is stopped, stop too, as the shell that waits for us
+        expects."""
         for name, pid in self._processes.items():
             if name in self._ended:
                 continue
@@ -281,7 +283,8 @@ def _stand_for(command: int) -> None:
 
 
 def run_in_view(namespaces: Namespaces, argv: list[str], environment: dict[str, str], *, as_root: bool) -> int:
-    """Run a command in a view that is there already, for `enter` and `at` from outside: its exit code, as `run_session`."""
+    """Run a command in a view that is there already, for `enter` and `at` from outside: its exit code, as
+    `run_session`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     command = start_command(namespaces, argv, environment, as_root=as_root)
     namespaces.close()

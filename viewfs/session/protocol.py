@@ -1,6 +1,7 @@
 """What the processes of a session, and its clients, say to each other. Pure: bytes in, messages out, and back.
 
-A message is a JSON object behind its length in bytes (32 bits, big-endian). Requests have an `id` and an `op`, replies the
+A message is a JSON object behind its length in bytes (32 bits, big-endian). Requests have an `id` and an `op`,
+replies the
 `id` and either `ok` or `error`; a message without `id` announces something. Descriptors travel beside the bytes
 (unix(7), SCM_RIGHTS): `fds` says how many belong to the message. The first message on a control socket is the server's
 greeting with `viewfs`, the version of all this.
@@ -15,7 +16,17 @@ from typing import Any
 
 from viewfs.errors import ViewfsError
 
-__all__ = ["MAX_FDS", "MAX_FRAME", "VERSION", "FrameDecoder", "Message", "ProtocolError", "encode", "failure", "success"]
+__all__ = [
+    "MAX_FDS",
+    "MAX_FRAME",
+    "VERSION",
+    "FrameDecoder",
+    "Message",
+    "ProtocolError",
+    "encode",
+    "failure",
+    "success",
+]
 
 VERSION = 1
 #: Bytes; room for the largest environment that execve(2) takes, several times over.
@@ -32,7 +43,8 @@ class ProtocolError(ViewfsError):
 
 
 def encode(message: Message, fds: int = 0) -> bytes:
-    """`message` as it goes over the wire; undecodable bytes in paths survive as the surrogates that Python has for them."""
+    """`message` as it goes over the wire; undecodable bytes in paths survive as the surrogates that Python has for
+    them."""
     if fds > MAX_FDS:
         raise ProtocolError(f"a message with {fds} descriptors is too much")
     if fds:

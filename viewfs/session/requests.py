@@ -12,6 +12,7 @@ from viewfs import __version__
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.linux.namespaces import namespace_id
+from viewfs.session.agent_link import Child
 from viewfs.session.async_channel import AsyncChannel
 from viewfs.session.protocol import VERSION, Message, failure, success
 
@@ -54,7 +55,9 @@ class Connection:
         try:
             operation = self._operations.get(request.get("op", ""))
             if operation is None:
-                raise UsageError(f"session {self._supervisor.name} knows no {request.get('op')}", remedy="is it of another version?")
+                raise UsageError(
+                    f"session {self._supervisor.name} knows no {request.get('op')}", remedy="is it of another version?"
+                )
             result, result_fds = await operation(request, fds)
             reply = success(request, **result)
         except ViewfsError as error:
@@ -116,7 +119,9 @@ class Connection:
             raise NotFoundError(f"no module {module} is loaded", remedy="`viewfs lsmod` lists what is")
         if len(loaded) > 1:
             places = ", ".join(mount.path for mount in loaded)
-            raise UsageError(f"module {module} is loaded {len(loaded)} times", remedy=f"name one by its place: {places}")
+            raise UsageError(
+                f"module {module} is loaded {len(loaded)} times", remedy=f"name one by its place: {places}"
+            )
         return loaded[0]
 
     async def _lsmod(self, _request: Message, _fds: list[int]) -> Result:
@@ -198,7 +203,9 @@ class Connection:
     async def _enter(self, request: Message, _fds: list[int]) -> Result:
         """Descriptors of the view's namespaces, for a client that may join them."""
         namespaces = self._supervisor.namespaces | {"mnt": self._view.namespace_of(self._epoch(request))}
-        return {"kinds": list(namespaces), "as_root": self._supervisor.plan.as_root}, [os.dup(fd) for fd in namespaces.values()]
+        return {"kinds": list(namespaces), "as_root": self._supervisor.plan.as_root}, [
+            os.dup(fd) for fd in namespaces.values()
+        ]
 
     async def _spawn(self, request: Message, fds: list[int]) -> Result:
         """Run a command for a client that may not; the end is announced when it comes."""
@@ -211,7 +218,7 @@ class Connection:
         self._supervisor.nursery.start_soon(self._announce_end, child, request.get("id"))
         return {}, [os.dup(child.pidfd)]
 
-    async def _announce_end(self, child: Any, number: int) -> None:
+    async def _announce_end(self, child: Child, number: object) -> None:
         await child.ended.wait()
         try:
             await self._channel.send({"ended": number, "status": child.status})

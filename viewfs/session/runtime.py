@@ -71,7 +71,8 @@ class RuntimeDirectory:
                 return directory
             problems.append(f"{path}: not a directory of yours with mode 0700")
         raise ViewfsError(
-            f"no place for the control socket ({'; '.join(problems)})", remedy="set XDG_RUNTIME_DIR to a private directory"
+            f"no place for the control socket ({'; '.join(problems)})",
+            remedy="set XDG_RUNTIME_DIR to a private directory",
         )
 
     @classmethod

@@ -1,6 +1,7 @@
 """The supervisor before it is needed: nothing but poll(2), so that a command that mounts nothing pays for nothing.
 
-It becomes the real one when somebody connects, or a moment after the start if the session is still there by then; the agent is told
+It becomes the real one when somebody connects, or a moment after the start if the session is still there by then; the
+agent is told
 at the same time, and both import what they need side by side.
 """
 

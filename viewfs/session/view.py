@@ -1,6 +1,7 @@
 """The live view as the supervisor keeps it: what is mounted, by which server, and the epochs that can still be entered.
 
-One change at a time. A change is made in the kernel first and then recorded, and what can fail comes before the step that can't: until
+One change at a time. A change is made in the kernel first and then recorded, and what can fail comes before the step
+that can't: until
 the agent has attached a mount, giving up means closing descriptors.
 """
 
@@ -22,7 +23,8 @@ from viewfs.session.agent_link import AgentLink, Child, WorkerProcess
 
 __all__ = ["ServedMount", "View"]
 
-#: Seconds that walking to a mount point may take; a file system on the way that does not answer is not waited for longer.
+#: Seconds that walking to a mount point may take; a file system on the way that does not answer is not waited for
+#: longer.
 _PLACE_SECONDS = 20
 #: Modules whose mount is of other mounts' superblocks, so that its device says nothing about it.
 _SHOWS_OTHERS = ("bind", "unreal")
@@ -76,7 +78,9 @@ class _Descriptors:
 class View:
     """The epochs of a live view, and the changes that make them."""
 
-    def __init__(self, agent: AgentLink, live_namespace: int, *, keep_history: bool, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, agent: AgentLink, live_namespace: int, *, keep_history: bool, log: Callable[[str], None]
+    ) -> None:
         self.agent = agent
         self.epochs = EpochStack.begin(time.time_ns())
         self.served: dict[Epoch, ServedMount] = {}
@@ -91,12 +95,16 @@ class View:
     def namespace_of(self, epoch: Epoch) -> int:
         """A descriptor of the mount namespace of `epoch`, which stays ours. Raises `NotFoundError`."""
         if epoch not in self.epochs:
-            raise NotFoundError(f"there is no epoch {epoch}", remedy=f"the newest is {self.epochs.current}; see `viewfs epochs`")
+            raise NotFoundError(
+                f"there is no epoch {epoch}", remedy=f"the newest is {self.epochs.current}; see `viewfs epochs`"
+            )
         if epoch == self.epochs.current:
             return self._live_namespace
         if epoch not in self._snapshots:
             gone = [mount for mount in self.epochs.in_epoch(epoch) if mount.made_in not in self.epochs.alive()]
-            what = f"{gone[-1].path} ({gone[-1].type}) was unmounted in epoch {gone[-1].removed_in}" if gone else "freed"
+            what = (
+                f"{gone[-1].path} ({gone[-1].type}) was unmounted in epoch {gone[-1].removed_in}" if gone else "freed"
+            )
             raise NotFoundError(
                 f"epoch {epoch} can't be entered any more: {what}",
                 remedy="a session started with --history keeps what is unmounted",
@@ -126,7 +134,8 @@ class View:
         opened: _Descriptors,
         nursery: trio.Nursery,
     ) -> Mount:
-        """Let the placer make the mount point, attach, record. `opened`: the snapshot, then a kernel mount or counters."""
+        """Let the placer make the mount point, attach, record. `opened`: the snapshot, then a kernel mount or
+        counters."""
         kernel = report["confinement"] == "kernel"
         doing = f"cannot mount on {report['path']}"
         wanted = {name: report.get(name) for name in ("path", "type", "directory", "root_mode", "writable")}
@@ -174,7 +183,9 @@ class View:
             return None
         device = f"{os.major(number)}:{os.minor(number)}"
         alive = self.epochs.alive()
-        return next((epoch for epoch, served in self.served.items() if served.device == device and epoch in alive), None)
+        return next(
+            (epoch for epoch, served in self.served.items() if served.device == device and epoch in alive), None
+        )
 
     async def unmount(self, mount: Mount, *, lazy: bool, operation: str) -> Epoch:
         """Take `mount` out of the view. Raises `ViewfsError`, nothing having changed."""
@@ -182,30 +193,34 @@ class View:
             if self.epochs.is_shadowed(mount):
                 over = self.epochs.resolve(mount.path).serving
                 where = f"{over.path} ({over.type})" if over else "another mount"
-                raise UsageError(f"{mount.path} is shadowed by {where}", remedy=f"unmount that first")
+                raise UsageError(f"{mount.path} is shadowed by {where}", remedy="unmount that first")
             inside = self.epochs.below(mount)
             if inside:
                 raise UsageError(
-                    f"{mount.path} is busy: {inside[0].path} is mounted in it", remedy=f"`viewfs umount {inside[0].path}` first"
+                    f"{mount.path} is busy: {inside[0].path} is mounted in it",
+                    remedy=f"`viewfs umount {inside[0].path}` first",
                 )
             served = self.served[mount.made_in]
             remove, left = self._scaffold_of(mount, served)
             # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for.
             lazy = lazy or mount.type in _SHOWS_OTHERS
             request = {"path": mount.path, "lazy": lazy, "remove": [asdict(plan) for plan in remove]}
-            async with self.agent.worker("unmount", request) as worker:
-                with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True):
+                async with self.agent.worker("unmount", request) as worker:
                     _report, (snapshot,) = await worker.answer(f"cannot unmount {mount.path}")
-                    self._snapshots[self.epochs.current] = snapshot
-                    epoch = self.epochs.remove(mount, time_ns=time.time_ns(), operation=operation)
-                    for heir, plan in left:
-                        self.served[heir.made_in].made.append(plan)
-                    served.made.clear()
-                    self._free()
-                    return epoch
+            self._snapshots[self.epochs.current] = snapshot
+            epoch = self.epochs.remove(mount, time_ns=time.time_ns(), operation=operation)
+            for heir, plan in left:
+                self.served[heir.made_in].made.append(plan)
+            served.made.clear()
+            self._free()
+            return epoch
 
-    def _scaffold_of(self, mount: Mount, served: ServedMount) -> tuple[list[MountPointPlan], list[tuple[Mount, MountPointPlan]]]:
-        """What was made for `mount` and can go, and what another mount still stands on and will take away in its turn."""
+    def _scaffold_of(
+        self, mount: Mount, served: ServedMount
+    ) -> tuple[list[MountPointPlan], list[tuple[Mount, MountPointPlan]]]:
+        """What was made for `mount` and can go, and what another mount still stands on and will take away in its
+        turn."""
         remove: list[MountPointPlan] = []
         left: list[tuple[Mount, MountPointPlan]] = []
         others = [other for other in self.epochs.live() if other.made_in != mount.made_in]

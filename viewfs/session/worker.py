@@ -1,7 +1,8 @@
 """What the agent's forked children do: the steps of a change of the view, each in a process that can hang or die alone.
 
 A mount takes two of them, so that none has both the privilege to mount and bytes that somebody else wrote. The *server*
-takes the snapshot that becomes the epoch, opens the source in it, shuts itself in, and only then looks at what it was given. The
+takes the snapshot that becomes the epoch, opens the source in it, shuts itself in, and only then looks at what it was
+given. The
 *placer* makes the mount point, and the FUSE mount for a root of the kind that the server found; it reads nothing but
 paths. The agent attaches the one to the other.
 
@@ -45,6 +46,8 @@ from viewfs.session.channel import Channel
 
 __all__ = ["WORKERS", "run_worker"]
 
+log = logging.getLogger("viewfs.worker")
+
 T = TypeVar("T")
 Worker = Callable[[Channel, dict[str, Any]], None]
 
@@ -60,7 +63,7 @@ def run_worker(kind: str, channel: Channel, request: dict[str, Any]) -> int:
         _try_to_send(channel, explain_os_error(f"cannot {kind} {request.get('path', '')}".rstrip(), error))
         return 1
     except Exception as error:
-        logging.getLogger("viewfs.worker").exception("%s failed", kind)
+        log.exception("%s failed", kind)
         _try_to_send(channel, ViewfsError(f"{kind} failed: {type(error).__name__}: {error}", remedy="see `viewfs log`"))
         return 1
     return 0
@@ -244,7 +247,10 @@ def _unmount(channel: Channel, request: dict[str, Any]) -> None:
         remedy = "close what has files or its working directory there, or use --lazy"
         raise ViewfsError(f"cannot unmount {request['path']}: {reason}", remedy=remedy) from error
     for plan in request["remove"]:
-        remove_mount_point(MountPointPlan(**plan | {"missing": tuple(plan["missing"])}))
+        try:
+            remove_mount_point(MountPointPlan(**plan | {"missing": tuple(plan["missing"])}))
+        except OSError as error:  # it is unmounted, which is what was asked for
+            log.warning("what was made to mount on %s is still there: %s", request["path"], error)
     channel.send({"ok": {}}, [snapshot])
 
 

@@ -55,8 +55,9 @@ def test_many_names_without_index(block_size: int, tmp_path: Path, opened: Opene
     compare(opened(image), NAMES)
 
 
-@pytest.mark.parametrize("kind", ["half_md4", "tea", "legacy"])
-@pytest.mark.parametrize("block_size", [1024, 4096])
+@pytest.mark.parametrize(
+    ("block_size", "kind"), [(1024, "half_md4"), (1024, "tea"), (1024, "legacy"), (4096, "half_md4")]
+)
 def test_many_names_with_index(block_size: int, kind: str, tmp_path: Path, opened: Opener) -> None:
     image = big_directory(tmp_path / "image", NAMES, block_size, "-t", "ext4", "-O", "dir_index")
     debugfs(image, f"ssv def_hash_version {kind}")
@@ -88,10 +89,10 @@ def test_names_of_one_hash_in_several_blocks(tmp_path: Path, opened: Opener) -> 
     """With the legacy hash, names that collide are easily found: a leaf is then continued in the next one."""
     noise = random.Random(2)
     by_hash: dict[int, list[bytes]] = {}
-    for _ in range(300_000):
+    for _ in range(150_000):
         name = b"%06x" % noise.getrandbits(24)
-        by_hash.setdefault(name_hash(HashVersion.LEGACY, name * 1, (0, 0, 0, 0)), []).append(name)
-    wanted = sorted({name for group in by_hash.values() if len(group) > 1 for name in group})[:6000]
+        by_hash.setdefault(name_hash(HashVersion.LEGACY, name, (0, 0, 0, 0)), []).append(name)
+    wanted = sorted({name for group in by_hash.values() if len(group) > 1 for name in group})[:3000]
     image = big_directory(tmp_path / "image", wanted, 1024, "-t", "ext4", "-O", "dir_index")
     debugfs(image, "ssv def_hash_version legacy")
     e2fsck(image, "-D")

@@ -176,7 +176,7 @@ def test_damaged_images(kind: str, small_tree: Path, tmp_path: Path) -> None:
     assert volume.replayed == (3 if kind.startswith("journal") else 0)
     used = [place for place, byte in enumerate(data) if byte]
     longer = float(os.environ.get("VIEWFS_FUZZ_SECONDS", 0))
-    end = time.monotonic() + (longer / len(KINDS) if longer else 1.2)
+    end = time.monotonic() + (longer / len(KINDS) if longer else 0.8)
     seed = random.SystemRandom().randrange(1 << 30) if longer else 0
     rounds = 0
     while time.monotonic() < end and (longer or rounds < 150):

@@ -90,7 +90,7 @@ class Ext(Module):
             "owner",
             ("auto", "me", "keep"),
             "auto",
-            "whose files are: all mine, as stored, or (auto) as stored where the view has such an id and mine elsewhere",
+            "whose files are: mine, as stored (keep), or (auto) as stored where the view has that id and mine elsewhere",
         ),
         size("offset", 0, "where in the source the file system begins"),
     )

@@ -1,6 +1,7 @@
 """What a server has done, counted where others can read it: in memory that it shares with the supervisor.
 
-Nobody needs to ask a server how it is, which a server that is busy, hung or taken over could not answer truthfully anyway.
+Nobody needs to ask a server how it is, which a server that is busy, hung or taken over could not answer truthfully
+anyway.
 """
 
 from __future__ import annotations

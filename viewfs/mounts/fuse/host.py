@@ -1,10 +1,14 @@
 """Serving one /dev/fuse descriptor.
 
-Two loops serve the same `Operations`. As long as every answer is at hand, as those of an image are, a plain blocking loop
-gives them: one read(2), one writev(2), no event loop between. The first method that turns out to be `async` moves the server
-to trio for good, where each request that waits has a task and a cancel scope of its own, so that FUSE_INTERRUPT can end it.
+Two loops serve the same `Operations`. As long as every answer is at hand, as those of an image are, a plain blocking
+loop
+gives them: one read(2), one writev(2), no event loop between. The first method that turns out to be `async` moves the
+server
+to trio for good, where each request that waits has a task and a cancel scope of its own, so that FUSE_INTERRUPT can
+end it.
 
-Around every request stands a guard: `OSError` becomes its errno; anything else is logged with its traceback and becomes EIO for that
+Around every request stands a guard: `OSError` becomes its errno; anything else is logged with its traceback and
+becomes EIO for that
 one request. A mount ends by being unmounted, never by an exception.
 """
 
@@ -150,7 +154,8 @@ class _Server:
         scope = self._waiting.get(request.fields[0])
         if scope is not None:
             scope.cancel()
-        # An interrupt for what is answered already, or not yet read, needs no reply (Documentation/filesystems/fuse.rst).
+        # An interrupt for what is answered already, or not yet read, needs no reply
+        # (Documentation/filesystems/fuse.rst).
 
     def _start_waiting(self, nursery: trio.Nursery, request: Request, promise: Awaitable[bytes | None]) -> None:
         import trio
