@@ -100,7 +100,7 @@ def test_changes_are_made_in_the_order_in_which_they_are_given(name: str, monkey
     line = "--mount /a:/1 --load hello:/2 --as-root --mount=/b:/3 --load hello:/4 -- sh --mount /not:/ours"
     CliRunner().invoke(cli, [name, *line.split()], catch_exceptions=False)
     (plan,) = plans
-    assert [(change.request["operation"], change.request["path"]) for change in plan.changes] == [
+    assert [(change.arguments["operation"], change.arguments["path"]) for change in plan.changes] == [
         ("mount", "/1"), ("insmod", "/2"), ("mount", "/3"), ("insmod", "/4"),
     ]  # fmt: skip
     assert plan.command == ["sh", "--mount", "/not:/ours"]

@@ -169,8 +169,7 @@ def prefixes(path: str) -> list[str]:
 
 
 def walk(tree: Tree, path: str) -> tuple[int, str]:
-    """The mount that a path walk ends in, and the place where that mount begins. Crosses mount points as it meets
-    them."""
+    """The mount that a path walk ends in, and where that mount begins. It crosses mount points as it meets them."""
     here, place = 0, "/"
     for prefix in prefixes(path):
         while (over := next((m for m in tree if m.parent == here and m.path == prefix), None)) is not None:

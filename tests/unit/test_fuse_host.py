@@ -1,5 +1,4 @@
-"""The loops that serve a /dev/fuse descriptor, over a pair of sockets in its place: one datagram is one request, as
-there.
+"""The loops that serve a /dev/fuse descriptor, over a pair of sockets: one datagram is one request, as there.
 
 (What only the kernel can do, the tests of the kernel tier have it do.)
 """

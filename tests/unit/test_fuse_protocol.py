@@ -121,20 +121,16 @@ REQUESTS = {
 #: The header's macros for the sizes of older forms, which are what goes over the wire unless more was agreed on.
 COMPATIBLE = {Opcode.SETXATTR: "FUSE_COMPAT_SETXATTR_IN_SIZE"}
 OFFSETS = {
-    "fuse_attr_out": {"attr_valid": 0, "attr_valid_nsec": 8, "attr.ino": 16, "attr.atime": 40, "attr.mode": 76,
-    "attr.rdev": 92},
+    "fuse_attr_out": {"attr_valid": 0, "attr_valid_nsec": 8, "attr.ino": 16, "attr.atime": 40, "attr.rdev": 92},
     "fuse_entry_out": {"nodeid": 0, "entry_valid": 16, "attr_valid": 24, "entry_valid_nsec": 32, "attr.ino": 40},
-    "fuse_init_out": {"max_readahead": 8, "flags": 12, "max_background": 16, "congestion_threshold": 18, "max_write":
-    20,
-                      "time_gran": 24, "max_pages": 28},
+    "fuse_init_out": {"max_readahead": 8, "flags": 12, "congestion_threshold": 18, "max_write": 20, "max_pages": 28},
     "fuse_kstatfs": {"blocks": 0, "bsize": 40, "namelen": 44, "frsize": 48},
     "fuse_dirent": {"ino": 0, "off": 8, "namelen": 16, "type": 20, "name": 24},
     "fuse_direntplus": {"entry_out": 0, "dirent": 128},
-    "fuse_setattr_in": {"valid": 0, "size": 16, "atime": 32, "mtime": 40, "atimensec": 56, "mode": 68, "uid": 76,
-    "gid": 80},
+    "fuse_setattr_in": {"valid": 0, "size": 16, "atime": 32, "atimensec": 56, "mode": 68, "uid": 76, "gid": 80},
     "fuse_write_in": {"fh": 0, "offset": 8, "size": 16},
     "fuse_rename2_in": {"newdir": 0, "flags": 8},
-}  # fmt: skip
+}
 
 
 def run_c(directory: Path, expressions: list[str]) -> dict[str, int]:

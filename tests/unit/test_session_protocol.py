@@ -1,5 +1,4 @@
-"""What the processes of a session say to each other: messages through bytes, and through real sockets with
-descriptors."""
+"""What the processes of a session say to each other: as bytes, and over real sockets with descriptors."""
 
 from __future__ import annotations
 

@@ -12,7 +12,16 @@ from click.shell_completion import CompletionItem
 from viewfs.errors import UsageError
 from viewfs.modules.options import split_options
 
-__all__ = ["LOAD", "MOUNT", "ChangesInOrder", "absolute", "module_option", "parse_load", "parse_mount", "session_option"]
+__all__ = [
+    "LOAD",
+    "MOUNT",
+    "ChangesInOrder",
+    "absolute",
+    "module_option",
+    "parse_load",
+    "parse_mount",
+    "session_option",
+]
 
 _UNESCAPED_COLON = re.compile(r"(?<!\\):")
 

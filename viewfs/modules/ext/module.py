@@ -90,7 +90,7 @@ class Ext(Module):
             "owner",
             ("auto", "me", "keep"),
             "auto",
-            "whose files are: mine, as stored (keep), or (auto) as stored where the view has that id and mine elsewhere",
+            "whose files are: mine, as stored (keep), or (auto) as stored where the view has that id, else mine",
         ),
         size("offset", 0, "where in the source the file system begins"),
     )

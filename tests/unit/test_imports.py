@@ -1,0 +1,157 @@
+"""Who imports whom: the packages of viewfs depend on each other in one direction, and on each library in one place."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import viewfs
+
+ROOT = Path(viewfs.__file__).parent
+FILES = {
+    ".".join(("viewfs", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+#: Package (or module) → what of viewfs it may import, besides itself. cli → session → mounts → modules.api;
+#: session → namespaces; everything → linux → errors. The longest name that fits a module is the one that counts.
+MAY_IMPORT = {
+    "viewfs": set(),
+    "viewfs.__main__": {"viewfs.cli"},
+    "viewfs.cli": {"viewfs", "viewfs.session", "viewfs.doctor", "viewfs.modules", "viewfs.linux", "viewfs.errors"},
+    "viewfs.doctor": {"viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.linux", "viewfs.errors"},
+    "viewfs.session": {
+        "viewfs", "viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.epochs", "viewfs.linux",
+        "viewfs.errors",
+    },
+    "viewfs.mounts": {"viewfs.modules.api", "viewfs.linux", "viewfs.errors"},
+    "viewfs.modules": {"viewfs.linux", "viewfs.errors"},
+    "viewfs.namespaces": {"viewfs.linux", "viewfs.errors"},
+    "viewfs.linux": {"viewfs.errors"},
+    "viewfs.errors": set(),
+    # Pure: no kernel, no process, nothing to wait for.
+    "viewfs.epochs": set(),
+    "viewfs.session.protocol": {"viewfs.errors"},
+    "viewfs.mounts.fuse.protocol": {"viewfs.modules.api"},
+    # What an author implements knows nothing of how it is served; a reader of a format nothing of anything.
+    "viewfs.modules.api": {"viewfs.modules.options"},
+    "viewfs.modules.options": {"viewfs.errors"},
+    "viewfs.modules.nodes": {"viewfs.modules.api"},
+    "viewfs.modules.ext": {"viewfs.modules.api", "viewfs.modules.options", "viewfs.errors"},
+}  # fmt: skip
+
+#: Library → where it may be imported.
+LIBRARIES = {
+    "click": {"viewfs.cli"},
+    "rich": {"viewfs.cli"},
+    "trio": {"viewfs.session", "viewfs.mounts.fuse", "viewfs.modules"},
+    "prctl": {"viewfs.linux"},
+    "crc32c": {"viewfs.modules.ext"},
+}
+
+#: All that a pure module may import of the standard library. (os: device numbers and strerror.)
+PURE = {
+    "viewfs.epochs": {"bisect", "collections", "dataclasses", "typing"},
+    "viewfs.session.protocol": {"collections", "json", "struct", "typing"},
+    "viewfs.mounts.fuse.protocol": {"collections", "enum", "errno", "os", "struct", "typing"},
+}
+
+
+@cache
+def imports(module: str) -> frozenset[tuple[str, int]]:
+    """Every module that `module` imports anywhere in it, in functions and for type checking too, with the line."""
+
+    def found() -> Iterator[tuple[str, int]]:
+        for node in ast.walk(ast.parse(FILES[module].read_text())):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield alias.name, node.lineno
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module}:{node.lineno}: imports are absolute"
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    yield whole if whole in FILES else str(node.module), node.lineno
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "import_module":
+                (argument,) = node.args
+                assert not isinstance(argument, ast.Constant), f"{module}:{node.lineno}: import it in the ordinary way"
+
+    return frozenset(found())
+
+
+def lies_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def rule_for(module: str) -> str:
+    return max((name for name in MAY_IMPORT if lies_in(module, name)), key=len)
+
+
+def test_all_of_viewfs_is_looked_at() -> None:
+    assert len(FILES) > 60
+    assert {"viewfs", "viewfs.epochs", "viewfs.linux.libc", "viewfs.mounts.fuse.host"} <= set(FILES)
+    assert not [name for name in MAY_IMPORT if name not in FILES]
+    directories = {".".join(("viewfs", *path.relative_to(ROOT).parts[:-1])) for path in FILES.values()}
+    assert directories <= set(FILES), "a package without __init__.py is not in the wheel"
+
+
+def test_packages_depend_on_each_other_in_one_direction() -> None:
+    wrong = []
+    for module in FILES:
+        rule = rule_for(module)
+        own = rule if (ROOT.parent / rule.replace(".", "/")).is_dir() and rule != "viewfs" else module
+        for imported, line in sorted(imports(module)):
+            if not lies_in(imported, "viewfs") or lies_in(imported, own):
+                continue
+            # "viewfs" alone is the version, not all of the packages in it.
+            if not any(imported == name or (name != "viewfs" and lies_in(imported, name)) for name in MAY_IMPORT[rule]):
+                wrong.append(f"{module}:{line} imports {imported}, which {rule} may not")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_imported_in_one_place(library: str) -> None:
+    wrong = [
+        f"{module}:{line}"
+        for module in FILES
+        for imported, line in sorted(imports(module))
+        if lies_in(imported, library) and not any(lies_in(module, place) for place in LIBRARIES[library])
+    ]
+    assert not wrong, f"{library} is imported by {', '.join(wrong)}"
+
+
+def test_no_other_library_is_imported() -> None:
+    known = {*LIBRARIES, "viewfs", *sys.stdlib_module_names}
+    others = {f"{imported} ({module}:{line})" for module in FILES for imported, line in imports(module)
+              if imported.partition(".")[0] not in known}  # fmt: skip
+    assert not others, "not in LIBRARIES above, nor perhaps in setup.cfg"
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_what_is_pure_stays_pure(module: str) -> None:
+    standard = {imported.partition(".")[0] for imported, _line in imports(module)} - {"viewfs", "__future__"}
+    assert standard <= PURE[module]
+
+
+def test_starting_a_command_imports_neither_trio_nor_rich() -> None:
+    """What every start of `viewfs` pays for: the modules that the command line imports at their top."""
+    seen, open_ends = set(), ["viewfs.cli.main", "viewfs.cli.run"]
+    while open_ends:
+        module = open_ends.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for node in ast.parse(FILES[module].read_text()).body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            assert not {name.partition(".")[0] for name in names} & {"trio", "rich"}, f"{module}:{node.lineno}"
+            open_ends += [name for name in names if name in FILES]
+    assert "viewfs.session.front" in seen

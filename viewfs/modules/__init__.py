@@ -1,0 +1,1 @@
+"""Modules: what their authors implement, how they are found, and those that are built in."""
