@@ -117,3 +117,18 @@ def test_mounts_of_the_host_are_in_the_view(viewfs: Viewfs) -> None:
         script -qec 'tty' /dev/null | grep -c pts
     """
     assert viewfs.sh(script=script).out.split() == ["3", "shm", "1"]
+
+
+def test_what_was_made_stays_while_an_older_epoch_needs_it(open_view: Callable[..., View]) -> None:
+    """Removing a mount point takes away what is mounted there in every namespace, so it has to wait."""
+    view = open_view("--mount", "n:/made/here:tmp")
+    view.sh("echo kept > /made/here/file")
+    view("insmod", "unreal")
+    view("umount", "/made/here")
+    assert view.sh("cat /unreal/made/here/file; ls /made/here").out == "kept\n"
+    assert view("at", "1", "--", "cat", "/made/here/file").out == "kept\n"
+    view("mount", "-t", "tmp", "none", "/made/here")
+    view("rmmod", "unreal")
+    view.sh("touch /made/here/new")
+    view("umount", "/made/here")
+    assert view.sh("ls -d /made 2>/dev/null || echo gone").out == "gone\n"

@@ -57,13 +57,15 @@ def test_git_tar_sqlite_gcc_and_rsync_work_in_it(view: View, tmp_path: Path) -> 
         git init -q -b main repository; cd repository
         git config user.name N; git config user.email e@example.org
         for i in $(seq 50); do echo "file $i" > file$i; done
-        git add .; git commit -qm first; git checkout -q -b other; rm file1; git commit -qam second; git checkout -q main
+        git add .; git commit -qm first; git checkout -q -b other; rm file1
+        git commit -qam second; git checkout -q main
         git gc -q; git fsck --full 2>&1 | grep -v '^Checking' || true; git log --oneline --all | wc -l; ls | wc -l
         cd ..
         sqlite3 data.db 'create table t(x); with recursive n(i) as (select 1 union all select i+1 from n where i<2000)
             insert into t select i from n; select sum(x) from t; pragma integrity_check;'
         echo 'int main(void){return 42;}' > a.c; gcc -o a a.c; ./a || echo $?
-        tar cf repository.tar repository; mkdir out; tar xf repository.tar -C out; diff -r repository out/repository && echo same
+        tar cf repository.tar repository; mkdir out; tar xf repository.tar -C out
+        diff -r repository out/repository && echo same
         rsync -a repository/ copy/; diff -r repository copy && echo same
         python3 -c "
 import mmap

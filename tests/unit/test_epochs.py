@@ -239,7 +239,7 @@ class EpochsAgainstTrees(RuleBasedStateMachine):
                     needed |= {attached.id for attached in self.trees[number - 1]}
             if needed <= alive:
                 return alive
-            alive = alive | needed
+            alive = alive | set(needed)
 
     @invariant()
     def every_path_in_every_epoch(self) -> None:
@@ -265,7 +265,7 @@ class EpochsAgainstTrees(RuleBasedStateMachine):
             visible = self.stack.visible_on(path)
             assert (visible.made_in if visible else 0) == (number if place == path else 0)
             if visible is not None:
-                inside = {visible.made_in}
+                inside: set[int] = {visible.made_in}
                 while more := {attached.id for attached in tree if attached.parent in inside} - inside:
                     inside |= more
                 assert [mount.made_in for mount in self.stack.below(visible)] == sorted(

@@ -85,11 +85,14 @@ class Mount:
 
     def unmount(self) -> None:
         """Here it is the end of the connection; for the kernel it is ENODEV."""
+        self.ours.shutdown(socket.SHUT_WR)
+        if self._thread.ident is None:
+            self._theirs.close()
+        while self.ours.recv(1 << 21):
+            pass  # what is left unread would be a connection reset
         self.ours.close()
         if self._thread.ident is not None:
             self._thread.join(SECONDS)
-        else:
-            self._theirs.close()
         assert not self._thread.is_alive(), "the loop did not end"
         self._counters.close()
 

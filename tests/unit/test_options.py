@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from viewfs.errors import UsageError
-from viewfs.modules.options import choice, flag, integer, parse_options, permissions, size, split_options, text
+from viewfs.modules.options import Option, choice, flag, integer, parse_options, permissions, size, split_options, text
 
 DECLARED = (
     text("label", "none", "what to call it"),
@@ -120,5 +122,6 @@ def test_whatever_is_given_is_parsed_or_refused(arguments: list[str]) -> None:
 
 
 def test_a_default_is_shown_as_one_would_write_it() -> None:
-    for option in DECLARED:
+    options: tuple[Option[Any], ...] = DECLARED
+    for option in options:
         assert option.parse(option.show(option.default)) == option.default

@@ -46,7 +46,7 @@ def run(program: bytes, number: int, *arguments: int, architecture: int | None =
             case 0x54:  # BPF_ALU | BPF_AND | BPF_K
                 accumulator &= k
             case 0x06:  # BPF_RET | BPF_K
-                return k
+                return int(k)
             case _:
                 raise AssertionError(f"instruction {code:#x}")
 

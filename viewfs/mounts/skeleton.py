@@ -25,6 +25,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from viewfs.errors import UsageError, explain_os_error
 from viewfs.linux.mount import (
@@ -147,6 +148,11 @@ class MountPointPlan:
     #: `parent` is to be covered by a new skeleton; otherwise it is on one already.
     needs_skeleton: bool = False
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> MountPointPlan:
+        """The inverse of `dataclasses.asdict`, after a journey as JSON."""
+        return cls(**value | {"missing": tuple(value["missing"])})
+
     def __str__(self) -> str:
         if not self.missing:
             return f"use {self.path}"
@@ -175,12 +181,16 @@ def plan_mount_point(path: str, table: list[MountEntry]) -> MountPointPlan:
     parent = os.path.realpath(parent)
     if not os.path.isdir(parent):
         raise UsageError(f"cannot mount on {path}: {parent} is not a directory")
-    covering = [entry for entry in table if _contains(entry.mount_point, parent)]
-    top = max(covering, key=lambda entry: len(entry.mount_point), default=None)
-    topmost = [entry for entry in covering if top and entry.mount_point == top.mount_point][-1:]
-    on_skeleton = bool(topmost) and topmost[0].source == SKELETON_SOURCE
     path = os.path.join(parent, *missing)
-    return MountPointPlan(path, parent, tuple(missing), needs_skeleton=not on_skeleton)
+    return MountPointPlan(path, parent, tuple(missing), needs_skeleton=not _is_on_skeleton(parent, table))
+
+
+def _is_on_skeleton(directory: str, table: list[MountEntry]) -> bool:
+    """Is `directory` (canonical) one of the view's own, by the mount that it lies in?"""
+    covering = [entry for entry in table if _contains(entry.mount_point, directory)]
+    deepest = max((len(entry.mount_point) for entry in covering), default=0)
+    topmost = [entry for entry in covering if len(entry.mount_point) == deepest][-1:]
+    return bool(topmost) and topmost[0].source == SKELETON_SOURCE
 
 
 def _contains(directory: str, path: str) -> bool:
@@ -217,9 +227,15 @@ def make_mount_point(plan: MountPointPlan, *, is_directory: bool, live_namespace
 
 
 def remove_mount_point(plan: MountPointPlan) -> None:
-    """Take away what `make_mount_point` made, nothing being mounted there any more."""
+    """Take away what `make_mount_point` made, nothing being mounted there any more.
+
+    Nothing but the view's own directories is ever touched, whatever has become of the path in the meantime.
+    """
     if not plan.missing:
         return
+    with open("/proc/self/mountinfo", "rb") as table:
+        if not _is_on_skeleton(plan.parent, parse_mountinfo(table.read())):
+            return
     if plan.needs_skeleton:
         umount2(plan.parent, UmountFlags.DETACH | UmountFlags.NOFOLLOW)
         return

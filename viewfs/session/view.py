@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import trio
 
-from viewfs.epochs import Epoch, EpochStack, Mount, covers
+from viewfs.epochs import Epoch, EpochStack, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.skeleton import MountPointPlan
 from viewfs.session.agent_link import AgentLink, Child, WorkerProcess
+from viewfs.session.scaffold import Scaffold
 
 __all__ = ["ServedMount", "View"]
 
@@ -37,8 +38,6 @@ class ServedMount:
     confinement: str
     #: major:minor of its superblock, by which sources that lie in it are known; empty for binds.
     device: str = ""
-    #: What to take away when it is unmounted.
-    made: list[MountPointPlan] = field(default_factory=list)
     server: Child | None = None
     #: A duplicate of the server's descriptor: its death then does not end the connection before we say so.
     fuse_fd: int | None = None
@@ -86,6 +85,7 @@ class View:
         self.served: dict[Epoch, ServedMount] = {}
         self._live_namespace = live_namespace
         self._snapshots: dict[Epoch, int] = {}
+        self._scaffold = Scaffold()
         self._keep_history = keep_history
         self._log = log
         self._changing = trio.Lock()
@@ -159,9 +159,7 @@ class View:
             ) from None
         if report["type"] not in _SHOWS_OTHERS:
             served.device = attached["device"]
-        plan = MountPointPlan(**placed["plan"] | {"missing": tuple(placed["plan"]["missing"])})
-        if plan.missing:
-            served.made.append(plan)
+        plan = MountPointPlan.from_json(placed["plan"])
         self._snapshots[self.epochs.current] = opened.take(0)
         mount = self.epochs.mount(
             plan.path,
@@ -173,6 +171,7 @@ class View:
             operation=request["operation"],
         )
         self.served[mount.made_in] = served
+        self._scaffold.add(mount.made_in, plan)
         self._free()
         if served.server is not None:
             nursery.start_soon(self._watch_server, mount, served, served.server)
@@ -200,41 +199,23 @@ class View:
                     f"{mount.path} is busy: {inside[0].path} is mounted in it",
                     remedy=f"`viewfs umount {inside[0].path}` first",
                 )
-            served = self.served[mount.made_in]
-            remove, left = self._scaffold_of(mount, served)
             # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for.
             lazy = lazy or mount.type in _SHOWS_OTHERS
-            request = {"path": mount.path, "lazy": lazy, "remove": [asdict(plan) for plan in remove]}
             with trio.CancelScope(shield=True):
-                async with self.agent.worker("unmount", request) as worker:
+                async with self.agent.worker("unmount", {"path": mount.path, "lazy": lazy}) as worker:
                     _report, (snapshot,) = await worker.answer(f"cannot unmount {mount.path}")
-            self._snapshots[self.epochs.current] = snapshot
-            epoch = self.epochs.remove(mount, time_ns=time.time_ns(), operation=operation)
-            for heir, plan in left:
-                self.served[heir.made_in].made.append(plan)
-            served.made.clear()
-            self._free()
-            return epoch
+                self._snapshots[self.epochs.current] = snapshot
+                epoch = self.epochs.remove(mount, time_ns=time.time_ns(), operation=operation)
+                self._free()
+                await self._tidy()
+        return epoch
 
-    def _scaffold_of(
-        self, mount: Mount, served: ServedMount
-    ) -> tuple[list[MountPointPlan], list[tuple[Mount, MountPointPlan]]]:
-        """What was made for `mount` and can go, and what another mount still stands on and will take away in its
-        turn."""
-        remove: list[MountPointPlan] = []
-        left: list[tuple[Mount, MountPointPlan]] = []
-        others = [other for other in self.epochs.live() if other.made_in != mount.made_in]
-        for plan in served.made:
-            top = plan.parent if plan.needs_skeleton else os.path.join(plan.parent, plan.missing[0])
-            heirs = [other for other in others if covers(top, other.path)]
-            if heirs:
-                left.append((heirs[-1], plan))
-                own = os.path.join(plan.parent, plan.missing[0])
-                if plan.needs_skeleton and not any(covers(own, other.path) for other in heirs):
-                    remove.append(replace(plan, needs_skeleton=False))
-            else:
-                remove.append(plan)
-        return remove, left
+    async def _tidy(self) -> None:
+        """Take away what was made to mount on and is needed no more. What can't be taken away does no harm."""
+        due = self._scaffold.take_due(self.epochs, self._snapshots)
+        if due:
+            async with self.agent.worker("tidy", {"plans": [asdict(plan) for plan in due]}) as worker:
+                await worker.answer("cannot take mount points away")
 
     def _free(self) -> None:
         """Let go of the epochs in which something no longer works; the kernel then ends what nobody holds."""

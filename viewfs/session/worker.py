@@ -235,7 +235,7 @@ def _place(channel: Channel, request: dict[str, Any]) -> None:
 
 
 def _unmount(channel: Channel, request: dict[str, Any]) -> None:
-    """Take a snapshot, unmount `path` in the live view, and take away what was made to mount it there."""
+    """Take a snapshot, and unmount `path` in the live view."""
     live = open_namespace("mnt")
     snapshot = _take_snapshot()
     setns(live, CloneFlags.NEWNS)
@@ -246,12 +246,17 @@ def _unmount(channel: Channel, request: dict[str, Any]) -> None:
         reason = (error.strerror or "").lower()
         remedy = "close what has files or its working directory there, or use --lazy"
         raise ViewfsError(f"cannot unmount {request['path']}: {reason}", remedy=remedy) from error
-    for plan in request["remove"]:
-        try:
-            remove_mount_point(MountPointPlan(**plan | {"missing": tuple(plan["missing"])}))
-        except OSError as error:  # it is unmounted, which is what was asked for
-            log.warning("what was made to mount on %s is still there: %s", request["path"], error)
     channel.send({"ok": {}}, [snapshot])
 
 
-WORKERS: dict[str, Worker] = {"mount": _mount, "place": _place, "unmount": _unmount}
+def _tidy(channel: Channel, request: dict[str, Any]) -> None:
+    """Take away mount points that are needed no more."""
+    for plan in map(MountPointPlan.from_json, request["plans"]):
+        try:
+            remove_mount_point(plan)
+        except OSError as error:
+            log.warning("what was made to mount on %s is still there: %s", plan.path, error)
+    channel.send({"ok": {}})
+
+
+WORKERS: dict[str, Worker] = {"mount": _mount, "place": _place, "unmount": _unmount, "tidy": _tidy}

@@ -11,7 +11,9 @@ from viewfs.modules.ext.inode import Inode, InodeFlags
 from viewfs.modules.ext.layout import Superblock
 from viewfs.modules.ext.mapping import (
     MAX_BLOCKS,
+    BlockMap,
     Branch,
+    ChangedMap,
     ExtentMap,
     IndirectMap,
     Leaf,
@@ -43,15 +45,23 @@ _PATH_MAX = 4096
 class Contents:
     """Reads what inodes of one file system hold."""
 
-    def __init__(self, image: Image, superblock: Superblock, table: InodeTable) -> None:
+    def __init__(
+        self,
+        image: Image,
+        superblock: Superblock,
+        table: InodeTable,
+        changes: Mapping[int, Sequence[Run]] | None = None,
+    ) -> None:
+        """`changes` are runs, by inode, that are not as in the image (see `mapping.ChangedMap`)."""
         self._image = image
+        self._changes = changes or {}
         self._table = table
         self._block_size = superblock.block_size
         self._cluster_size = superblock.cluster_size
-        self._limits = Limits(superblock.first_data_block, superblock.blocks_count, superblock.block_size)
+        self.limits = Limits(superblock.first_data_block, superblock.blocks_count, superblock.block_size)
         self._seed = superblock.checksum_seed
         self._block_seed = superblock.checksum_seed if superblock.metadata_checksums else None
-        self._maps: Cache[int, ExtentMap | IndirectMap] = Cache(_MAPS_CACHED)
+        self._maps: Cache[int, BlockMap] = Cache(_MAPS_CACHED)
         self._recent: Cache[int, Run] = Cache(_MAPS_CACHED)
         self._nodes: Cache[tuple[int, int, int], Leaf | Branch] = Cache(_NODE_BYTES_CACHED)
         self._pointers: Cache[int, Sequence[int]] = Cache(_NODE_BYTES_CACHED)
@@ -115,35 +125,41 @@ class Contents:
         """Where the blocks from `first` to before `end` are; what is missing in between reads as zeros."""
         return joined(self._map(inode).runs(first, end))
 
-    def _map(self, inode: Inode) -> ExtentMap | IndirectMap:
+    def _map(self, inode: Inode) -> BlockMap:
         number = inode.attributes.ino
-        return self._maps.get(number) or self._maps.put(number, self._new_map(inode))
+        found = self._maps.get(number)
+        if found is None:
+            found = self._map_on_disk(inode)
+            if number in self._changes:
+                found = ChangedMap(found, self._changes[number])
+            self._maps.put(number, found)
+        return found
 
-    def _new_map(self, inode: Inode) -> ExtentMap | IndirectMap:
+    def _map_on_disk(self, inode: Inode) -> BlockMap:
         if not inode.flags & _EXTENTS:
-            return IndirectMap(inode.block, self._limits, self._load_pointers, self._load_leaf)
+            return IndirectMap(inode.block, self.limits, self._load_pointers, self._load_leaf)
         number, seed = inode.attributes.ino, inode.checksum_seed
 
         def load(block: int, depth: int) -> Leaf | Branch:
             key = number, block, depth
             node = self._nodes.get(key)
             if node is None:
-                node = parse_extent_node(self._block(block), self._limits, depth, seed)
+                node = parse_extent_node(self._block(block), self.limits, depth, seed)
                 self._nodes.put(key, node, self._block_size)
             return node
 
-        return ExtentMap(inode.block, self._limits, load)
+        return ExtentMap(inode.block, self.limits, load)
 
     def _load_pointers(self, block: int) -> Sequence[int]:
         found = self._pointers.get(block)
         if found is None:
-            found = self._pointers.put(block, parse_pointers(self._block(block), self._limits), self._block_size)
+            found = self._pointers.put(block, parse_pointers(self._block(block), self.limits), self._block_size)
         return found
 
     def _load_leaf(self, block: int) -> Leaf:
         found = self._leaves.get(block)
         if found is None:
-            pointers = parse_pointers(self._block(block), self._limits)
+            pointers = parse_pointers(self._block(block), self.limits)
             found = self._leaves.put(block, parse_pointer_runs(pointers), self._block_size)
         return found
 
@@ -197,7 +213,7 @@ class Contents:
         block = inode.xattr_block
         if not block:
             return ()
-        if not self._limits.first < block < self._limits.end:
+        if not self.limits.first < block < self.limits.end:
             raise damaged(f"inode {inode.attributes.ino} has its extended attributes outside of the file system")
         return parse_block(self._block(block), block, self._block_seed)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 
+from viewfs.modules.ext.changes import DirectoryChanges
 from viewfs.modules.ext.content import Contents
 from viewfs.modules.ext.damage import damaged, encrypted
 from viewfs.modules.ext.directory import Entry, parse_entries, parse_inline_entries, verify_block
@@ -38,6 +39,10 @@ _INDEXES_CACHED = 8 << 20
 _ASKED_CACHED = 4096
 #: Up to so many blocks, a table is made at once even where there is an index.
 _FEW_BLOCKS = 4
+#: Where the cookies of names that are in no block begin: no directory is that large.
+_ADDED = 1 << 48
+_DOT, _DOTDOT = (b".", 12), (b"..", 24)
+_DIRECTORY = 2
 #: Blocks without a name in a row, after which listing gives up: deleting leaves some, but hours of them are an attack.
 _MAX_EMPTY_BLOCKS = 1 << 20
 
@@ -45,7 +50,15 @@ _MAX_EMPTY_BLOCKS = 1 << 20
 class Directories:
     """Reads directories of one file system."""
 
-    def __init__(self, image: Image, superblock: Superblock, contents: Contents) -> None:
+    def __init__(
+        self,
+        image: Image,
+        superblock: Superblock,
+        contents: Contents,
+        changes: Mapping[int, DirectoryChanges] | None = None,
+    ) -> None:
+        """`changes` are names, by directory, that are not as in the image."""
+        self._changes = changes or {}
         self._image = image
         self._superblock = superblock
         self._contents = contents
@@ -64,6 +77,24 @@ class Directories:
 
     def entries(self, inode: Inode, start: int) -> Iterator[Entry]:
         """The names after cookie `start`, in the order of the directory's blocks. Raises OSError."""
+        changes = self._changes.get(inode.attributes.ino)
+        if changes is None:
+            return self._entries_on_disk(inode, start)
+        return self._changed_entries(inode, start, changes)
+
+    def _changed_entries(self, inode: Inode, start: int, changes: DirectoryChanges) -> Iterator[Entry]:
+        if changes.parent is not None:
+            kind = _DIRECTORY if self._file_types else 0
+            for (name, cookie), number in ((_DOT, inode.attributes.ino), (_DOTDOT, changes.parent)):
+                if cookie > start:
+                    yield name, cookie, number, kind
+        elif start < _ADDED:
+            yield from (entry for entry in self._entries_on_disk(inode, start) if entry[0] not in changes.hidden)
+        for cookie, (name, (number, kind)) in enumerate(changes.added.items(), _ADDED + 1):
+            if cookie > start:
+                yield name, cookie, number, kind
+
+    def _entries_on_disk(self, inode: Inode, start: int) -> Iterator[Entry]:
         if inode.flags & _ENCRYPT:
             raise encrypted(f"directory {inode.attributes.ino}")
         if inode.flags & _INLINE_DATA:
@@ -152,6 +183,14 @@ class Directories:
     def lookup(self, inode: Inode, name: bytes) -> int | None:
         """The inode number that `name` stands for, or None. Raises OSError."""
         number = inode.attributes.ino
+        changes = self._changes.get(number)
+        if changes is not None:
+            if name in changes.added:
+                return changes.added[name][0]
+            if changes.parent is not None:
+                return {b".": number, b"..": changes.parent}.get(name)
+            if name in changes.hidden:
+                return None
         table = self._tables.get(number)
         if table is not None:
             return table.get(name)

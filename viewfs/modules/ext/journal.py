@@ -5,9 +5,8 @@ that is not whole: one without a commit block, or with a checksum that is wrong.
 the last whole one: for each block of the file system its newest version's place in the journal, unless a later
 transaction revoked it.
 
-Fast commits, which may follow the last whole transaction, are found but not replayed: they don't hold blocks, but
-say what was done to inodes and directories. Without them the file system is consistent all the same, and as it was
-at that transaction.
+Fast commits, which may follow the last whole transaction, are in a part of the journal of their own: `fastcommit`
+reads them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ __all__ = [
     "JournalSuperblock",
     "Logged",
     "Replay",
-    "has_fast_commits",
+    "fast_commit_blocks",
     "parse_journal_superblock",
     "replay",
 ]
@@ -37,7 +36,6 @@ _HEADER = struct.Struct(">III")
 _TAIL_SIZE = 4
 #: Blocks at the end for fast commits, where s_num_fc_blks doesn't say.
 _FAST_COMMIT_BLOCKS = 256
-_FAST_COMMIT_HEAD = 9
 _MIN_BLOCKS = 1024
 #: mke2fs makes no larger ones.
 _MAX_BLOCKS = 10_240_000
@@ -164,17 +162,12 @@ def replay(superblock: JournalSuperblock, read: Callable[[int], bytes], blocks_c
     return Replay(blocks, len(transactions), log.sequence, log.stopped)
 
 
-def has_fast_commits(superblock: JournalSuperblock, read: Callable[[int], bytes], sequence: int) -> bool:
-    """Whether fast commits follow transaction `sequence` - 1 (journal.rst, "Fast commits").
-
-    They begin with a tag, struct ext4_fc_tl and struct ext4_fc_head, that names the transaction they come before; and
-    that in the second block of their part of the journal, since jbd2 leaves one out (j_fc_first). Raises OSError.
-    """
-    first = superblock.end + 1
-    if not superblock.start or first >= superblock.fast_commit_end:
-        return False
-    tag, length, _features, transaction = struct.unpack_from("<HHII", read(first))
-    return bool(tag == _FAST_COMMIT_HEAD and length >= 8 and transaction == sequence)
+def fast_commit_blocks(superblock: JournalSuperblock) -> range:
+    """The blocks of the journal that fast commits may be in. jbd2 leaves out the first one that it keeps for them
+    (j_fc_first)."""
+    if not superblock.start:
+        return range(0)
+    return range(superblock.end + 1, superblock.fast_commit_end)
 
 
 class _Log:

@@ -15,13 +15,15 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from viewfs.modules.ext.checksums import crc32c, stored
 from viewfs.modules.ext.damage import damaged
 
 __all__ = [
+    "BlockMap",
     "Branch",
+    "ChangedMap",
     "ExtentMap",
     "IndirectMap",
     "Leaf",
@@ -179,6 +181,13 @@ def _leaf_runs(leaf: Leaf, base: int, first: int, end: int) -> Iterator[Run]:
             yield Run(start, physicals[index] + start - begin, stop - start)
 
 
+class BlockMap(Protocol):
+    """Where the blocks of one inode are."""
+
+    def runs(self, first: int, end: int) -> Iterator[Run]:
+        """The runs between the blocks `first` and `end` of the file, in order; what is missing reads as zeros."""
+
+
 class ExtentMap:
     """The extent tree of one inode. `load` reads the node of a given depth at a block, checked and perhaps cached."""
 
@@ -244,6 +253,34 @@ class IndirectMap:
         for index in range((first - base) // span, (end - 1 - base) // span + 1):
             begin = base + index * span
             yield from self._walk(pointers[index], depth - 1, begin, max(first, begin), min(end, begin + span))
+
+
+class ChangedMap:
+    """A map of which some blocks are elsewhere: where `changes` says, or nowhere where it has block 0.
+
+    `changes` are in order and don't overlap.
+    """
+
+    def __init__(self, base: BlockMap, changes: Sequence[Run]) -> None:
+        self._base = base
+        self._changes = changes
+        self._firsts = [run.logical for run in changes]
+
+    def runs(self, first: int, end: int) -> Iterator[Run]:
+        for index in range(max(bisect_right(self._firsts, first) - 1, 0), len(self._changes)):
+            logical, physical, length = self._changes[index]
+            start, stop = max(logical, first), min(logical + length, end)
+            if start >= end:
+                break
+            if start >= stop:
+                continue
+            if first < start:
+                yield from self._base.runs(first, start)
+            if physical:
+                yield Run(start, physical + start - logical, stop - start)
+            first = stop
+        if first < end:
+            yield from self._base.runs(first, end)
 
 
 def joined(runs: Iterator[Run]) -> Iterator[Run]:

@@ -10,26 +10,32 @@ from viewfs.errors import DamagedSourceError
 from viewfs.modules.api import Attributes, InodeNumber
 from viewfs.modules.ext.content import Contents
 from viewfs.modules.ext.damage import damaged, missing
+from viewfs.modules.ext.fastcommit import FastCommits, parse_fast_commits
 from viewfs.modules.ext.features import Compat, Incompat
 from viewfs.modules.ext.image import Image, Moved
 from viewfs.modules.ext.inode import Inode, InodeFlags
-from viewfs.modules.ext.journal import Replay, has_fast_commits, parse_journal_superblock, replay
+from viewfs.modules.ext.journal import Replay, fast_commit_blocks, parse_journal_superblock, replay
 from viewfs.modules.ext.layout import Superblock
 from viewfs.modules.ext.mapping import Run
 from viewfs.modules.ext.table import InodeTable
 
-__all__ = ["Recovered", "recover"]
+__all__ = ["NOTHING_RECOVERED", "Recovered", "fast_commits_warning", "recover"]
 
-_FAST_COMMITS_WARNING = (
-    "the journal ends with fast commits (feature fast_commit), which can't be replayed: "
-    "what was synchronized after the last full commit is not seen"
-)
 _EXTENT_MAGIC = b"\x0a\xf3"
 
 
 class Recovered(NamedTuple):
     transactions: int
     warnings: tuple[str, ...]
+    fast_commits: FastCommits
+
+
+_NO_FAST_COMMITS = FastCommits(0, (), None)
+NOTHING_RECOVERED = Recovered(0, (), _NO_FAST_COMMITS)
+
+
+def fast_commits_warning(why: str) -> str:
+    return f"what was synchronized last is not seen, since fast commits of the journal can't be replayed: {why}"
 
 
 def recover(
@@ -42,10 +48,10 @@ def recover(
     """
     needed = Incompat.NEEDS_RECOVERY in superblock.incompat
     if Compat.HAS_JOURNAL not in superblock.compat or not (needed or from_backup):
-        return Recovered(0, ())
+        return NOTHING_RECOVERED
     if not superblock.journal_inode:
         if not needed:
-            return Recovered(0, ())
+            return NOTHING_RECOVERED
         raise DamagedSourceError(
             f"{name} was not unmounted, and its journal is on another device (journal UUID {superblock.journal_uuid})",
             remedy="replay it where both are, with e2fsck",
@@ -56,14 +62,14 @@ def recover(
         moved = {
             block: Moved(journal.position(logged.place), logged.escaped) for block, logged in outcome.blocks.items()
         }
-        fast_commits = journal.has_fast_commits(outcome.next_sequence)
+        fast_commits = journal.fast_commits(outcome.next_sequence, superblock.inode_size)
     except OSError as error:
         raise DamagedSourceError(f"{name} was not unmounted, and its journal can't be read: {error.strerror}") from None
     image.replay(moved, superblock.block_size)
     warnings: tuple[str, ...] = (outcome.stopped,) if outcome.stopped else ()
-    if fast_commits:
-        warnings += (_FAST_COMMITS_WARNING,)
-    return Recovered(outcome.transactions, warnings)
+    if fast_commits.stopped:
+        warnings += (fast_commits_warning(fast_commits.stopped),)
+    return Recovered(outcome.transactions, warnings, fast_commits)
 
 
 def _journal_inode(superblock: Superblock, table: InodeTable) -> Inode:
@@ -110,8 +116,9 @@ class _Journal:
     def replay(self, blocks_count: int) -> Replay:
         return replay(self._superblock, self.read, blocks_count)
 
-    def has_fast_commits(self, sequence: int) -> bool:
-        return has_fast_commits(self._superblock, self.read, sequence)
+    def fast_commits(self, sequence: int, inode_size: int) -> FastCommits:
+        blocks = fast_commit_blocks(self._superblock)
+        return parse_fast_commits(map(self.read, blocks), sequence, inode_size)
 
 
 def _check_disjoint(runs: list[Run]) -> None:

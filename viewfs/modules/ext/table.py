@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from viewfs.modules.ext.damage import damaged
 from viewfs.modules.ext.image import Cache, Image
 from viewfs.modules.ext.inode import Inode, InodeFormat, parse_inode
@@ -20,10 +22,12 @@ _GROUPS_COUNTED = 16384
 class InodeTable:
     """Finds, checks and keeps inodes."""
 
-    def __init__(self, image: Image, superblock: Superblock) -> None:
+    def __init__(self, image: Image, superblock: Superblock, changes: Mapping[int, Inode | None] | None = None) -> None:
+        """`changes` are inodes that are not as in the image; None for one that is not in use."""
         self._image = image
         self._superblock = superblock
-        self._format = InodeFormat.of(superblock)
+        self._changes = changes or {}
+        self.format = InodeFormat.of(superblock)
         self._copies = (0, *_first_backup(superblock))
         self._groups: Cache[int, GroupDescriptor] = Cache(_GROUPS_CACHED)
         self._pieces: Cache[int, bytes] = Cache(_PIECES_CACHED)
@@ -34,9 +38,15 @@ class InodeTable:
         found = self._inodes.get(number)
         if found is not None:
             return found
-        return self._inodes.put(number, parse_inode(number, self._raw(number), self._format))
+        if number in self._changes:
+            changed = self._changes[number]
+            if changed is None:
+                raise damaged(f"inode {number} is not in use")
+            return self._inodes.put(number, changed)
+        return self._inodes.put(number, parse_inode(number, self.raw(number), self.format))
 
-    def _raw(self, number: int) -> bytes:
+    def raw(self, number: int) -> bytes:
+        """The inode's bytes in the image, s_inode_size of them. Raises OSError."""
         superblock = self._superblock
         if not 0 < number <= superblock.inodes_count:
             raise damaged(f"inode {number} can't be: there are {superblock.inodes_count}")

@@ -2,8 +2,9 @@
 
 The parsers (`layout`, `inode`, `mapping`, `directory`, `htree`, `xattr`, `journal`) turn bytes into values and know
 nothing of images. `image` reads bytes, `table` inodes, `content` what is in them and `directories` names; `recovery`
-replays the journal. Everything is read when it is asked for, and nothing is ever written. Every byte is taken to be
-hostile: what contradicts the format raises OSError(EUCLEAN), what the image ends before OSError(EIO).
+replays the journal, and `changes` its fast commits. Everything is read when it is asked for, and nothing is ever
+written. Every byte is taken to be hostile: what contradicts the format raises OSError(EUCLEAN), what the image ends
+before OSError(EIO).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from collections.abc import Iterator, Mapping
 
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.api import Attributes, FileSystemStatistics, Source
+from viewfs.modules.ext.changes import NO_CHANGES, Base, Changes, replay_fast_commits
 from viewfs.modules.ext.content import Contents
 from viewfs.modules.ext.directories import Directories
 from viewfs.modules.ext.features import Compat, Incompat, feature_names
 from viewfs.modules.ext.image import Image
 from viewfs.modules.ext.layout import MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock
-from viewfs.modules.ext.recovery import Recovered, recover
+from viewfs.modules.ext.recovery import NOTHING_RECOVERED, Recovered, fast_commits_warning, recover
 from viewfs.modules.ext.superblocks import find_superblock
 from viewfs.modules.ext.table import InodeTable
 
@@ -38,11 +40,13 @@ def _error(number: int) -> OSError:
 class Volume:
     """One file system. Its methods may be called from one thread at a time."""
 
-    def __init__(self, image: Image, superblock: Superblock, recovered: Recovered) -> None:
+    def __init__(
+        self, image: Image, superblock: Superblock, recovered: Recovered, changes: Changes = NO_CHANGES
+    ) -> None:
         self._superblock = superblock
-        self._table = InodeTable(image, superblock)
-        self._contents = Contents(image, superblock, self._table)
-        self._directories = Directories(image, superblock, self._contents)
+        self._table = InodeTable(image, superblock, changes.inodes)
+        self._contents = Contents(image, superblock, self._table, changes.runs)
+        self._directories = Directories(image, superblock, self._contents, changes.directories)
         # The superblock's numbers are those of the last unmounting.
         counted = self._table.free() if recovered.transactions else None
         self._free = counted or (superblock.free_blocks, superblock.free_inodes)
@@ -50,8 +54,8 @@ class Volume:
         self.uuid: uuid.UUID = superblock.uuid
         #: As mke2fs spells them.
         self.features = feature_names(superblock.compat, superblock.incompat, superblock.ro_compat)
-        #: Transactions of the journal that were replayed.
-        self.replayed = recovered.transactions
+        #: Transactions of the journal that were replayed, and fast commits.
+        self.replayed = recovered.transactions + recovered.fast_commits.commits
         #: What is wrong with the image although it can be read: to be shown, one line each.
         self.warnings = recovered.warnings
         #: There are no extended attributes anywhere.
@@ -66,7 +70,7 @@ class Volume:
         """
         image = Image(source, offset)
         superblock, error = find_superblock(image, name)
-        recovered = Recovered(0, ())
+        recovered = NOTHING_RECOVERED
         if replay:
             table = InodeTable(image, superblock)
             contents = Contents(image, superblock, table)
@@ -77,12 +81,30 @@ class Volume:
             warning = f"{error}; the copy in group {superblock.group} is used"
             recovered = recovered._replace(warnings=(warning, *recovered.warnings))
         volume = cls(image, superblock, recovered)
+        if recovered.fast_commits.tags:
+            changes = replay_fast_commits(recovered.fast_commits.tags, volume._as_base())
+            if changes.stopped:
+                warning = fast_commits_warning(changes.stopped)
+                recovered = recovered._replace(warnings=(*recovered.warnings, warning))
+            volume = cls(image, superblock, recovered, changes)
         try:
             if not stat.S_ISDIR(volume.attributes(ROOT).mode):
                 raise _error(errno.ENOTDIR)
         except OSError as reason:
             raise DamagedSourceError(f"the root directory of {name} can't be read: {reason.strerror}") from None
         return volume
+
+    def _as_base(self) -> Base:
+        """This file system, for fast commits to be replayed onto."""
+        return Base(
+            raw=self._table.raw,
+            inode=self._table.inode,
+            lookup=self.lookup,
+            form=self._table.format,
+            limits=self._contents.limits,
+            inodes_count=self._superblock.inodes_count,
+            file_types=Incompat.FILETYPE in self._superblock.incompat,
+        )
 
     @staticmethod
     def probe(source: Source, offset: int = 0) -> bool:

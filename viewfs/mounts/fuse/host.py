@@ -171,7 +171,7 @@ class _Server:
             except Exception as error:
                 self._reply_error(request, error)
             finally:
-                del self._waiting[request.unique]
+                self._waiting.pop(request.unique, None)
         if scope.cancelled_caught:
             self._reply_error(request, InterruptedError(errno.EINTR, os.strerror(errno.EINTR)))
 
