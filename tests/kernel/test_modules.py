@@ -263,3 +263,35 @@ def test_modules_are_found_as_entry_points(viewfs: Viewfs, tmp_path: Path) -> No
     assert viewfs.sh("--load", "other", script="cat /other").out == "installed"
     listed = {row["module"]: row["origin"] for row in viewfs("lsmod", "--available", "--json").json["modules"]}
     assert listed["other"] == "other"
+
+
+def test_a_module_sees_the_view_as_it_was_before_its_own_mount(
+    open_view: Callable[..., View], module: Write, image: Callable[..., Path]
+) -> None:
+    path = module(
+        """
+        from viewfs.modules.api import Module
+        from viewfs.modules.nodes import ComputedFile, Directory, NodeFileSystem
+
+        def read():
+            with open("/mnt/file") as file:
+                return file.read().upper()
+
+        class Louder(Module):
+            name = "louder"
+            mount_point = "/mnt"
+            uses_view = True
+
+            def open(self, mounting):
+                return NodeFileSystem(Directory({"file": ComputedFile(read)}))
+        """
+    )
+    view = open_view("--mount", f"{image(file='from below')}:/mnt", "--load", str(path), "--load", f"{path}:/mnt")
+    # The first reads the image under it, the second the first; the second one's mount is what everybody else sees.
+    assert view.sh("cat /mnt/file").out == "FROM BELOW"
+    assert view("at", "1", "--", "cat", "/mnt/file").out == "from below"
+    # What is mounted later does not reach them, nor does what is taken away.
+    view("mount", "-t", "tmp", "none", "/mnt")
+    view("umount", "/mnt")
+    assert view.sh("cat /mnt/file").out == "FROM BELOW"
+    assert [row["pinned_by"] for row in view.json("lsmod")["modules"]] == [[2, 3], [3], []]

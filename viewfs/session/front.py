@@ -147,11 +147,13 @@ class _Front:
     def _make_changes(self) -> None:
         if not self._plan.changes:
             return
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_TERMINAL)  # a mount that takes long can be given up
         session = Session.connect(self._runtime, self.name)
         try:
             for change in self._plan.changes:
                 session.request("mount", **change.arguments)
         finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_TERMINAL)
             session.close()
 
     def _wait(self, command: int) -> int:
