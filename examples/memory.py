@@ -141,9 +141,7 @@ class MemoryFileSystem(WritableFileSystem):
         self._change(node, mtime_ns=time.time_ns())
         return len(data)
 
-    def create(
-        self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0
-    ) -> Attributes:
+    def create(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
         inode = self._new(mode, uid, gid)
         self._change(inode, rdev=rdev)
         return self._add(directory, name, inode)

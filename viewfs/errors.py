@@ -39,7 +39,10 @@ class ViewfsError(Exception):
         return {"exit_code": self.exit_code, "message": self.message, "remedy": self.remedy}
 
     @staticmethod
-    def from_json(value: dict[str, Any]) -> ViewfsError:
+    def from_json(value: object) -> ViewfsError:
+        """What the other side said was wrong, whatever form it has."""
+        if not isinstance(value, dict):
+            return ViewfsError(str(value))
         kind = BY_EXIT_CODE.get(value.get("exit_code", 1), ViewfsError)
         return kind(str(value.get("message", "failed")), remedy=value.get("remedy"))
 

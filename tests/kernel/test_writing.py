@@ -15,12 +15,12 @@ MEMORY = Path(__file__).parents[2] / "examples/memory.py"
 
 @pytest.fixture
 def view(open_view: Callable[..., View]) -> View:
-    return open_view("--load", f"{MEMORY}:/work")
+    return open_view("--load", f"{MEMORY}:/desk")
 
 
 def test_what_is_written_is_read(view: View) -> None:
     script = """
-        cd /work
+        cd /desk
         echo one > file; echo two >> file; cat file; wc -c < file
         printf X | dd of=file bs=1 seek=10 conv=notrunc status=none; od -An -c file | tr -s ' '
         truncate -s 3 file; cat file; stat -c %s file
@@ -40,20 +40,20 @@ def test_what_is_written_is_read(view: View) -> None:
 
 
 def test_a_full_file_system(open_view: Callable[..., View]) -> None:
-    view = open_view("--load", f"{MEMORY}:/work,limit=1M")
-    full = view.sh("head -c 2M /dev/zero > /work/big", check=False)
+    view = open_view("--load", f"{MEMORY}:/desk,limit=1M")
+    full = view.sh("head -c 2M /dev/zero > /desk/big", check=False)
     assert full.code and "No space left" in full.err
-    assert view.sh("rm /work/big; head -c 900K /dev/zero > /work/small; stat -c %s /work/small").out == "921600\n"
+    assert view.sh("rm /desk/big; head -c 900K /dev/zero > /desk/small; stat -c %s /desk/small").out == "921600\n"
 
 
 def test_permission_bits_are_checked(view: View) -> None:
-    refused = view.sh("echo x > /work/f; chmod 400 /work/f; echo y > /work/f", check=False)
+    refused = view.sh("echo x > /desk/f; chmod 400 /desk/f; echo y > /desk/f", check=False)
     assert refused.code and "Permission denied" in refused.err
 
 
 def test_git_tar_sqlite_gcc_and_rsync_work_in_it(view: View, tmp_path: Path) -> None:
     script = """
-        cd /work
+        cd /desk
         git init -q -b main repository; cd repository
         git config user.name N; git config user.email e@example.org
         for i in $(seq 50); do echo "file $i" > file$i; done
@@ -81,13 +81,13 @@ print(open('mapped', 'rb').read()[4090:4100].decode())"
 
 def test_two_processes_see_each_others_changes(view: View) -> None:
     with subprocess.Popen(
-        ["viewfs", "enter", view.name, "--", "sh", "-c", "read go; cat /work/shared"],
+        ["viewfs", "enter", view.name, "--", "sh", "-c", "read go; cat /desk/shared"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=view.viewfs.environment,
     ) as reader:
-        view.sh("echo first > /work/shared; cat /work/shared; echo second > /work/shared")
+        view.sh("echo first > /desk/shared; cat /desk/shared; echo second > /desk/shared")
         assert reader.communicate("go\n")[0] == "second\n"
 
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,25 +32,23 @@ except OSError as error:
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Iterator[Path]:
-    """A session of the account that owns this checkout's copy, or of `nobody`'s like; its socket."""
+def session() -> Iterator[Path]:
+    """The control socket of a session of the account that the other tests run as."""
     owner = os.environ.get("VIEWFS_TEST_ACCOUNT", "viewfs-test")
     try:
         account = pwd.getpwnam(owner)
     except KeyError:
         pytest.skip(f"there is no account {owner}")
-    runtime = Path(f"/tmp/viewfs-root-test-{os.getpid()}")
-    runtime.mkdir()
+    runtime = Path(tempfile.mkdtemp(prefix="viewfs-test-"))  # pytest's own directories are closed to the account
     os.chown(runtime, account.pw_uid, account.pw_gid)
     runtime.chmod(0o755)
-    # -l: in the account's own environment; the checkout may be where it can't look.
     code = f"import sys; sys.path.insert(0, {account.pw_dir + '/checkout'!r}); from viewfs.cli.main import main; main()"
+    run = ["run", "--name", "private", "--", "sh", "-c", "echo ready; cat"]
     process = subprocess.Popen(
-        ["runuser", "-u", owner, "--", sys.executable, "-c", code]
-        + ["run", "--name", "private", "--", "sh", "-c", "echo ready; cat"],
+        ["runuser", "-u", owner, "--", sys.executable, "-c", code, *run],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={"PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": str(runtime)},
+        env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(runtime)},
         cwd="/",
     )
     try:

@@ -199,11 +199,12 @@ def test_bodies_that_the_kernel_would_not_send(of: Of, caplog: pytest.LogCapture
         assert mount.still_serves
 
 
-def test_what_is_no_request_is_passed_over(of: Of, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_request_gets_an_error_and_nothing_else(of: Of, caplog: pytest.LogCaptureFixture) -> None:
     with mounted(of(Memory)()) as mount:
         assert mount.still_serves
         mount.ours.send(request(Opcode.READ, bytes(5)))
         mount.ours.send(request(Opcode.GETATTR, GETATTR, length=4000))
+        assert [mount.receive()[1] for _request in range(2)] == [errno.EIO, errno.EIO]
         assert mount.still_serves
     assert "unintelligible" in caplog.text
 

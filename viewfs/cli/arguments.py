@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -23,6 +23,10 @@ __all__ = [
     "session_option",
 ]
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[dict[str, Any]]
+else:
+    _ParamType = click.ParamType  # generic in the newest versions of click only
 _UNESCAPED_COLON = re.compile(r"(?<!\\):")
 
 
@@ -72,7 +76,7 @@ def load_request(name: str, place: str | None, options: list[str]) -> dict[str, 
     }
 
 
-class _Change(click.ParamType[dict[str, Any]]):
+class _Change(_ParamType):
     """A --mount or --load."""
 
     def __init__(self, name: str, metavar: str) -> None:

@@ -74,13 +74,16 @@ class _Opened(OpenFile):
 
 
 class NodeFileSystem(FileSystem):
-    """The tree below `top`, which may also be a single file. Nodes get their inode numbers as they are first seen."""
+    """The tree below `top`, which may also be a single file.
+
+    A name gets its inode number when it is first seen, and keeps it, whichever node stands behind it at the time.
+    """
 
     no_xattrs = True
 
     def __init__(self, top: Node, *, uid: int | None = None, gid: int | None = None) -> None:
         self._nodes: dict[int, Node] = {self.root: top}
-        self._numbers: dict[int, InodeNumber] = {id(top): self.root}
+        self._numbers: dict[tuple[InodeNumber, str], InodeNumber] = {}
         self._parents: dict[int, InodeNumber] = {self.root: self.root}
         self._uid = os.getuid() if uid is None else uid
         self._gid = os.getgid() if gid is None else gid
@@ -98,13 +101,10 @@ class NodeFileSystem(FileSystem):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return node
 
-    def _number(self, node: Node, parent: InodeNumber) -> InodeNumber:
-        number = self._numbers.get(id(node))
-        if number is None:
-            number = InodeNumber(len(self._nodes) + 1)
-            self._numbers[id(node)] = number
-            self._nodes[number] = node
-            self._parents[number] = parent
+    def _number(self, parent: InodeNumber, name: str, node: Node) -> InodeNumber:
+        number = self._numbers.setdefault((parent, name), InodeNumber(len(self._nodes) + 1))
+        self._nodes[number] = node
+        self._parents[number] = parent
         return number
 
     def getattr(self, inode: InodeNumber) -> Attributes:
@@ -115,14 +115,15 @@ class NodeFileSystem(FileSystem):
         return Attributes(inode, node.mode, size, links, self._uid, self._gid, 0, at, at, at)
 
     def lookup(self, directory: InodeNumber, name: bytes) -> Attributes | None:
-        node = self._directory(directory).children().get(os.fsdecode(name))
-        return None if node is None else self.getattr(self._number(node, directory))
+        text = os.fsdecode(name)
+        node = self._directory(directory).children().get(text)
+        return None if node is None else self.getattr(self._number(directory, text, node))
 
     def readdir(self, directory: InodeNumber, start: int) -> Iterable[DirectoryEntry]:
         children = self._directory(directory).children()
         numbers = {".": directory, "..": self._parents[directory]}
         for name, node in children.items():
-            numbers[name] = self._number(node, directory)
+            numbers[name] = self._number(directory, name, node)
         entries = list(numbers.items())
         for cookie in range(start, len(entries)):
             name, number = entries[cookie]

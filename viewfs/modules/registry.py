@@ -52,7 +52,7 @@ def find_module(name: str) -> Found:
         if entry_point.name == name:
             try:
                 loaded = entry_point.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise ViewfsError(f"module {name} does not load: {type(error).__name__}: {error}") from error
             if not _is_module(loaded):
                 raise UsageError(f"entry point {name} is {entry_point.value}, which is not a viewfs module")
@@ -112,7 +112,7 @@ def _load_file(path: str) -> type[Module]:
     sys.modules[name] = loaded  # where dataclasses and their like look up the module that a class is of
     try:
         spec.loader.exec_module(loaded)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise ViewfsError(f"module {path} does not load: {type(error).__name__}: {error}") from error
     classes = {value for value in vars(loaded).values() if _is_module(value) and value.__module__ == name}

@@ -325,9 +325,11 @@ def exec_command(argv: list[str], env: dict[str, str], working_directory: str) -
         os.chdir(working_directory)
     except OSError:
         os.chdir("/")
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; what the user ignores stays ignored
         signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         os.execvpe(argv[0], argv, env)
     except OSError as error:

@@ -78,8 +78,7 @@ class _Front:
     def __init__(self, plan: SessionPlan, warn: Callable[[str], None]) -> None:
         self._plan = plan
         self._warn = warn
-        self._runtime = RuntimeDirectory.create()
-        self._listener, self.name = self._runtime.bind(plan.name)
+        self._runtime, self._listener, self.name = RuntimeDirectory.claim(plan.name)
         self._to_supervisor: Channel
         self._namespaces: Namespaces | None = None
         self._processes: dict[str, int] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -76,6 +75,19 @@ class RuntimeDirectory:
         )
 
     @classmethod
+    def claim(cls, name: str | None) -> tuple[RuntimeDirectory, socket.socket, str]:
+        """`create` and `bind` in one, though sessions end meanwhile and take the directory with them."""
+        while True:
+            directory = cls.create()
+            try:
+                return directory, *directory.bind(name)
+            except FileNotFoundError:
+                directory.close()
+            except BaseException:
+                directory.close()
+                raise
+
+    @classmethod
     def _open(cls, path: str) -> RuntimeDirectory | None:
         try:
             fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -94,32 +106,44 @@ class RuntimeDirectory:
     def bind(self, name: str | None) -> tuple[socket.socket, str]:
         """A listening socket, and the name of the session it is for: `name`, or one made from this process's number.
 
-        Raises `UsageError` if a session of that name is there.
+        Raises `UsageError` if a session of that name is there, FileNotFoundError if the directory is gone.
         """
         names = [name] if name else [f"{os.getpid()}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 100)))]
         for candidate in names:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 self._bind_one(listener, candidate)
+            except FileExistsError:
+                listener.close()
+                continue
+            except FileNotFoundError:
+                listener.close()
+                raise  # the last session's end has taken the directory away
             except OSError as error:
                 listener.close()
-                if error.errno != errno.EADDRINUSE:
-                    raise ViewfsError(f"cannot make the control socket in {self.path}: {error.strerror}") from error
-                continue
+                raise ViewfsError(f"cannot make the control socket in {self.path}: {error.strerror}") from error
             return listener, candidate
         raise UsageError(f"a session called {names[0]} exists", remedy=f"`viewfs enter {names[0]}`, or another --name")
 
     def _bind_one(self, listener: socket.socket, name: str) -> None:
+        """Raises FileExistsError where a session answers to `name`."""
+        # It gets its name when it listens already: one that nobody answers on is taken for a left-over by others.
+        unnamed = f"{name}.{os.getpid()}.new"
         # Through the descriptor: a path of any length fits then into the 108 bytes of sockaddr_un.
-        address = f"/proc/self/fd/{self.fd}/{name}{_SUFFIX}"
+        listener.bind(f"/proc/self/fd/{self.fd}/{unnamed}")
         try:
-            listener.bind(address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or self._answers(name):
-                raise
-            os.unlink(name + _SUFFIX, dir_fd=self.fd)  # left behind by a machine that went down
-            listener.bind(address)
-        listener.listen(64)
+            listener.listen(64)
+            try:
+                os.link(unnamed, name + _SUFFIX, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            except FileExistsError:
+                if self._answers(name):
+                    raise
+                os.rename(unnamed, name + _SUFFIX, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+                return
+            os.unlink(unnamed, dir_fd=self.fd)
+        except OSError:
+            os.unlink(unnamed, dir_fd=self.fd)
+            raise
 
     def _answers(self, name: str) -> bool:
         try:

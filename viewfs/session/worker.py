@@ -62,7 +62,7 @@ def run_worker(kind: str, channel: Channel, request: dict[str, Any]) -> int:
     except OSError as error:
         _try_to_send(channel, explain_os_error(f"cannot {kind} {request.get('path', '')}".rstrip(), error))
         return 1
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         log.exception("%s failed", kind)
         _try_to_send(channel, ViewfsError(f"{kind} failed: {type(error).__name__}: {error}", remedy="see `viewfs log`"))
         return 1

@@ -7,6 +7,7 @@ its own each time, which a failure shows.
 from __future__ import annotations
 
 import errno
+import lzma
 import os
 import random
 import stat
@@ -19,6 +20,7 @@ from ext_images import MemoryImage, debugfs, e2fsck, mke2fs
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.ext.volume import ROOT, Volume
 
+DATA = Path(__file__).parents[2] / "data"
 ALLOWED = {errno.EUCLEAN, errno.EIO, errno.ENOKEY}
 #: Seconds that a single image may take, on a slow machine.
 LIMIT = 20.0
@@ -166,14 +168,20 @@ def read_everything(data: bytes) -> None:
     assert time.monotonic() - started < LIMIT
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "fast_commit"])
 def test_damaged_images(kind: str, small_tree: Path, tmp_path: Path) -> None:
-    data = make(tmp_path / "image", kind, small_tree)
+    if kind == "fast_commit":
+        data = lzma.decompress((DATA / "fast-commit.img.xz").read_bytes())
+    else:
+        data = make(tmp_path / "image", kind, small_tree)
     volume = Volume.open(MemoryImage(data))
     reader = Reader(volume)
     reader.all()
     assert not reader.failed
-    assert volume.replayed == (3 if kind.startswith("journal") else 0)
+    if kind == "fast_commit":
+        assert volume.replayed
+    else:
+        assert volume.replayed == (3 if kind.startswith("journal") else 0)
     used = [place for place, byte in enumerate(data) if byte]
     longer = float(os.environ.get("VIEWFS_FUZZ_SECONDS", 0))
     end = time.monotonic() + (longer / len(KINDS) if longer else 0.8)

@@ -44,11 +44,14 @@ class Changes(NamedTuple):
     #: In order, without overlap. Blocks of runs with `physical` 0 read as zeros.
     runs: Mapping[int, Sequence[Run]]
     directories: Mapping[int, DirectoryChanges]
+    #: Sectors and inodes that are in use now, and were not (or fewer).
+    sectors: int
+    inode_count: int
     #: Why not all could be replayed, or None.
     stopped: str | None
 
 
-NO_CHANGES = Changes({}, {}, {}, None)
+NO_CHANGES = Changes({}, {}, {}, 0, 0, None)
 
 
 class Base(NamedTuple):
@@ -77,7 +80,15 @@ def replay_fast_commits(tags: Iterable[Tag], base: Base) -> Changes:
         stopped = str(error.strerror)
     inodes = {number: replay.inode(number) for number in replay.changed}
     runs = {number: list(_flattened(ranges)) for number, ranges in replay.ranges.items()}
-    return Changes(inodes, runs, replay.directories, stopped)
+    befores = [_Replay(base).inode(number) for number in inodes]
+    sectors = _sectors(inodes.values()) - _sectors(befores)
+    count = sum(inode is not None for inode in inodes.values()) - sum(inode is not None for inode in befores)
+    return Changes(inodes, runs, replay.directories, sectors, count, stopped)
+
+
+def _sectors(inodes: Iterable[Inode | None]) -> int:
+    """What is in the inode itself takes none, whatever stat(2) tells."""
+    return sum(inode.attributes.blocks for inode in inodes if inode and not inode.flags & InodeFlags.INLINE_DATA)
 
 
 _ROOT = 2

@@ -49,7 +49,9 @@ class Volume:
         self._directories = Directories(image, superblock, self._contents, changes.directories)
         # The superblock's numbers are those of the last unmounting.
         counted = self._table.free() if recovered.transactions else None
-        self._free = counted or (superblock.free_blocks, superblock.free_inodes)
+        free_blocks, free_inodes = counted or (superblock.free_blocks, superblock.free_inodes)
+        free_blocks -= changes.sectors * 512 // superblock.block_size
+        self._free = max(free_blocks, 0), max(free_inodes - changes.inode_count, 0)
         self.label = superblock.label
         self.uuid: uuid.UUID = superblock.uuid
         #: As mke2fs spells them.

@@ -14,6 +14,7 @@ one request. A mount ends by being unmounted, never by an exception.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -23,7 +24,15 @@ from typing import TYPE_CHECKING
 from viewfs.modules.api import FileSystem
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.operations import Operations
-from viewfs.mounts.fuse.protocol import HEADER_SIZE, Opcode, Request, decode, encode_error, encode_reply_header
+from viewfs.mounts.fuse.protocol import (
+    HEADER_SIZE,
+    Opcode,
+    Request,
+    decode,
+    encode_error,
+    encode_reply_header,
+    unique_of,
+)
 
 if TYPE_CHECKING:
     import trio
@@ -79,6 +88,8 @@ class _Server:
                 return decode(self._view[:size])
             except ValueError:
                 log.exception("an unintelligible request")
+                with contextlib.suppress(OSError):  # its number may be nonsense too
+                    os.writev(self._fd, [encode_error(unique_of(self._view), errno.EIO)])
 
     def _start(self, request: Request) -> Awaitable[bytes | None] | None:
         """Answer the request, or return the promise that will."""
@@ -87,7 +98,7 @@ class _Server:
             if isinstance(answer, Awaitable):
                 return answer
             self._reply(request, answer)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._reply_error(request, error)
         return None
 
@@ -99,7 +110,7 @@ class _Server:
         self._counters.count(request.opcode, len(body), failed=False)
         self._send(request, [encode_reply_header(request.unique, len(body)), body])
 
-    def _reply_error(self, request: Request, error: Exception) -> None:
+    def _reply_error(self, request: Request, error: BaseException) -> None:
         number = error.errno if isinstance(error, OSError) else None
         if number is None or not 0 < number <= _MAX_ERRNO:
             number = errno.EIO
@@ -148,6 +159,8 @@ class _Server:
                 promise = self._start(request)
                 if promise is not None:
                     self._start_waiting(nursery, request, promise)
+                elif self._waiting:
+                    await trio.lowlevel.checkpoint()  # a steady stream of requests must not starve those that wait
             nursery.cancel_scope.cancel()
 
     def _interrupt(self, request: Request) -> None:
@@ -168,7 +181,7 @@ class _Server:
         with scope:
             try:
                 self._reply(request, await promise)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._reply_error(request, error)
             finally:
                 self._waiting.pop(request.unique, None)

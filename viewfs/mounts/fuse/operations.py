@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -33,6 +34,8 @@ from viewfs.mounts.fuse import protocol
 from viewfs.mounts.fuse.protocol import FOREVER, ROOT_NODE, InitFlags, InitRequest, Opcode, OpenFlags, Request, SetAttr
 
 __all__ = ["MAX_WRITE_READ_ONLY", "NAME_MAX", "Operations"]
+
+log = logging.getLogger("viewfs.fuse")
 
 T = TypeVar("T")
 #: A reply's body; None where the protocol wants no reply at all.
@@ -199,7 +202,12 @@ class Operations:
             if left > 0:
                 self._lookups[node] = left
             elif self._lookups.pop(node, None) is not None:
-                answer = self._writable.forget(self._inode(node))
+                # No reply tells of a failure here, and the others still have to be forgotten.
+                try:
+                    answer = self._writable.forget(self._inode(node))
+                except (Exception, SystemExit):
+                    log.exception("forget failed")
+                    continue
                 if isinstance(answer, Awaitable):
                     forgotten.append(answer)
         return _await_all(forgotten) if forgotten else None
@@ -364,4 +372,7 @@ class Operations:
 
 async def _await_all(promises: list[Awaitable[None]]) -> None:
     for promise in promises:
-        await promise
+        try:
+            await promise
+        except (Exception, SystemExit):
+            log.exception("forget failed")

@@ -255,6 +255,12 @@ def decode(data: bytes | memoryview) -> Request:
     return Request(opcode, unique, node, uid, gid, pid, fields, bytes(data[HEADER_SIZE + layout.size :]))
 
 
+def unique_of(data: bytes | memoryview) -> int:
+    """The number of a request of which nothing but the header can be made out."""
+    unique: int = _IN_HEADER.unpack_from(data)[2]
+    return unique
+
+
 def encode_reply_header(unique: int, length: int) -> bytes:
     """What stands before `length` bytes of a successful reply."""
     return _OUT_HEADER.pack(_OUT_HEADER.size + length, 0, unique)
@@ -305,6 +311,7 @@ def _attr(a: Attributes) -> tuple[int, ...]:
 
 def split_seconds(seconds: float) -> tuple[int, int]:
     """Seconds as whole seconds and nanoseconds."""
+    seconds = min(seconds, FOREVER)
     whole = int(seconds)
     return whole, int((seconds - whole) * 1e9)
 
