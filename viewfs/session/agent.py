@@ -227,14 +227,14 @@ class _Agent:
         import viewfs.modules.hello
         import viewfs.session.worker  # noqa: F401
 
-    def _fork(self, request: Message, _fds: list[int]) -> None:
-        """Fork a worker: the reply has its pid, and descriptors of its channel's other end and of the process."""
+    def _fork(self, request: Message, fds: list[int]) -> None:
+        """Fork a worker, which is given `fds`; the reply has its pid, and descriptors of its channel and of itself."""
         self._warm(request, [])
         ours, theirs = socket_pair()
         agent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _become_worker(request, theirs, agent)
+            _become_worker(request, theirs, agent, fds)
         theirs.close()
         self._children.add(pid)
         pidfd = os.pidfd_open(pid)
@@ -258,16 +258,16 @@ class _Agent:
         os.close(pidfd)
 
 
-def _become_worker(request: Message, channel_socket: Any, agent: int) -> NoReturn:
+def _become_worker(request: Message, channel_socket: Any, agent: int, fds: list[int]) -> NoReturn:
     status = 1
     try:
         _forget_children_signals()
-        keep_only(channel_socket.fileno())
+        keep_only(channel_socket.fileno(), *fds)
         die_with_parent(agent)
         from viewfs.session.worker import run_worker
 
         set_name(f"viewfs-{request['kind']}")
-        status = run_worker(request["kind"], Channel(channel_socket), request["request"])
+        status = run_worker(request["kind"], Channel(channel_socket), request["request"], fds)
     except BaseException:
         logging.getLogger("viewfs.worker").exception("a worker failed")
     finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import trio
@@ -27,6 +27,8 @@ __all__ = ["ServedMount", "View"]
 #: Seconds that walking to a mount point may take; a file system on the way that does not answer is not waited for
 #: longer.
 _PLACE_SECONDS = 20
+#: A server that dies is replaced so often within so many seconds.
+_RESUME_TIMES, _RESUME_SECONDS = 5, 10.0
 #: Modules whose mount is of other mounts' superblocks, so that its device says nothing about it.
 _SHOWS_OTHERS = ("bind", "unreal")
 
@@ -42,11 +44,24 @@ class ServedMount:
     #: A duplicate of the server's descriptor: its death then does not end the connection before we say so.
     fuse_fd: int | None = None
     counters: Counters | None = None
+    #: What another server needs to go on where this one died, if its file system has no state: the source, open, and
+    #: the request that it was mounted with.
+    source_fd: int | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+    #: When it was taken over, lately.
+    resumed_at: list[float] = field(default_factory=list)
+
+    def may_resume(self) -> bool:
+        """Another server, once more? Not if the last few died at once: what kills them will do so again."""
+        now = trio.current_time()
+        self.resumed_at = [time for time in self.resumed_at if now - time < _RESUME_SECONDS]
+        return self.source_fd is not None and self.fuse_fd is not None and len(self.resumed_at) < _RESUME_TIMES
 
     def release(self) -> None:
-        if self.fuse_fd is not None:
-            os.close(self.fuse_fd)
-            self.fuse_fd = None
+        for fd in (self.fuse_fd, self.source_fd):
+            if fd is not None:
+                os.close(fd)
+        self.fuse_fd = self.source_fd = None
 
 
 class _Descriptors:
@@ -64,6 +79,9 @@ class _Descriptors:
         fd = self[index]
         self._fds[index] = None
         return fd
+
+    def __len__(self) -> int:
+        return len(self._fds)
 
     def __enter__(self) -> _Descriptors:
         return self
@@ -151,6 +169,8 @@ class View:
                             await worker.channel.send({"serve": True}, [place[1]])
                             served.server, served.fuse_fd = worker.child, place.take(1)
                             served.counters = Counters(opened.take(1))
+                            if len(opened) > 2:
+                                served.source_fd = opened.take(2)
                         await placer.channel.send({"attached": True})
                         attached, _none = await placer.answer(doing)
         except trio.TooSlowError:
@@ -170,6 +190,7 @@ class View:
             time_ns=time.time_ns(),
             operation=request["operation"],
         )
+        served.request = request | {"type": report["type"], "path": report["path"]}
         self.served[mount.made_in] = served
         self._scaffold.add(mount.made_in, plan)
         self._free()
@@ -226,14 +247,33 @@ class View:
             os.close(self._snapshots.pop(epoch))
 
     async def _watch_server(self, mount: Mount, served: ServedMount, server: Child) -> None:
-        await server.ended.wait()
-        still_there = self.epochs.mounts[mount.made_in].removed_in is None
-        if still_there or server.status != 0:
+        """Until the mount is gone; a server that dies before is replaced if that can be done without loss."""
+        while True:
+            await server.ended.wait()
+            if server.status == 0:
+                break
             status = server.status or 0
             how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             self._log(f"the server of {mount.path} ({mount.type}) ended: {how}")
-        # Whoever waits for an answer gets ENOTCONN instead of waiting for ever.
+            if not served.may_resume():
+                break
+            try:
+                served.server = server = await self._resume(served)
+            except ViewfsError as error:
+                self._log(f"no other server can take over {mount.path}: {error}")
+                break
+            self._log(f"another server has taken over {mount.path}")
+        # Whoever waits for an answer now gets ENOTCONN instead of waiting for ever.
         served.release()
+
+    async def _resume(self, served: ServedMount) -> Child:
+        assert served.source_fd is not None and served.fuse_fd is not None and served.counters is not None
+        served.resumed_at.append(trio.current_time())
+        fds = [served.source_fd, served.counters.fd]
+        async with self.agent.worker("resume", served.request, fds) as worker:
+            await worker.answer("cannot resume")
+            await worker.channel.send({"serve": True}, [served.fuse_fd])
+        return worker.child
 
     def close(self) -> None:
         """Close every descriptor that keeps a file system or an epoch alive."""

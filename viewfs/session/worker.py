@@ -31,13 +31,14 @@ from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 from viewfs.linux.process import set_name
 from viewfs.modules import registry
-from viewfs.modules.api import Answer, Identities, Module, Mounting, WritableFileSystem
+from viewfs.modules.api import Answer, FileSystem, Identities, Module, Mounting, WritableFileSystem
 from viewfs.modules.kernel import KernelModule
 from viewfs.modules.options import parse_options
 from viewfs.modules.sources import FileSource, open_source
 from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.host import serve
+from viewfs.mounts.fuse.protocol import Notify, encode_notification
 from viewfs.mounts.skeleton import MountPointPlan, make_mount_point, plan_mount_point, remove_mount_point
 from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.sandbox import Confinement, confine
@@ -49,13 +50,13 @@ __all__ = ["WORKERS", "run_worker"]
 log = logging.getLogger("viewfs.worker")
 
 T = TypeVar("T")
-Worker = Callable[[Channel, dict[str, Any]], None]
+Worker = Callable[[Channel, dict[str, Any], list[int]], None]
 
 
-def run_worker(kind: str, channel: Channel, request: dict[str, Any]) -> int:
-    """Do the work and say how it went; returns the exit status. Runs in a forked child of the agent."""
+def run_worker(kind: str, channel: Channel, request: dict[str, Any], fds: list[int]) -> int:
+    """Do the work, with descriptors `fds`, and say how it went; returns the exit status. Runs in a forked child."""
     try:
-        WORKERS[kind](channel, request)
+        WORKERS[kind](channel, request, fds)
     except ViewfsError as error:
         _try_to_send(channel, error)
         return error.exit_code
@@ -82,7 +83,7 @@ def _take_snapshot() -> int:
     return open_namespace("mnt")
 
 
-def _mount(channel: Channel, request: dict[str, Any]) -> None:
+def _mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     """Take the snapshot, then become the server of a module, or make a kernel mount and end."""
     snapshot = _take_snapshot()
     found, source = _find(request)
@@ -90,37 +91,65 @@ def _mount(channel: Channel, request: dict[str, Any]) -> None:
     path = request["path"] or module.mount_point
     if path is None:
         raise UsageError(f"module {module.name} has no place of its own", remedy=f"viewfs insmod {module.name} PATH")
-    try:
-        mounting = Mounting(
-            source=source,
-            source_name=request["source"],
-            mount_point=path,
-            identities=_identities(),
-            options=parse_options(module.name, module.options, request["options"]),
-        )
-        opened: dict[str, Any] = {
-            "type": module.name,
-            "path": path,
-            "uses_view": module.uses_view,
-            "device": None if source is None else os.fstat(source.fd).st_dev,
-        }
-        if isinstance(module, KernelModule):
-            if not found.built_in:
-                raise UsageError(f"module {module.name} wants to mount by itself, which only built-in modules may")
-            if module.takes_path:
-                opened["device"] = _device_of(request["source"])
-            tree = module.mount(mounting)
-            is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
-            channel.send({"ok": opened | {"confinement": "kernel", "directory": is_directory}}, [snapshot, tree])
-            return
-        _serve(channel, module, mounting, opened, snapshot)
-    finally:
-        if source is not None:
-            source.close()
-
-
-def _serve(channel: Channel, module: Module, mounting: Mounting, opened: dict[str, Any], snapshot: int) -> None:
+    mounting = _mounting(module, request, source, path)
+    opened: dict[str, Any] = {
+        "type": module.name,
+        "path": path,
+        "uses_view": module.uses_view,
+        "device": None if source is None else os.fstat(source.fd).st_dev,
+    }
+    if isinstance(module, KernelModule):
+        if not found.built_in:
+            raise UsageError(f"module {module.name} wants to mount by itself, which only built-in modules may")
+        if module.takes_path:
+            opened["device"] = _device_of(request["source"])
+        tree = module.mount(mounting)
+        is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+        channel.send({"ok": opened | {"confinement": "kernel", "directory": is_directory}}, [snapshot, tree])
+        return
     counters = Counters.create()
+    file_system, report = _open_confined(module, mounting)
+    # A server of this kind has no state but its source: another can take over where it died. (It must be in memory
+    # already, for reading it from the view could mean waiting for the dead one.)
+    resumable = file_system.immutable and source is not None and found.built_in
+    fds = [snapshot, counters.fd, *([source.fd] if resumable and source is not None else [])]
+    channel.send({"ok": opened | report}, fds)
+    os.close(snapshot)
+    received = channel.receive()
+    if received is not None:  # else the mount was given up
+        channel.close()
+        serve(file_system, received[1][0], counters)
+
+
+def _resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
+    """Become the server of a mount whose server has died: `fds` are its source and its counters."""
+    source_fd, counters_fd = fds
+    unshare(CloneFlags.NEWNS)
+    module = registry.find_module(request["type"]).module()
+    source = FileSource(source_fd, os.lseek(source_fd, 0, os.SEEK_END))
+    file_system, report = _open_confined(module, _mounting(module, request, source, request["path"]))
+    channel.send({"ok": report})
+    received = channel.receive()
+    if received is not None:
+        channel.close()
+        (fuse_fd,) = received[1]
+        # What the dead server had been sent and not answered (linux/fuse.h; EINVAL before Linux 6.9).
+        os.write(fuse_fd, encode_notification(Notify.RESEND, b""))
+        serve(file_system, fuse_fd, Counters(counters_fd))
+
+
+def _mounting(module: Module, request: dict[str, Any], source: FileSource | None, path: str) -> Mounting:
+    return Mounting(
+        source=source,
+        source_name=request["source"],
+        mount_point=path,
+        identities=_identities(),
+        options=parse_options(module.name, module.options, request["options"]),
+    )
+
+
+def _open_confined(module: Module, mounting: Mounting) -> tuple[FileSystem, dict[str, Any]]:
+    """Shut this process in, and only then let the module look at its source: the file system, and what to report."""
     confinement = Confinement.of(uses_view=module.uses_view, uses_network=module.uses_network)
     set_name(f"viewfs-{module.name}")
     import trio  # noqa: F401  # while it can be read; as a rule it is in memory already, for the agent has it
@@ -133,20 +162,12 @@ def _serve(channel: Channel, module: Module, mounting: Mounting, opened: dict[st
         root_mode = _answer_now(file_system.getattr(file_system.root)).mode
     except OSError as error:
         raise DamagedSourceError(f"cannot read {mounting.source_name}: {error.strerror or error}") from error
-    opened |= {
+    return file_system, {
         "confinement": confinement.value,
         "directory": stat.S_ISDIR(root_mode),
         "root_mode": root_mode,
         "writable": isinstance(file_system, WritableFileSystem),
     }
-    channel.send({"ok": opened}, [snapshot, counters.fd])
-    os.close(snapshot)
-    received = channel.receive()
-    if received is None:
-        return  # the mount was given up
-    (fuse_fd,) = received[1]
-    channel.close()
-    serve(file_system, fuse_fd, counters)
 
 
 def _answer_now(answer: Answer[T]) -> T:
@@ -196,7 +217,7 @@ def _mount_table() -> list[MountEntry]:
         return parse_mountinfo(table.read())
 
 
-def _place(channel: Channel, request: dict[str, Any]) -> None:
+def _place(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     """Make the mount point, and where a `root_mode` is given a FUSE mount to attach to it."""
     is_directory: bool = request["directory"]
     plan = plan_mount_point(request["path"], _mount_table())
@@ -234,7 +255,7 @@ def _place(channel: Channel, request: dict[str, Any]) -> None:
             remove_mount_point(plan)
 
 
-def _unmount(channel: Channel, request: dict[str, Any]) -> None:
+def _unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     """Take a snapshot, and unmount `path` in the live view."""
     live = open_namespace("mnt")
     snapshot = _take_snapshot()
@@ -249,7 +270,7 @@ def _unmount(channel: Channel, request: dict[str, Any]) -> None:
     channel.send({"ok": {}}, [snapshot])
 
 
-def _tidy(channel: Channel, request: dict[str, Any]) -> None:
+def _tidy(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     """Take away mount points that are needed no more."""
     for plan in map(MountPointPlan.from_json, request["plans"]):
         try:
@@ -259,4 +280,4 @@ def _tidy(channel: Channel, request: dict[str, Any]) -> None:
     channel.send({"ok": {}})
 
 
-WORKERS: dict[str, Worker] = {"mount": _mount, "place": _place, "unmount": _unmount, "tidy": _tidy}
+WORKERS: dict[str, Worker] = {"mount": _mount, "resume": _resume, "place": _place, "unmount": _unmount, "tidy": _tidy}

@@ -93,7 +93,7 @@ def test_listing_goes_on_after_any_cookie(image: bytes) -> None:
     for path in ("kept", "made", "emptied"):
         directory = find(volume, path)
         entries = list(volume.entries(directory))
-        assert {b".", b".."} < {entry[0] for entry in entries} or path == "emptied"
+        assert {b".", b".."} <= {entry[0] for entry in entries}
         for index, (text, cookie, inode, _) in enumerate(entries):
             assert list(volume.entries(directory, cookie)) == entries[index + 1 :]
             assert volume.lookup(directory, text) == inode
@@ -107,7 +107,7 @@ def test_damage_ends_the_replay_after_the_last_whole_fast_commit(image: bytes, a
     (warning,) = volume.warnings
     assert "fast commits" in warning and "checksum" in warning
     assert volume.lookup(ROOT, b"created") is None
-    assert content(volume, find(volume, "kept/file4")).startswith(b"1\n"), "what was committed in full is there"
+    assert content(volume, find(volume, "kept/file4")).startswith(b"4\n"), "what was committed in full is there"
     second = bytearray(image)
     second[area + BLOCK + 6] ^= 1
     volume = Volume.open(MemoryImage(bytes(second)))
