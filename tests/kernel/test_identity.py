@@ -78,4 +78,5 @@ for entry in os.listdir("/proc"):
             print(name, libc.ptrace(16, int(entry), 0, 0), ctypes.get_errno())
 END
     """
-    assert viewfs.sh("--load", "hello", script=script).out == "viewfs-agent -1 1\n"
+    # Whoever else has a session on this machine has an agent too.
+    assert set(viewfs.sh("--load", "hello", script=script).out.splitlines()) == {"viewfs-agent -1 1"}

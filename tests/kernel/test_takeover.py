@@ -23,7 +23,15 @@ def test_a_reader_does_not_notice_that_servers_are_killed(open_view: Callable[..
     content = random.Random(3).randbytes(24 << 20)
     view = open_view("--mount", f"{image(size='64M', big=content)}:/mnt")
     reading = subprocess.Popen(
-        ["viewfs", "enter", view.name, "--", "sh", "-c", "echo begin; dd if=/mnt/big bs=64k iflag=fullblock 2>/dev/null"],
+        [
+            "viewfs",
+            "enter",
+            view.name,
+            "--",
+            "sh",
+            "-c",
+            "echo begin; dd if=/mnt/big bs=64k iflag=fullblock 2>/dev/null",
+        ],
         stdout=subprocess.PIPE,
         env=view.viewfs.environment,
     )

@@ -30,6 +30,7 @@ _COMMANDS = {
         "epochs": ("viewfs.cli.look:epochs", "The log of the view's changes."),
         "resolve": ("viewfs.cli.look:resolve", "Which mount serves a path."),
         "at": ("viewfs.cli.sessions:at", "Run a command in an earlier epoch."),
+        "inspect": ("viewfs.cli.inspect:inspect", "What a source is made of."),
         "log": ("viewfs.cli.look:log", "What module servers had to say."),
     },
     "Sessions": {

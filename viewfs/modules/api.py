@@ -281,6 +281,10 @@ class Module:
         """Does `source` look like something that this module can mount? Must be quick, and must not raise."""
         return False
 
+    def describe(self, mounting: Mounting) -> Mapping[str, str]:
+        """What `viewfs inspect` shows of a source: what it is called, and what it is. Raises as `open` does."""
+        return {}
+
     def open(self, mounting: Mounting) -> FileSystem:
         """The file system to mount.
 

@@ -29,7 +29,7 @@ from viewfs.linux.mount import (
 from viewfs.linux.process import drop_capabilities, no_new_privileges
 from viewfs.linux.seccomp import ALLOW, ArgumentRule, compile_filter, deny, install_filter
 
-__all__ = ["Confinement", "confine", "sealed_rules", "view_rules"]
+__all__ = ["Confinement", "confine", "confine_reader", "sealed_rules", "view_rules"]
 
 _CLONE_THREAD = 0x00010000
 _CLONE_NEWUSER = 0x10000000
@@ -93,6 +93,13 @@ def view_rules(*, network: bool) -> tuple[dict[str, int | ArgumentRule], int]:
     if not network:
         rules["socket"] = ArgumentRule(0, _AF_UNIX, ALLOW, deny(errno.EPERM))
     return rules, ALLOW
+
+
+def confine_reader() -> None:
+    """Leave this process nothing but its open descriptors and memory: for looking at a source outside a view."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    no_new_privileges()
+    install_filter(compile_filter(*sealed_rules()))
 
 
 def confine(confinement: Confinement) -> None:

@@ -172,6 +172,19 @@ def test_ranges_lie_over_what_is_on_disk_and_over_one_another(image: bytes, area
         assert "outside of the file system" in warning
 
 
+def test_files_without_extents_are_read_and_warned_of(image: bytes, area: int) -> None:
+    """They get the blocks that were written, as when what was in the inode outgrows it; a kernel may lose them."""
+    raw = bytearray(160)
+    struct.pack_into("<HHI", raw, 0, 0o100644, 0, BLOCK)
+    struct.pack_into("<HII", raw, 0x1A, 1, 2, 0)
+    raw[0x80] = 32
+    fields = TagKind.INODE, struct.pack("<I", 90) + raw
+    volume = with_commits(image, area, fields, span(90, 0, 1, 5), name(TagKind.CREAT, ROOT, 90, b"plain"))
+    (warning,) = volume.warnings
+    assert "without extents: 90" in warning
+    assert content(volume, find(volume, "plain")) == image[5 * BLOCK : 6 * BLOCK]
+
+
 def test_parser_takes_whole_commits_only() -> None:
     tag = name(TagKind.LINK, 2, 12, b"x")
     first, second = commit(tag, first=True), commit((6, struct.pack("<I", 12) + bytes(128)), span(12, 0, 0x8002, 9))

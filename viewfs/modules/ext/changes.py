@@ -49,9 +49,12 @@ class Changes(NamedTuple):
     inode_count: int
     #: Why not all could be replayed, or None.
     stopped: str | None
+    #: Inodes that were given blocks while the replay did not find extents in them. They are read as they were
+    #: written; the kernel takes what it finds for extents (6.18 loses the content, or dies of it).
+    without_extents: Sequence[int]
 
 
-NO_CHANGES = Changes({}, {}, {}, 0, 0, None)
+NO_CHANGES = Changes({}, {}, {}, 0, 0, None, ())
 
 
 class Base(NamedTuple):
@@ -83,7 +86,7 @@ def replay_fast_commits(tags: Iterable[Tag], base: Base) -> Changes:
     befores = [_Replay(base).inode(number) for number in inodes]
     sectors = _sectors(inodes.values()) - _sectors(befores)
     count = sum(inode is not None for inode in inodes.values()) - sum(inode is not None for inode in befores)
-    return Changes(inodes, runs, replay.directories, sectors, count, stopped)
+    return Changes(inodes, runs, replay.directories, sectors, count, stopped, sorted(replay.without_extents))
 
 
 def _sectors(inodes: Iterable[Inode | None]) -> int:
@@ -113,6 +116,7 @@ class _Replay:
         self.changed: dict[int, bytearray] = {}
         self.ranges: dict[int, list[RangeTag]] = {}
         self.directories: dict[int, DirectoryChanges] = {}
+        self.without_extents: set[int] = set()
 
     def apply(self, tag: Tag) -> None:
         """Raises OSError."""
@@ -172,8 +176,11 @@ class _Replay:
             raw[_BLOCK:_GENERATION] = data[_BLOCK:_GENERATION]
 
     def _map(self, tag: RangeTag) -> None:
-        if self.inode(tag.inode) is None or not tag.length:
+        inode = self.inode(tag.inode)
+        if inode is None or not tag.length:
             return
+        if tag.physical and not inode.flags & InodeFlags.EXTENTS:
+            self.without_extents.add(tag.inode)
         limits = self._base.limits
         if tag.logical + tag.length > MAX_BLOCKS:
             raise damaged("a range reaches beyond the largest possible file")

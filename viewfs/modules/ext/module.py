@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from viewfs.modules.api import (
@@ -99,14 +99,31 @@ class Ext(Module):
     def probe(cls, source: Source) -> bool:
         return Volume.probe(source)
 
+    def describe(self, mounting: Mounting) -> Mapping[str, str]:
+        volume = _volume(mounting)
+        statistics = volume.statistics()
+        return {
+            "label": volume.label,
+            "uuid": str(volume.uuid),
+            "features": " ".join(volume.features),
+            "blocks": f"{statistics.blocks} of {statistics.block_size} bytes, {statistics.free_blocks} free",
+            "inodes": f"{statistics.files}, {statistics.free_files} free",
+            "journal": f"{volume.replayed} transactions to replay" if volume.replayed else "clean or none",
+            "warnings": "; ".join(volume.warnings),
+        }
+
     def open(self, mounting: Mounting) -> FileSystem:
-        assert mounting.source is not None
-        volume = Volume.open(mounting.source, offset=mounting.options["offset"], name=mounting.source_name)
+        volume = _volume(mounting)
         for warning in volume.warnings:
             log.warning("%s: %s", mounting.source_name, warning)
         if volume.replayed:
             log.warning("%s: %d transactions of its journal replayed in memory", mounting.source_name, volume.replayed)
         return ExtFileSystem(volume, _translation(mounting.options["owner"], mounting.identities))
+
+
+def _volume(mounting: Mounting) -> Volume:
+    assert mounting.source is not None
+    return Volume.open(mounting.source, offset=mounting.options["offset"], name=mounting.source_name)
 
 
 def _translation(owner: str, identities: Identities) -> Callable[[Attributes], Attributes]:

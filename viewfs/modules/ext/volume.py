@@ -85,9 +85,13 @@ class Volume:
         volume = cls(image, superblock, recovered)
         if recovered.fast_commits.tags:
             changes = replay_fast_commits(recovered.fast_commits.tags, volume._as_base())
+            warnings = recovered.warnings
             if changes.stopped:
-                warning = fast_commits_warning(changes.stopped)
-                recovered = recovered._replace(warnings=(*recovered.warnings, warning))
+                warnings += (fast_commits_warning(changes.stopped),)
+            if changes.without_extents:
+                numbers = ", ".join(map(str, changes.without_extents[:10]))
+                warnings += (f"mounting it may lose content that is read here, of files without extents: {numbers}",)
+            recovered = recovered._replace(warnings=warnings)
             volume = cls(image, superblock, recovered, changes)
         try:
             if not stat.S_ISDIR(volume.attributes(ROOT).mode):
