@@ -99,11 +99,15 @@ def _have_it_run(session: Session, argv: list[str], environment: dict[str, str],
     """From inside, where there is no right to enter another epoch: the agent starts it, and signals are passed on."""
     os.environ.update(environment)
     pidfd, number = session.spawn(argv, epoch=epoch, group=os.getpgrp())
+
+    def pass_on(number: int, _frame: object) -> None:
+        pidfd_send_signal(pidfd, number)
+
     with contextlib.suppress(OSError):
         in_our_group = os.getpgid(pid_of(pidfd)) == os.getpgrp()
         passed_on = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
         for received in passed_on if in_our_group else [*passed_on, signal.SIGINT, signal.SIGQUIT]:
-            signal.signal(received, lambda which, _frame: pidfd_send_signal(pidfd, which) and None)
+            signal.signal(received, pass_on)
         if in_our_group:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGQUIT, signal.SIG_IGN)

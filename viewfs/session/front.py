@@ -158,13 +158,8 @@ class _Front:
     def _wait(self, command: int) -> int:
         """Until the command has ended, or the session has lost what holds it."""
         while "command" not in self._ended:
-            information = signal.sigwaitinfo(_WAITED_FOR)
-            number = information.si_signo
-            if number == signal.SIGCHLD:
+            if _next_signal(command) == signal.SIGCHLD:
                 self._reap()
-            elif number == signal.SIGCONT or number in _FORWARDED or information.si_code != _SI_KERNEL:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(command, number)
             if (lost := self._lost()) is not None:
                 return lost
         code = self._ended["command"]
@@ -235,6 +230,17 @@ class _Front:
         self._ended["supervisor"] = os.waitstatus_to_exitcode(status)
 
 
+def _next_signal(command: int) -> int:
+    """Wait for a signal, and pass it on unless it is about a child, or the terminal has sent it to the command too."""
+    information = signal.sigwaitinfo(_WAITED_FOR)
+    number = information.si_signo
+    from_terminal = number in _FROM_TERMINAL and information.si_code == _SI_KERNEL
+    if number != signal.SIGCHLD and not from_terminal:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(command, number)
+    return number
+
+
 def _describe(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
@@ -290,12 +296,7 @@ def run_in_view(namespaces: Namespaces, argv: list[str], environment: dict[str, 
     command = start_command(namespaces, argv, environment, as_root=as_root)
     namespaces.close()
     while True:
-        information = signal.sigwaitinfo(_WAITED_FOR)
-        number = information.si_signo
-        if number != signal.SIGCHLD:
-            if number == signal.SIGCONT or number in _FORWARDED or information.si_code != _SI_KERNEL:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(command, number)
+        if _next_signal(command) != signal.SIGCHLD:
             continue
         done, status = os.waitpid(command, os.WNOHANG | os.WUNTRACED)
         if not done:
