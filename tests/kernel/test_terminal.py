@@ -72,6 +72,8 @@ def test_job_control_inside(terminal: Callable[..., pexpect.spawn]) -> None:
 def test_ctrl_c_ends_a_command_and_its_view(terminal: Callable[..., pexpect.spawn]) -> None:
     run = terminal("viewfs", "run", "--", "sh", "-c", "echo ready; sleep 1000")
     run.expect("ready")
+    # A shell that is about to become its last command may catch the signal and forget it.
+    wait_until(lambda: "sleep" in own_processes().values(), "the command runs")
     run.sendintr()
     run.expect(pexpect.EOF)
     run.wait()
