@@ -80,3 +80,14 @@ END
     """
     # Whoever else has a session on this machine has an agent too.
     assert set(viewfs.sh("--load", "hello", script=script).out.splitlines()) == {"viewfs-agent -1 1"}
+
+
+def test_mounts_do_not_propagate(viewfs: Viewfs) -> None:
+    """Neither out of the view nor into it, though the namespace around it shares all of its mounts."""
+    script = (
+        "grep -c shared: /proc/self/mountinfo; viewfs run -- grep -c -e shared: -e master: /proc/self/mountinfo || true"
+    )
+    outside = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "shared", "bash", "-c", script]
+    done = subprocess.run(outside, capture_output=True, text=True, env=viewfs.environment, cwd=viewfs.directory)
+    shared, in_view = done.stdout.split()
+    assert int(shared) > 0 and in_view == "0", done

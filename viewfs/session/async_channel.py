@@ -8,7 +8,8 @@ from types import TracebackType
 
 import trio
 
-from viewfs.session.inbox import ANCILLARY_SIZE, Inbox, Received, ancillary_of
+from viewfs.linux.scm import rights
+from viewfs.session.inbox import ANCILLARY_SIZE, Inbox, Received
 from viewfs.session.protocol import Message, encode
 
 __all__ = ["AsyncChannel"]
@@ -27,7 +28,7 @@ class AsyncChannel:
         data = encode(message, len(fds or ()))
         async with self._sending:
             try:
-                sent = await self._socket.sendmsg([data], ancillary_of(fds), socket.MSG_NOSIGNAL)
+                sent = await self._socket.sendmsg([data], rights(fds), socket.MSG_NOSIGNAL)
                 while sent < len(data):
                     sent += await self._socket.send(data[sent:], socket.MSG_NOSIGNAL)
             except OSError as error:

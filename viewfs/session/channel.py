@@ -9,7 +9,8 @@ import os
 import socket
 from typing import Any
 
-from viewfs.session.inbox import ANCILLARY_SIZE, Inbox, Received, ancillary_of
+from viewfs.linux.scm import rights
+from viewfs.session.inbox import ANCILLARY_SIZE, Inbox, Received
 from viewfs.session.protocol import Message, encode, result_of
 
 __all__ = ["Channel", "Received", "socket_pair"]
@@ -35,7 +36,7 @@ class Channel:
         """Raises OSError if the other end is gone."""
         data = encode(message, len(fds or ()))
         # Not socket.send_fds and recv_fds: Python 3.11 takes their flags and does not pass them on.
-        sent = self.socket.sendmsg([data], ancillary_of(fds), socket.MSG_NOSIGNAL)
+        sent = self.socket.sendmsg([data], rights(fds), socket.MSG_NOSIGNAL)
         if sent < len(data):
             self.socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import array
 import os
-import socket
 from collections import deque
 from collections.abc import Iterable
 
+from viewfs.linux.scm import Ancillary, descriptors_in, room_for
 from viewfs.session.protocol import MAX_FDS, FrameDecoder, Message
 
-__all__ = ["ANCILLARY_SIZE", "Inbox", "Received", "ancillary_of"]
+__all__ = ["ANCILLARY_SIZE", "Inbox", "Received"]
 
 #: A message and the descriptors that came with it, which are the receiver's now.
 Received = tuple[Message, list[int]]
-Ancillary = tuple[int, int, bytes]
 #: Room to give to recvmsg(2) for ancillary data, in bytes.
-ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
-
-
-def ancillary_of(fds: list[int] | None) -> list[tuple[int, int, array.array[int]]]:
-    """Descriptors as sendmsg(2) takes them."""
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+ANCILLARY_SIZE = room_for(MAX_FDS)
 
 
 class Inbox:
@@ -38,11 +31,7 @@ class Inbox:
 
     def add(self, data: bytes, ancillary: Iterable[Ancillary]) -> None:
         """What one recvmsg(2) gave. Raises `ProtocolError` on bytes that can't be messages."""
-        for level, kind, payload in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds = array.array("i")
-                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-                self._fds.extend(fds)
+        self._fds.extend(descriptors_in(ancillary))
         self._messages.extend(self._decoder.feed(data))
 
     def pop(self) -> Received:
