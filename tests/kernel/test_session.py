@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Callable
@@ -174,6 +175,38 @@ def test_the_socket_is_private(open_view: Callable[..., View], viewfs: Viewfs) -
     directory = viewfs.runtime / "viewfs"
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert [entry.name for entry in directory.iterdir()] == ["test.sock"]
+
+
+def framed(text: str) -> bytes:
+    return len(text).to_bytes(4, "big") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff" * 100,
+        b"\0\0\0\x02{}" * 3,
+        framed('{"op":null}'),
+        framed("[1, 2]"),
+        framed('{"op":"mount","path":[]}'),
+        framed('{"op":"mount","type":7,"source":null,"path":"/x","options":3}'),
+        framed('{"op":"resolve","epoch":{}}'),
+        framed('{"op":"umount","path":"/"}'),
+        framed('{"op":"spawn","argv":["true"],"env":{},"cwd":"/","group":0}'),
+        framed('{"op":"end"}')[:-1],
+    ],
+)
+def test_nonsense_on_the_socket_does_no_harm(open_view: Callable[..., View], viewfs: Viewfs, sent: bytes) -> None:
+    view = open_view("--load", "hello")
+    for _client in range(3):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(viewfs.runtime / "viewfs/test.sock"))
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
+    assert view.sh("cat /hello").out == "Hello from viewfs!\n"
 
 
 def test_without_a_runtime_directory(viewfs: Viewfs, tmp_path: Path) -> None:

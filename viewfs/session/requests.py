@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,12 @@ class Connection:
             reply, result_fds = failure(request, error), []
         except (KeyError, TypeError, ValueError) as error:
             reply, result_fds = failure(request, UsageError(f"a malformed request: {error!r}")), []
+        except Exception as error:  # a worker that went away in the middle, or a defect: this request's affair alone
+            self._supervisor.log("".join(traceback.format_exception(error)).rstrip())
+            what = ViewfsError(
+                f"{request.get('op')} failed: {type(error).__name__}: {error}", remedy="see `viewfs log`"
+            )
+            reply, result_fds = failure(request, what), []
         finally:
             for fd in fds:
                 os.close(fd)

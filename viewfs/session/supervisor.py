@@ -6,7 +6,6 @@ it was made for has ended, when it is told to, or when the agent is gone.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -27,6 +26,7 @@ from viewfs.session.view import View
 __all__ = ["Supervisor", "run_supervisor"]
 
 _LOG_LINES = 1000
+_ACCEPT_AGAIN_SECONDS = 0.2
 
 
 class Supervisor:
@@ -105,7 +105,12 @@ class Supervisor:
     async def _accept(self) -> None:
         listener = trio.socket.from_stdlib_socket(self.handles.listener)
         while True:
-            connected, _address = await listener.accept()
+            try:
+                connected, _address = await listener.accept()
+            except OSError as error:  # out of descriptors, say: others may give some back
+                self.log(f"cannot accept a connection: {error}")
+                await trio.sleep(_ACCEPT_AGAIN_SECONDS)
+                continue
             plain = socket.socket(fileno=connected.detach())
             self.nursery.start_soon(self._serve_client, plain)
 
@@ -113,8 +118,10 @@ class Supervisor:
         with AsyncChannel(plain) as channel:
             if channel.peer_uid() != os.geteuid():
                 return  # the directory's mode should have kept them out; not a word
-            with contextlib.suppress(trio.BrokenResourceError, ProtocolError):
+            try:
                 await Connection(self, channel).serve()
+            except* (trio.BrokenResourceError, ProtocolError):
+                pass  # it has gone away, or it does not speak this protocol
 
 
 def run_supervisor(handles: SessionHandles, namespaces: dict[str, int], agent_pidfd: int, own: set[int]) -> None:

@@ -259,7 +259,7 @@ class View:
                 break
             try:
                 served.server = server = await self._resume(served)
-            except ViewfsError as error:
+            except (ViewfsError, trio.BrokenResourceError, OSError) as error:
                 self._log(f"no other server can take over {mount.path}: {error}")
                 break
             self._log(f"another server has taken over {mount.path}")
