@@ -143,8 +143,7 @@ class EpochStack:
         return self.resolve(mount.path, epoch).serving != self.mounts[mount.made_in]
 
     def pins(self, mount: Mount) -> list[Mount]:
-        """The mounts that need `mount` themselves, in the view or not: made from it, or reading the view that it was
-        in."""
+        """The mounts, in the view or not, that need `mount`: made from it, or reading a view that had it."""
         return [
             other
             for other in self._alive()

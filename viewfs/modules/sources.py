@@ -12,9 +12,11 @@ __all__ = ["FileSource", "open_source"]
 
 
 class FileSource:
-    """An open file. Read with pread(2) rather than mapped: a file that somebody truncates, or whose own file system
-    fails,
-    is then an errno for one request, where a mapping would be SIGBUS for the whole server."""
+    """An open file, read with pread(2) rather than mapped.
+
+    A file that somebody truncates, or whose own file system fails, is then an errno for one request, where a mapping
+    would be SIGBUS for the whole server.
+    """
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd

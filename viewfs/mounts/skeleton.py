@@ -293,8 +293,7 @@ def _lay_over(directory: str, old: int) -> None:
 
 
 def _overlay_path(path: str) -> str:
-    """A path as overlayfs's lowerdir takes it: colons and backslashes escaped
-    (Documentation/filesystems/overlayfs.rst)."""
+    """A path as overlayfs's lowerdir takes it, colons and backslashes escaped (filesystems/overlayfs.rst)."""
     return path.replace("\\", "\\\\").replace(":", "\\:")
 
 

@@ -22,8 +22,7 @@ KINDS = {"user": CloneFlags.NEWUSER, "pid": CloneFlags.NEWPID, "uts": CloneFlags
 
 
 def open_namespace(kind: str, *, proc: int | None = None) -> int:
-    """A close-on-exec descriptor of this process's own namespace; `proc` is a descriptor of /proc, if it may be
-    hidden."""
+    """A descriptor of this process's own namespace. `proc` is one of /proc, for where that may be hidden."""
     name = "pid_for_children" if kind == "pid" else kind
     if proc is None:
         return os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)

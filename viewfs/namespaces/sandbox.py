@@ -74,8 +74,7 @@ class Confinement(Enum):
 
 
 def sealed_rules() -> tuple[dict[str, int | ArgumentRule], int]:
-    """Rules and default for a sealed server. clone3's flags are out of a filter's reach: ENOSYS makes libc use
-    clone."""
+    """Rules and default for a sealed server. A filter can't see clone3's flags: ENOSYS makes libc use clone."""
     rules: dict[str, int | ArgumentRule] = dict.fromkeys(_SERVING, ALLOW)
     rules["clone"] = ArgumentRule(0, _CLONE_THREAD, ALLOW, deny(errno.EPERM), mask=_CLONE_THREAD)
     rules["clone3"] = deny(errno.ENOSYS)

@@ -1,2 +1,1 @@
-"""A session: the supervisor, the agent in the view, the module servers, what they say to each other, and its
-clients."""
+"""A session: front, supervisor, agent and module servers, what they say to each other, and clients."""

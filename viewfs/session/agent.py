@@ -313,8 +313,7 @@ def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bo
 
 
 def drop_privileges_for_command(*, as_root: bool) -> None:
-    """What a command of the view may keep: nothing, or what a program that takes itself for root does to its own
-    files."""
+    """Leave a command of the view nothing, or what a program that takes itself for root does to its own files."""
     drop_capabilities(FAKE_ROOT_CAPABILITIES if as_root else ())
     no_new_privileges()
 

@@ -54,9 +54,10 @@ class Session:
         return Namespaces(dict(zip(result["kinds"], fds, strict=True)))
 
     def spawn(self, argv: list[str], *, epoch: int | None, group: int) -> tuple[int, int]:
-        """Have a command started with this process's streams, environment and directory: its pidfd and the number by
-        which
-        `wait_for_end` knows it."""
+        """Have a command started with this process's streams, environment and directory.
+
+        Returns its pidfd, and the number by which `wait_for_end` knows it.
+        """
         arguments = {"argv": argv, "env": dict(os.environ), "cwd": os.getcwd(), "epoch": epoch, "group": group}
         _result, (pidfd,) = self._channel.call("spawn", [0, 1, 2], **arguments)
         return pidfd, self._channel.last_id

@@ -181,8 +181,7 @@ class _Front:
         return None
 
     def _reap(self) -> None:
-        """Note which children have ended; where the command is stopped, stop too, as the shell that waits for us
-        expects."""
+        """Note which children have ended. Where the command has stopped, stop too, for whoever waits for us."""
         for name, pid in self._processes.items():
             if name in self._ended:
                 continue
@@ -290,8 +289,7 @@ def _stand_for(command: int) -> None:
 
 
 def run_in_view(namespaces: Namespaces, argv: list[str], environment: dict[str, str], *, as_root: bool) -> int:
-    """Run a command in a view that is there already, for `enter` and `at` from outside: its exit code, as
-    `run_session`."""
+    """Run a command in a view that is there already (`enter`, `at` from outside): its exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     command = start_command(namespaces, argv, environment, as_root=as_root)
     namespaces.close()

@@ -43,8 +43,7 @@ class ProtocolError(ViewfsError):
 
 
 def encode(message: Message, fds: int = 0) -> bytes:
-    """`message` as it goes over the wire; undecodable bytes in paths survive as the surrogates that Python has for
-    them."""
+    """`message` as it goes over the wire; undecodable bytes in paths survive, as Python's surrogates."""
     if fds > MAX_FDS:
         raise ProtocolError(f"a message with {fds} descriptors is too much")
     if fds:

@@ -152,8 +152,10 @@ class View:
         opened: _Descriptors,
         nursery: trio.Nursery,
     ) -> Mount:
-        """Let the placer make the mount point, attach, record. `opened`: the snapshot, then a kernel mount or
-        counters."""
+        """Let the placer make the mount point, attach, record.
+
+        `opened` has the snapshot, then a kernel mount, or else counters and perhaps the source.
+        """
         kernel = report["confinement"] == "kernel"
         doing = f"cannot mount on {report['path']}"
         wanted = {name: report.get(name) for name in ("path", "type", "directory", "root_mode", "writable")}
