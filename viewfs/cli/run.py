@@ -6,7 +6,6 @@ import os
 import pwd
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -89,13 +88,13 @@ def run(command: tuple[str, ...], **given: Any) -> None:
 def _interactive_shell() -> tuple[list[str], dict[str, str]]:
     """The user's shell, with a prompt that shows the view; what to run and what to add to its environment."""
     path = os.environ.get("SHELL") or pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"
-    start_files = Path(__file__).with_name("shells")
+    start_files = os.path.join(os.path.dirname(__file__), "shells")
     name = os.path.basename(path)
     if name == "bash":
-        return [path, "--rcfile", str(start_files / "bashrc"), "-i"], {}
+        return [path, "--rcfile", os.path.join(start_files, "bashrc"), "-i"], {}
     if name == "zsh":
         original = os.environ.get("ZDOTDIR", os.path.expanduser("~"))
-        return [path, "-i"], {"VIEWFS_ZDOTDIR": original, "ZDOTDIR": str(start_files / "zsh")}
+        return [path, "-i"], {"VIEWFS_ZDOTDIR": original, "ZDOTDIR": os.path.join(start_files, "zsh")}
     if name == "fish":
-        return [path, "-i", "-C", f"source {start_files / 'prompt.fish'}"], {}
+        return [path, "-i", "-C", f"source {start_files}/prompt.fish"], {}
     return [path, "-i"], {"PS1": f"(${SESSION_VARIABLE}) $ "}

@@ -22,17 +22,23 @@ __all__ = ["end_members", "members_of", "wait_for_ends"]
 
 
 def members_of(
-    user_namespace: tuple[int, int], *, spare: Collection[int] = (), proc: str | int = "/proc"
+    user_namespace: tuple[int, int], *, spare: Collection[int] = (), proc: int | None = None
 ) -> dict[int, int]:
     """Every process in that user namespace or a descendant of it, as pid → pidfd, which the caller closes.
 
-    `user_namespace` is as `namespace_id` gives it; the pids `spare` and this process itself are left out.
+    `user_namespace` is as `namespace_id` gives it; the pids `spare` and this process itself are left out. `proc` is a
+    descriptor of /proc, for where that may be hidden.
     """
     members: dict[int, int] = {}
-    for name in os.listdir(proc):
-        if not name.isdigit() or int(name) == os.getpid() or int(name) in spare:
+    left_out = {os.getpid(), *spare}
+    elsewhere = _namespace_of(os.getpid(), proc)
+    for name in os.listdir("/proc" if proc is None else proc):
+        if not name.isdigit() or (pid := int(name)) in left_out:
             continue
-        pid = int(name)
+        # Nearly all processes of a machine are somebody else's or in this process's own namespace: one stat each.
+        namespace = _namespace_of(pid, proc)
+        if namespace is None or (namespace == elsewhere and namespace != user_namespace):
+            continue
         try:
             pidfd = pidfd_open(pid)
         except OSError:
@@ -52,7 +58,7 @@ def end_members(
     spare: Collection[int] = (),
     grace_seconds: float = 2.0,
     limit_seconds: float = 20.0,
-    proc: str | int = "/proc",
+    proc: int | None = None,
 ) -> int:
     """End every process of the namespace: SIGTERM, SIGCONT, and after `grace_seconds` SIGKILL until none is left.
 
@@ -78,12 +84,22 @@ def end_members(
                 os.close(pidfd)
 
 
-def _lives_in(pid: int, wanted: tuple[int, int], proc: str | int) -> bool:
+def _user_namespace_file(pid: int, proc: int | None) -> str:
+    return f"/proc/{pid}/ns/user" if proc is None else f"{pid}/ns/user"
+
+
+def _namespace_of(pid: int, proc: int | None) -> tuple[int, int] | None:
+    """What tells the user namespace of a process from others; None if that is not for this process to know."""
     try:
-        if isinstance(proc, int):
-            fd = os.open(f"{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-        else:
-            fd = os.open(f"{proc}/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        status = os.stat(_user_namespace_file(pid, proc), dir_fd=proc)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _lives_in(pid: int, wanted: tuple[int, int], proc: int | None) -> bool:
+    try:
+        fd = os.open(_user_namespace_file(pid, proc), os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     except OSError:
         return False  # gone, a zombie, or somebody else's
     try:

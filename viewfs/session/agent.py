@@ -9,11 +9,11 @@ which the supervisor can give up on. It ends when the supervisor does, and takes
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -106,7 +106,7 @@ def agent_main(
             runtime.remove(name)  # as a rule the supervisor has done it
         status = 0
     except BaseException:
-        logging.getLogger("viewfs.agent").exception("the agent failed")
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -148,6 +148,8 @@ def _redirect_standard_streams(log_fd: int) -> None:
         os.dup2(log_fd, 2)
     os.close(null)
     os.close(log_fd)
+    import logging  # for the workers; a view that mounts nothing pays nothing for it
+
     logging.basicConfig(stream=sys.stderr, format="%(name)s[%(process)d]: %(message)s", force=True)
 
 
@@ -269,7 +271,7 @@ def _become_worker(request: Message, channel_socket: Any, agent: int, fds: list[
         set_name(f"viewfs-{request['kind']}")
         status = run_worker(request["kind"], Channel(channel_socket), request["request"], fds)
     except BaseException:
-        logging.getLogger("viewfs.worker").exception("a worker failed")
+        traceback.print_exc()
     finally:
         os._exit(status)
 

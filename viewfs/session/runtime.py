@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import stat
-import tempfile
 from collections.abc import Iterator
 
 from viewfs.errors import UsageError, ViewfsError
@@ -44,7 +43,7 @@ class RuntimeDirectory:
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         if runtime and os.path.isabs(runtime):
             yield os.path.join(runtime, "viewfs")
-        yield os.path.join(tempfile.gettempdir(), f"viewfs-{os.geteuid()}")
+        yield os.path.join(os.environ.get("TMPDIR") or "/tmp", f"viewfs-{os.geteuid()}")
 
     @classmethod
     def existing(cls) -> Iterator[RuntimeDirectory]:

@@ -8,11 +8,11 @@ at the same time, and both import what they need side by side.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import signal
 import socket
+import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -76,7 +76,7 @@ def supervisor_main(handles: SessionHandles) -> NoReturn:
         set_name("viewfs-supervisor")
         status = _stand_by(handles)
     except BaseException:
-        logging.getLogger("viewfs.supervisor").exception("the supervisor failed")
+        traceback.print_exc()
     finally:
         with contextlib.suppress(OSError):
             handles.runtime.remove(handles.name)
