@@ -10,7 +10,7 @@ import pytest
 
 from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError
 from viewfs.modules.api import Module
-from viewfs.modules.registry import BUILT_IN, available, find_module, probe
+from viewfs.modules.registry import BUILT_IN, available, find_module, probe, source_takers
 
 
 class Bytes:
@@ -175,10 +175,10 @@ def test_what_does_not_load_is_not_available() -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_a_source_is_known_by_its_content() -> None:
-    assert probe(Bytes(b"RIGHT it is"), "image").module.name == "right"
+    assert probe(Bytes(b"RIGHT it is"), "image", source_takers()).module.name == "right"
     with pytest.raises(DamagedSourceError) as caught:
-        probe(Bytes(bytes(4096)), "zeros.img")
+        probe(Bytes(bytes(4096)), "zeros.img", source_takers())
     assert "zeros.img" in str(caught.value) and "right" in str(caught.value) and "ext" in str(caught.value)
     for content in (b"", b"R"):
         with pytest.raises(DamagedSourceError):
-            probe(Bytes(content), "short")
+            probe(Bytes(content), "short", source_takers())

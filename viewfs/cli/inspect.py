@@ -7,9 +7,9 @@ import click
 from viewfs.cli.arguments import absolute, complete_modules, module_option
 from viewfs.cli.output import json_option, print_json, print_table
 from viewfs.modules.options import split_options
-from viewfs.modules.registry import find_module, probe
+from viewfs.modules.registry import find_module
 from viewfs.modules.sources import open_source
-from viewfs.session.inspection import describe_source
+from viewfs.session.inspection import describe_source, find_by_content
 
 __all__ = ["inspect"]
 
@@ -29,7 +29,7 @@ def inspect(kind: str | None, options: tuple[str, ...], as_json: bool, source: s
     opened = open_source(source)
     try:
         name = absolute(kind) if kind is not None and kind.endswith(".py") else kind
-        found = probe(opened, source) if name is None else find_module(name)
+        found = find_by_content(opened, source) if name is None else find_module(name)
         module = found.module()
         layers = [{"type": "file", "size": f"{opened.size} bytes"}]
         layers.append({"type": module.name} | describe_source(module, opened, source, split_options(options)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError
 from viewfs.modules.api import Module, Source
 
-__all__ = ["BUILT_IN", "Found", "available", "find_module", "probe"]
+__all__ = ["BUILT_IN", "Found", "available", "find_module", "probe", "source_takers"]
 
 ENTRY_POINT_GROUP = "viewfs.modules"
 
@@ -73,12 +73,13 @@ def available() -> Iterator[Found]:
             continue
 
 
-def probe(source: Source, source_name: str) -> Found:
-    """The module that can mount `source`, found by its content.
+def source_takers() -> list[Found]:
+    """The modules that are made of a source, imported."""
+    return [found for found in available() if found.module.takes_source]
 
-    Raises `DamagedSourceError` if none knows it.
-    """
-    takers = [found for found in available() if found.module.takes_source]
+
+def probe(source: Source, source_name: str, takers: list[Found]) -> Found:
+    """The first of `takers` that knows `source` by its content. Raises `DamagedSourceError` if none does."""
     for found in takers:
         if found.module.probe(source):
             return found

@@ -97,6 +97,7 @@ def view_rules(*, network: bool) -> tuple[dict[str, int | ArgumentRule], int]:
 def confine_reader() -> None:
     """Leave this process nothing but its open descriptors and memory: for looking at a source outside a view."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    drop_capabilities()
     no_new_privileges()
     install_filter(compile_filter(*sealed_rules()))
 

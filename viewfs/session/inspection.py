@@ -1,35 +1,52 @@
-"""Looking at a source without a view: a child that can do nothing else lets the module say what it sees."""
+"""Looking at bytes that somebody else wrote, without a module server: a child does it that can do nothing else."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from viewfs.errors import DamagedSourceError, ViewfsError
+from viewfs.linux.process import die_with_parent
 from viewfs.modules.api import Identities, Module, Mounting
 from viewfs.modules.options import parse_options
+from viewfs.modules.registry import Found, probe, source_takers
 from viewfs.modules.sources import FileSource
 from viewfs.namespaces.sandbox import confine_reader
 
-__all__ = ["describe_source"]
+__all__ = ["describe_source", "find_by_content"]
+
+
+def find_by_content(source: FileSource, name: str) -> Found:
+    """The module that knows `source`, which is called `name`. Raises `DamagedSourceError` if none does."""
+    takers = source_takers()  # imported before the child that asks them can open nothing any more
+    index: int = _ask_sealed(lambda: takers.index(probe(source, name, takers)), name)
+    return takers[index]
 
 
 def describe_source(module: Module, source: FileSource, name: str, options: Mapping[str, str | None]) -> dict[str, str]:
-    """What `module` says of `source`, which is called `name`.
-
-    Raises the `ViewfsError` that the module raises; one that dies of what it reads is a failure like another.
-    """
+    """What `module` says of `source`, which is called `name`. Raises the `ViewfsError` that the module raises."""
     identities = Identities(os.getuid(), os.getgid(), frozenset(), frozenset())
     mounting = Mounting(source, name, "/", identities, parse_options(module.name, module.options, options))
+    described: dict[str, str] = _ask_sealed(lambda: dict(module.describe(mounting)), name)
+    return described
+
+
+def _ask_sealed(question: Callable[[], Any], name: str) -> Any:
+    """What `question` returns (as JSON has it) in a child with nothing but its memory and open descriptors.
+
+    Raises the `ViewfsError` that it raises; a child that dies of what it reads is a failure like another.
+    """
     reading, writing = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         answer: dict[str, Any] = {}
         try:
+            die_with_parent(parent)
             confine_reader()
-            answer["ok"] = dict(module.describe(mounting))
+            answer["ok"] = question()
         except ViewfsError as error:
             answer["error"] = error.to_json()
         except OSError as error:
@@ -46,6 +63,5 @@ def describe_source(module: Module, source: FileSource, name: str, options: Mapp
     except ValueError:
         answer = {}
     if "ok" not in answer:
-        raise ViewfsError.from_json(answer.get("error", f"module {module.name} failed to look at {name}"))
-    described: dict[str, str] = answer["ok"]
-    return described
+        raise ViewfsError.from_json(answer.get("error", f"cannot look at {name}: the process that did has failed"))
+    return answer["ok"]

@@ -2,9 +2,9 @@
 
 A mount takes two of them, so that none has both the privilege to mount and bytes that somebody else wrote. The *server*
 takes the snapshot that becomes the epoch, opens the source in it, shuts itself in, and only then looks at what it was
-given. The
-*placer* makes the mount point, and the FUSE mount for a root of the kind that the server found; it reads nothing but
-paths. The agent attaches the one to the other.
+given. (Where the type has to be found from the content, a sealed child looks before.) The *placer* makes the mount
+point, and the FUSE mount for a root of the kind that the server found; it reads nothing but paths. The agent attaches
+the one to the other.
 
     server                     supervisor                    placer
     snapshot, open, confine ─▶ opened: root mode, …
@@ -44,6 +44,7 @@ from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.sandbox import Confinement, confine
 from viewfs.namespaces.user import mapped_ids
 from viewfs.session.channel import Channel
+from viewfs.session.inspection import find_by_content
 
 __all__ = ["WORKERS", "run_worker"]
 
@@ -195,7 +196,7 @@ def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:
         return found, None
     source = open_source(path)
     try:
-        return found or registry.probe(source, path), source
+        return found or find_by_content(source, path), source
     except ViewfsError:
         source.close()
         raise
