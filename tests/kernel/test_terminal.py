@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,6 +42,22 @@ def test_the_prompt_shows_the_view(terminal: Callable[..., pexpect.spawn]) -> No
     shell.expect(pexpect.EOF)
     shell.wait()
     assert shell.exitstatus == 5
+
+
+@pytest.mark.parametrize(
+    "shell",
+    ["sh", pytest.param("zsh", marks=pytest.mark.needs("zsh")), pytest.param("fish", marks=pytest.mark.needs("fish"))],
+)
+def test_every_shell_gets_such_a_prompt(
+    terminal: Callable[..., pexpect.spawn], viewfs: Viewfs, tmp_path: Path, shell: str
+) -> None:
+    (tmp_path / "home/.zshrc").write_text("PROMPT='own %% '\n")
+    started = terminal("env", f"SHELL={shutil.which(shell)}", "viewfs", "shell", "--name", "term")
+    started.expect(r"\(term\) ")
+    started.sendline("echo in-$VIEWFS_SESSION-now")
+    started.expect("in-term-now")
+    started.sendline("exit")
+    started.expect(pexpect.EOF)
 
 
 def test_job_control_inside(terminal: Callable[..., pexpect.spawn]) -> None:
