@@ -86,7 +86,11 @@ def test_a_directory_with_very_many_children(viewfs: Viewfs, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("make", "place", "says"),
     [
-        ("echo x > {tmp}/file", "{tmp}/file", "it is a file, and what is mounted is a directory"),
+        (
+            "echo x > {tmp}/file",
+            "{tmp}/file",
+            "it is a file, and what is mounted is a directory; name a directory, or a path that does not exist yet",
+        ),
         ("echo x > {tmp}/file", "{tmp}/file/below", "{tmp}/file is not a directory"),
         ("ln -s nothing {tmp}/link", "{tmp}/link", "it is a symbolic link to nothing"),
         ("true", "/", "cannot mount on /"),

@@ -209,6 +209,21 @@ def test_nonsense_on_the_socket_does_no_harm(open_view: Callable[..., View], vie
     assert view.sh("cat /hello").out == "Hello from viewfs!\n"
 
 
+def test_a_session_of_another_version(viewfs: Viewfs) -> None:
+    (viewfs.runtime / "viewfs").mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(viewfs.runtime / "viewfs/newer.sock"))
+        listener.listen()
+        asking = subprocess.Popen(
+            ["viewfs", "enter", "newer"], stderr=subprocess.PIPE, text=True, env=viewfs.environment
+        )
+        with listener.accept()[0] as connection:
+            connection.sendall(framed('{"viewfs":99}'))
+            _out, err = asking.communicate(timeout=60)
+    assert (asking.returncode, err) == (1, "viewfs: session newer is of another version of viewfs\n")
+    assert viewfs("ps", "--json").json["sessions"] == [], "nobody listens there any more"
+
+
 def test_without_a_runtime_directory(viewfs: Viewfs, tmp_path: Path) -> None:
     del viewfs.environment["XDG_RUNTIME_DIR"]
     viewfs.environment["TMPDIR"] = str(tmp_path)

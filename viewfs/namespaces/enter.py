@@ -9,13 +9,11 @@ status and signals need no help. A process inside has no such right and asks the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from viewfs.linux.namespaces import CloneFlags, setns
 
-__all__ = ["Namespaces", "current_namespaces", "open_namespace"]
+__all__ = ["Namespaces", "open_namespace"]
 
 #: The order matters: the user namespace first, for it gives the right to the others.
 KINDS = {"user": CloneFlags.NEWUSER, "pid": CloneFlags.NEWPID, "uts": CloneFlags.NEWUTS, "mnt": CloneFlags.NEWNS}
@@ -51,13 +49,3 @@ class Namespaces:
     def close(self) -> None:
         for fd in self.fds.values():
             os.close(fd)
-
-
-@contextmanager
-def current_namespaces(kinds: list[str]) -> Iterator[Namespaces]:
-    """This process's own namespaces of those kinds, closed at the end."""
-    namespaces = Namespaces({kind: open_namespace(kind) for kind in kinds})
-    try:
-        yield namespaces
-    finally:
-        namespaces.close()

@@ -74,11 +74,6 @@ class FrameDecoder:
             del self._pending[:end]
             yield _parse(body)
 
-    @property
-    def in_the_middle(self) -> bool:
-        """Has part of a message come?"""
-        return bool(self._pending)
-
 
 def _parse(body: bytes) -> Message:
     try:

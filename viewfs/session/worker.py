@@ -229,7 +229,10 @@ def _place(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         place = os.open(plan.path, os.O_PATH | os.O_CLOEXEC)
         if stat.S_ISDIR(os.fstat(place).st_mode) != is_directory:
             there, here = ("a directory", "a file") if is_directory else ("a file", "a directory")
-            raise UsageError(f"cannot mount on {plan.path}: it is {here}, and what is mounted is {there}")
+            raise UsageError(
+                f"cannot mount on {plan.path}: it is {here}, and what is mounted is {there}",
+                remedy=f"name {there}, or a path that does not exist yet",
+            )
         fds = [place]
         if request["root_mode"] is not None:
             fuse = open_fuse_device()
