@@ -218,24 +218,29 @@ def test_a_module_that_cannot_open(
 def test_a_module_that_hangs_can_be_removed(open_view: Callable[..., View], module: Write) -> None:
     path = module(
         """
-        import time
+        import sys, time
         from viewfs.modules.api import Module
         from viewfs.modules.nodes import computed_file
+
+        def hang():
+            print("hanging now", file=sys.stderr, flush=True)
+            time.sleep(1000)
 
         class Hung(Module):
             name = "hung"
             mount_point = "/hung"
             def open(self, mounting):
-                return computed_file(lambda: time.sleep(1000))
+                return computed_file(hang)
         """
     )
     view = open_view("--load", str(path), "--load", "hello")
     reader = subprocess.Popen(
         ["viewfs", "enter", view.name, "--", "cat", "/hung"], env=view.viewfs.environment, stderr=subprocess.DEVNULL
     )
-    wait_until(lambda: view.json("lsmod")["modules"][0]["requests"].get("lookup", 0) >= 0, "the server is there")
+    wait_until(lambda: "hanging now" in view("log").out, "the reader waits for it")
     assert view.sh("cat /hello").out == "Hello from viewfs!\n", "others are not held up"
     view("rmmod", "--lazy", "hung")
+    assert view.sh("ls -d /hung 2>/dev/null || echo gone").out == "gone\n"
     reader.kill()
     reader.wait(30)
 
