@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from viewfs.modules.cache import Cache
 from viewfs.modules.ext.checksums import crc16, crc32c, stored
 from viewfs.modules.ext.directory import parse_entries, parse_inline_entries, verify_block
 from viewfs.modules.ext.features import Compat, Incompat, ReadOnlyCompat, feature_names
 from viewfs.modules.ext.htree import IndexNode, IndexRoot, leaves, parse_node, parse_root
-from viewfs.modules.ext.image import Cache
 from viewfs.modules.ext.inode import InodeFormat, parse_inode
 from viewfs.modules.ext.journal import parse_journal_superblock, replay
 from viewfs.modules.ext.layout import Superblock, parse_group_descriptor, parse_superblock

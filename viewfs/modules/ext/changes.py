@@ -16,7 +16,7 @@ from heapq import heappop, heappush
 from itertools import pairwise
 from typing import NamedTuple
 
-from viewfs.modules.ext.damage import damaged
+from viewfs.modules.damage import damaged
 from viewfs.modules.ext.fastcommit import FieldsTag, NameTag, RangeTag, Tag, TagKind
 from viewfs.modules.ext.inode import Inode, InodeFlags, InodeFormat, inode_seed, parse_inode
 from viewfs.modules.ext.mapping import MAX_BLOCKS, Limits, Run

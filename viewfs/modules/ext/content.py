@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from viewfs.modules.ext.damage import damaged, encrypted
-from viewfs.modules.ext.image import Cache, Image
+from viewfs.modules.cache import Cache
+from viewfs.modules.damage import damaged, encrypted
+from viewfs.modules.ext.image import Image
 from viewfs.modules.ext.inode import Inode, InodeFlags
 from viewfs.modules.ext.layout import Superblock
 from viewfs.modules.ext.mapping import (

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 
+from viewfs.modules.cache import Cache
+from viewfs.modules.damage import damaged, encrypted
 from viewfs.modules.ext.changes import DirectoryChanges
 from viewfs.modules.ext.content import Contents
-from viewfs.modules.ext.damage import damaged, encrypted
 from viewfs.modules.ext.directory import Entry, parse_entries, parse_inline_entries, verify_block
 from viewfs.modules.ext.features import Compat, Incompat
 from viewfs.modules.ext.htree import IndexNode, IndexRoot, leaves, parse_node, parse_root
-from viewfs.modules.ext.image import Cache, Image
+from viewfs.modules.ext.image import Image
 from viewfs.modules.ext.inode import Inode, InodeFlags
 from viewfs.modules.ext.layout import Superblock
 from viewfs.modules.ext.mapping import MAX_BLOCKS

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from typing import TypeAlias
 
+from viewfs.modules.damage import damaged
 from viewfs.modules.ext.checksums import crc32c, stored
-from viewfs.modules.ext.damage import damaged
 
 __all__ = ["Entry", "parse_entries", "parse_inline_entries", "verify_block"]
 

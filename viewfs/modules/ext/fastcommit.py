@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
+from viewfs.modules.damage import damaged
 from viewfs.modules.ext.checksums import crc32c, seed_from_disk, stored
-from viewfs.modules.ext.damage import damaged
 
 __all__ = ["FastCommits", "FieldsTag", "NameTag", "RangeTag", "Tag", "TagKind", "parse_fast_commits"]
 

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from viewfs.modules.ext.damage import damaged
+from viewfs.modules.damage import damaged
 
 __all__ = ["IndexNode", "IndexRoot", "leaves", "parse_node", "parse_root"]
 

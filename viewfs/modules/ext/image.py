@@ -7,43 +7,13 @@ of that version is remembered, and reading the block goes there.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from viewfs.modules.api import Source
-from viewfs.modules.ext.damage import missing
+from viewfs.modules.damage import missing
 
-__all__ = ["Cache", "Image", "Moved"]
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Cache(Generic[K, V]):
-    """The most recently used values, of at most `limit` in weight together."""
-
-    def __init__(self, limit: int) -> None:
-        self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
-        self._free = limit
-
-    def get(self, key: K) -> V | None:
-        found = self._values.get(key)
-        if found is None:
-            return None
-        self._values.move_to_end(key)
-        return found[0]
-
-    def put(self, key: K, value: V, weight: int = 1) -> V:
-        """Keep `value` and hand it back."""
-        old = self._values.pop(key, None)
-        if old is not None:
-            self._free += old[1]
-        self._values[key] = value, weight
-        self._free -= weight
-        while self._free < 0:
-            self._free += self._values.popitem(last=False)[1][1]
-        return value
+__all__ = ["Image", "Moved"]
 
 
 class Moved(NamedTuple):

@@ -13,8 +13,8 @@ from os import makedev
 from typing import NamedTuple
 
 from viewfs.modules.api import Attributes, InodeNumber
+from viewfs.modules.damage import damaged
 from viewfs.modules.ext.checksums import crc32c, stored
-from viewfs.modules.ext.damage import damaged
 from viewfs.modules.ext.features import Incompat, ReadOnlyCompat
 from viewfs.modules.ext.layout import Superblock
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import NamedTuple
 
+from viewfs.modules.damage import damaged
 from viewfs.modules.ext.checksums import crc32_big_endian, crc32c, stored
-from viewfs.modules.ext.damage import damaged
 
 __all__ = [
     "JournalFeatures",

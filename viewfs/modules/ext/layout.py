@@ -12,8 +12,8 @@ import struct
 from dataclasses import dataclass
 from uuid import UUID
 
+from viewfs.modules.damage import damaged
 from viewfs.modules.ext.checksums import crc16, crc32c, seed_from_disk, stored
-from viewfs.modules.ext.damage import damaged
 from viewfs.modules.ext.features import Compat, Incompat, ReadOnlyCompat
 
 __all__ = [

@@ -17,8 +17,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from viewfs.modules.damage import damaged
 from viewfs.modules.ext.checksums import crc32c, stored
-from viewfs.modules.ext.damage import damaged
 
 __all__ = [
     "BlockMap",

@@ -11,14 +11,14 @@ from viewfs.modules.api import (
     DirectoryEntry,
     FileSystem,
     FileSystemStatistics,
-    Identities,
     InodeNumber,
     Module,
     Mounting,
     Source,
 )
 from viewfs.modules.ext.volume import ROOT, Volume
-from viewfs.modules.options import choice, size
+from viewfs.modules.options import size
+from viewfs.modules.owners import OWNER, translation
 
 __all__ = ["Ext", "ExtFileSystem"]
 
@@ -86,12 +86,7 @@ class Ext(Module):
     name = "ext"
     takes_source = True
     options = (
-        choice(
-            "owner",
-            ("auto", "me", "keep"),
-            "auto",
-            "whose files are: mine, as stored (keep), or (auto) as stored where the view has that id, else mine",
-        ),
+        OWNER,
         size("offset", 0, "where in the source the file system begins"),
     )
 
@@ -118,25 +113,9 @@ class Ext(Module):
             log.warning("%s: %s", mounting.source_name, warning)
         if volume.replayed:
             log.warning("%s: %d transactions of its journal replayed in memory", mounting.source_name, volume.replayed)
-        return ExtFileSystem(volume, _translation(mounting.options["owner"], mounting.identities))
+        return ExtFileSystem(volume, translation(mounting.options["owner"], mounting.identities))
 
 
 def _volume(mounting: Mounting) -> Volume:
     assert mounting.source is not None
     return Volume.open(mounting.source, offset=mounting.options["offset"], name=mounting.source_name)
-
-
-def _translation(owner: str, identities: Identities) -> Callable[[Attributes], Attributes]:
-    me, mine = identities.uid, identities.gid
-    if owner == "keep":
-        return lambda attributes: attributes
-    if owner == "me":
-        return lambda attributes: attributes._replace(uid=me, gid=mine)
-    uids, gids = identities.uids, identities.gids
-
-    def translate(attributes: Attributes) -> Attributes:
-        uid = attributes.uid if attributes.uid in uids else me
-        gid = attributes.gid if attributes.gid in gids else mine
-        return attributes._replace(uid=uid, gid=gid)
-
-    return translate

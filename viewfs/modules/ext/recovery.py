@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.api import Attributes, InodeNumber
+from viewfs.modules.damage import damaged, missing
 from viewfs.modules.ext.content import Contents
-from viewfs.modules.ext.damage import damaged, missing
 from viewfs.modules.ext.fastcommit import FastCommits, parse_fast_commits
 from viewfs.modules.ext.features import Compat, Incompat
 from viewfs.modules.ext.image import Image, Moved

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.ext.damage import damaged
+from viewfs.modules.damage import damaged
 from viewfs.modules.ext.features import READABLE, Incompat, feature_names
 from viewfs.modules.ext.image import Image
 from viewfs.modules.ext.layout import (

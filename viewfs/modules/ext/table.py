@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from viewfs.modules.ext.damage import damaged
-from viewfs.modules.ext.image import Cache, Image
+from viewfs.modules.cache import Cache
+from viewfs.modules.damage import damaged
+from viewfs.modules.ext.image import Image
 from viewfs.modules.ext.inode import Inode, InodeFormat, parse_inode
 from viewfs.modules.ext.layout import GroupDescriptor, Superblock, parse_group_descriptor
 

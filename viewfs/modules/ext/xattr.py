@@ -6,8 +6,8 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from viewfs.modules.damage import damaged
 from viewfs.modules.ext.checksums import crc32c, stored
-from viewfs.modules.ext.damage import damaged
 
 __all__ = ["Attribute", "acl_to_wire", "parse_block", "parse_inode_tail", "value_hash", "verify_hash"]
 
