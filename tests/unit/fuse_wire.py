@@ -64,7 +64,8 @@ class Attr:
         assert os.makedev(major, minor) == given.rdev
         same = (self.ino, self.size, self.blocks, self.mode, self.nlink, self.uid, self.gid, self.blksize, self.flags)
         return same == (
-            given.ino, given.size, given.blocks, given.mode, given.nlink, given.uid, given.gid, given.blksize, 0,
+            given.shown_ino or given.ino, given.size, given.blocks, given.mode, given.nlink, given.uid, given.gid,
+            given.blksize, 0,
         )  # fmt: skip
 
 

@@ -42,10 +42,10 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "ioctl": (16, 29), "setsockopt": (54, 208), "sendmsg": (46, 211), "recvmsg": (47, 212), "sendto": (44, 206),
     "set_robust_list": (273, 99), "set_tid_address": (218, 96), "setdomainname": (171, 162),
     "sethostname": (170, 161), "setns": (308, 268), "settimeofday": (164, 170), "sigaltstack": (131, 132),
-    "socket": (41, 198), "socketpair": (53, 199), "swapoff": (168, 225), "swapon": (167, 224), "syslog": (103, 116),
-    "tgkill": (234, 131), "time": (201, None), "timerfd_create": (283, 85), "timerfd_settime": (286, 86),
-    "times": (100, 153), "umount2": (166, 39), "uname": (63, 160), "unshare": (272, 97), "userfaultfd": (323, 282),
-    "write": (1, 64), "writev": (20, 66),
+    "socket": (41, 198), "splice": (275, 76), "socketpair": (53, 199), "swapoff": (168, 225), "swapon": (167, 224),
+    "syslog": (103, 116), "tgkill": (234, 131), "time": (201, None), "timerfd_create": (283, 85), "timerfd_settime":
+    (286, 86), "times": (100, 153), "umount2": (166, 39), "uname": (63, 160), "unshare": (272, 97), "userfaultfd":
+    (323, 282), "write": (1, 64), "writev": (20, 66),
 }
 # fmt: on
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, NewType, Protocol, TypeAlias, TypeVar
 
@@ -25,7 +25,11 @@ __all__ = [
     "ROOT_INODE",
     "Answer",
     "Attributes",
+    "Buffer",
+    "CacheCounts",
+    "Content",
     "DirectoryEntry",
+    "FileRange",
     "FileSystem",
     "FileSystemStatistics",
     "Identities",
@@ -41,6 +45,20 @@ __all__ = [
 _T = TypeVar("_T")
 #: What a method returns: the answer itself (a plain `def`), or a promise of it (an `async def`).
 Answer: TypeAlias = _T | Awaitable[_T]
+#: Bytes in memory, whoever owns it.
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class FileRange(NamedTuple):
+    """Bytes that are in an open file, and need not come into memory to be passed on."""
+
+    fd: int
+    offset: int
+    size: int
+
+
+#: Content that is read: in one, or as a list of pieces, which spares joining them.
+Content: TypeAlias = Buffer | FileRange | list[Buffer | FileRange]
 
 InodeNumber = NewType("InodeNumber", int)
 
@@ -68,6 +86,8 @@ class Attributes(NamedTuple):
     blocks: int = 0
     #: The preferred size of a read, in bytes.
     blksize: int = 4096
+    #: The number that stat(2) shows, where that is not `ino`: 0 for the same.
+    shown_ino: int = 0
 
 
 class DirectoryEntry(NamedTuple):
@@ -134,6 +154,13 @@ def _unsupported() -> OSError:
     return OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
+class CacheCounts(Protocol):
+    """A cache that counts how often what it was asked for was there, and was not."""
+
+    hits: int
+    misses: int
+
+
 class FileSystem:
     """A file system that can be read. Every inode number it hands out stays valid while it is mounted."""
 
@@ -145,6 +172,13 @@ class FileSystem:
     cache_seconds: float = 0.0
     #: No extended attributes anywhere, so that the kernel need ask only once.
     no_xattrs: bool = False
+    #: Any thread may call its methods, and several at once; looked at where `immutable`. All of them are plain then.
+    concurrent: bool = False
+    #: Caches of blocks of the source that count `hits` and `misses`, for `viewfs stats`.
+    caches: Sequence[CacheCounts] = ()
+    #: Where `concurrent`, to be called before what takes longer than 100 µs or so and lets other threads run meanwhile,
+    #: such as decompressing: the host lets another thread answer then.
+    about_to_work: Callable[[], None] = staticmethod(lambda: None)
 
     def getattr(self, inode: InodeNumber) -> Answer[Attributes]:
         raise _unsupported()
@@ -160,7 +194,7 @@ class FileSystem:
         """
         raise _unsupported()
 
-    def read(self, inode: InodeNumber, offset: int, size: int) -> Answer[bytes]:
+    def read(self, inode: InodeNumber, offset: int, size: int) -> Answer[Content]:
         """Up to `size` bytes of a regular file from `offset`; fewer only at its end."""
         raise _unsupported()
 

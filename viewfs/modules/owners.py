@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from viewfs.modules.api import Attributes, Identities
 from viewfs.modules.options import choice
 
-__all__ = ["OWNER", "translation"]
+__all__ = ["AS_STORED", "OWNER", "Owners"]
 
 #: The option of every module that reads ids from its source.
 OWNER = choice(
@@ -18,18 +19,26 @@ OWNER = choice(
 )
 
 
-def translation(owner: str, identities: Identities) -> Callable[[Attributes], Attributes]:
-    """What to do to the attributes that are stored, for a value of `OWNER`."""
-    me, mine = identities.uid, identities.gid
-    if owner == "keep":
-        return lambda attributes: attributes
-    if owner == "me":
-        return lambda attributes: attributes._replace(uid=me, gid=mine)
-    uids, gids = identities.uids, identities.gids
+class Owners(NamedTuple):
+    """What to show for a user and for a group that are stored."""
 
-    def translate(attributes: Attributes) -> Attributes:
-        uid = attributes.uid if attributes.uid in uids else me
-        gid = attributes.gid if attributes.gid in gids else mine
-        return attributes._replace(uid=uid, gid=gid)
+    user: Callable[[int], int]
+    group: Callable[[int], int]
 
-    return translate
+    @classmethod
+    def of(cls, owner: str, identities: Identities) -> Owners:
+        """For a value of `OWNER`."""
+        me, mine = identities.uid, identities.gid
+        if owner == "keep":
+            return AS_STORED
+        if owner == "me":
+            return cls(lambda _uid: me, lambda _gid: mine)
+        uids, gids = identities.uids, identities.gids
+        return cls(lambda uid: uid if uid in uids else me, lambda gid: gid if gid in gids else mine)
+
+    def translate(self, attributes: Attributes) -> Attributes:
+        """`attributes` with the ids to show."""
+        return attributes._replace(uid=self.user(attributes.uid), gid=self.group(attributes.gid))
+
+
+AS_STORED = Owners(lambda uid: uid, lambda gid: gid)

@@ -22,6 +22,7 @@ BUILT_IN = {
     "bind": "viewfs.modules.kernel:Bind",
     "ext": "viewfs.modules.ext.module:Ext",
     "hello": "viewfs.modules.hello:Hello",
+    "squashfs": "viewfs.modules.squashfs.module:Squashfs",
     "tmp": "viewfs.modules.kernel:Temporary",
     "unreal": "viewfs.modules.kernel:Unreal",
 }

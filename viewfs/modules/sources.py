@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 
 from viewfs.errors import UsageError, ViewfsError, explain_os_error
+from viewfs.modules.api import Buffer, FileRange, Source
+from viewfs.modules.damage import missing
 
-__all__ = ["FileSource", "open_source"]
+__all__ = ["FileSource", "Section", "joined", "open_source"]
 
 
 class FileSource:
@@ -40,6 +43,52 @@ class FileSource:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+class Section:
+    """A source from some offset on: where a file system is that does not begin with the file."""
+
+    def __init__(self, source: Source, offset: int, size: int | None = None) -> None:
+        """`size` in bytes; as far as the source goes if it is None or more than there is."""
+        self._read = source.pread
+        self._fd = source.fd if isinstance(source, FileSource) else None
+        #: Where it begins in the source.
+        self.offset = offset
+        there = max(source.size - offset, 0)
+        #: Bytes that are there.
+        self.size = there if size is None else min(size, there)
+
+    def pread(self, size: int, position: int) -> bytes:
+        """Exactly `size` bytes. Raises OSError(EIO) where they are not all there."""
+        if position < 0 or position + size > self.size:
+            raise missing(f"the image ends before byte {position + size}")
+        data = self._read(size, self.offset + position)
+        if len(data) != size:
+            raise missing(f"the image could not be read at byte {position}")
+        return data
+
+    def span(self, size: int, position: int) -> Buffer | FileRange:
+        """As `pread`, but what is in an open file is only pointed to; if it is not there, that shows later."""
+        fd = self._fd
+        if fd is None or position < 0 or position + size > self.size:
+            return self.pread(size, position)
+        return FileRange(fd, self.offset + position, size)
+
+    def pread_up_to(self, size: int, position: int) -> bytes:
+        """As many of `size` bytes as there are."""
+        if position < 0 or position >= self.size:
+            return b""
+        return self._read(min(size, self.size - position), self.offset + position)
+
+
+def joined(pieces: Iterable[Buffer | FileRange]) -> bytes:
+    """The bytes of all the pieces. Raises OSError."""
+    return b"".join(
+        FileSource(piece.fd, piece.offset + piece.size).pread(piece.size, piece.offset)
+        if isinstance(piece, FileRange)
+        else piece
+        for piece in pieces
+    )
 
 
 def open_source(path: str) -> FileSource:

@@ -39,7 +39,7 @@ _FIONBIO = 0x5421
 
 #: What Python, its threads and an event loop need to serve descriptors that are open already.
 _SERVING = """
-    read write readv writev pread64 pwrite64 preadv close fstat newfstatat lseek mmap munmap mprotect mremap
+    read write readv writev splice pread64 pwrite64 preadv close fstat newfstatat lseek mmap munmap mprotect mremap
     madvise brk futex rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack clock_gettime clock_nanosleep nanosleep
     gettimeofday time getpid gettid getppid getuid geteuid getgid getegid exit exit_group epoll_create1 epoll_ctl
     epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 poll ppoll select pselect6 dup fcntl restart_syscall

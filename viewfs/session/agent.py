@@ -227,6 +227,7 @@ class _Agent:
 
         import viewfs.modules.ext.module
         import viewfs.modules.hello
+        import viewfs.modules.squashfs.module
         import viewfs.session.worker  # noqa: F401
 
     def _fork(self, request: Message, fds: list[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from viewfs.modules.api import Buffer, FileRange
 from viewfs.modules.cache import Cache
 from viewfs.modules.damage import damaged, encrypted
 from viewfs.modules.ext.image import Image
@@ -20,13 +21,16 @@ from viewfs.modules.ext.mapping import (
     Leaf,
     Limits,
     Run,
-    joined,
     parse_extent_node,
     parse_pointer_runs,
     parse_pointers,
 )
+from viewfs.modules.ext.mapping import (
+    joined as joined_runs,
+)
 from viewfs.modules.ext.table import InodeTable
 from viewfs.modules.ext.xattr import SYSTEM, Attribute, acl_to_wire, parse_block, parse_inode_tail, verify_hash
+from viewfs.modules.sources import joined
 
 __all__ = ["Contents"]
 
@@ -71,33 +75,40 @@ class Contents:
     # Bytes
 
     def read(self, inode: Inode, offset: int, size: int) -> bytes:
+        """As `read_pieces`, in one."""
+        return joined(self.read_pieces(inode, offset, size))
+
+    def read_pieces(self, inode: Inode, offset: int, size: int) -> list[Buffer | FileRange]:
         """Up to `size` bytes from `offset`, fewer only at the end. Raises OSError(EUCLEAN), EIO, or ENOKEY."""
         if inode.flags & _ENCRYPT:
             raise encrypted(f"inode {inode.attributes.ino}")
         end = min(offset + size, inode.attributes.size, MAX_BLOCKS * self._block_size)
         if offset < 0 or offset >= end:
-            return b""
+            return []
         if inode.flags & _INLINE_DATA:
             # A file that was made longer without being written to is still inline, and zeros from there on.
-            return self.inline(inode)[offset:end].ljust(end - offset, b"\0")
+            return [self.inline(inode)[offset:end].ljust(end - offset, b"\0")]
         number, block_size = inode.attributes.ino, self._block_size
         first, last = offset // block_size, (end - 1) // block_size
         run = self._recent.get(number)
         if run is None or first < run.logical or last >= run.logical + run.length:
-            pieces, run = self._pieces(inode, offset, end)
-            if run is not None:
-                self._recent.put(number, run)
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return self._image.pread(end - offset, (run.physical - run.logical) * block_size + offset)
+            run = self._map(inode).run_at(first)
+            if run is None or last >= run.logical + run.length:
+                pieces, run = self._pieces(inode, offset, end)
+                if run is not None:
+                    self._recent.put(number, run)
+                return pieces
+            self._recent.put(number, run)
+        return [self._image.span(end - offset, (run.physical - run.logical) * block_size + offset)]
 
-    def _pieces(self, inode: Inode, offset: int, end: int) -> tuple[list[bytes], Run | None]:
+    def _pieces(self, inode: Inode, offset: int, end: int) -> tuple[list[Buffer | FileRange], Run | None]:
         """The bytes between `offset` and `end`, read once for each stretch of the image, and the last run of them.
 
         Runs are looked for beyond `end`, so that the last one will do for what is read next. None is asked for once
         `end` is reached: damage that lies behind it is not this read's.
         """
         block_size = self._block_size
-        pieces: list[bytes] = []
+        pieces: list[Buffer | FileRange] = []
         place, start, stop = 0, offset, offset  # Bytes from `start` to `stop` are at `place`, and are not read yet.
         run: Run | None = None
         first = offset // block_size
@@ -109,7 +120,7 @@ class Contents:
             here = (physical - logical) * block_size + begin
             if begin != stop or here != place + stop - start:
                 if start < stop:
-                    pieces.append(self._image.pread(stop - start, place))
+                    pieces.append(self._image.span(stop - start, place))
                 if stop < begin:
                     pieces.append(bytes(begin - stop))
                 place, start = here, begin
@@ -117,14 +128,14 @@ class Contents:
             if stop == end:
                 break
         if start < stop:
-            pieces.append(self._image.pread(stop - start, place))
+            pieces.append(self._image.span(stop - start, place))
         if stop < end:
             pieces.append(bytes(end - stop))
         return pieces, run
 
     def runs(self, inode: Inode, first: int, end: int) -> Iterator[Run]:
         """Where the blocks from `first` to before `end` are; what is missing in between reads as zeros."""
-        return joined(self._map(inode).runs(first, end))
+        return joined_runs(self._map(inode).runs(first, end))
 
     def _map(self, inode: Inode) -> BlockMap:
         number = inode.attributes.ino

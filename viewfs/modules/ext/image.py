@@ -10,8 +10,8 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from viewfs.modules.api import Source
-from viewfs.modules.damage import missing
+from viewfs.modules.api import Buffer, FileRange, Source
+from viewfs.modules.sources import Section
 
 __all__ = ["Image", "Moved"]
 
@@ -25,14 +25,11 @@ class Moved(NamedTuple):
     escaped: bool
 
 
-class Image:
+class Image(Section):
     """Reads at byte positions counted from the beginning of the file system. Raises OSError(EIO) beyond the end."""
 
     def __init__(self, source: Source, offset: int) -> None:
-        self._read = source.pread
-        self._offset = offset
-        #: Bytes that are there, counted from the beginning of the file system.
-        self.size = max(source.size - offset, 0)
+        super().__init__(source, offset)
         self._moved: Mapping[int, Moved] = {}
         self._moved_blocks: list[int] = []
         self._block_size = 1024
@@ -46,24 +43,27 @@ class Image:
     def pread(self, size: int, position: int) -> bytes:
         """Exactly `size` bytes."""
         if self._moved_blocks:
-            first = position // self._block_size
-            last = (position + size - 1) // self._block_size
-            index = bisect_left(self._moved_blocks, first)
-            if index < len(self._moved_blocks) and self._moved_blocks[index] <= last:
+            index = self._first_moved(size, position)
+            if index is not None:
                 return self._replayed(size, position, index)
-        return self._raw(size, position)
+        return super().pread(size, position)
+
+    def _first_moved(self, size: int, position: int) -> int | None:
+        """Which moved block is the first in the range, if there is one."""
+        first = position // self._block_size
+        last = (position + size - 1) // self._block_size
+        index = bisect_left(self._moved_blocks, first)
+        return index if index < len(self._moved_blocks) and self._moved_blocks[index] <= last else None
+
+    def span(self, size: int, position: int) -> Buffer | FileRange:
+        """As `pread`, but what is in an open file is only pointed to."""
+        if self._moved_blocks and self._first_moved(size, position) is not None:
+            return self.pread(size, position)
+        return super().span(size, position)
 
     def available(self, size: int, position: int) -> int:
         """How many of `size` bytes at `position` the source has. Replayed blocks are not looked at."""
         return max(min(size, self.size - position), 0)
-
-    def _raw(self, size: int, position: int) -> bytes:
-        if position < 0 or position + size > self.size:
-            raise missing(f"the image ends before byte {position + size}")
-        data = self._read(size, self._offset + position)
-        if len(data) != size:
-            raise missing(f"the image could not be read at byte {position}")
-        return data
 
     def _replayed(self, size: int, position: int, index: int) -> bytes:
         """As `pread`, where the moved block number `index` is the first in the range."""
@@ -73,7 +73,7 @@ class Image:
             block = self._moved_blocks[index] if index < len(self._moved_blocks) else end
             start = min(block * block_size, end)
             if position < start:
-                pieces.append(self._raw(start - position, position))
+                pieces.append(super().pread(start - position, position))
                 position = start
                 continue
             stop = min(start + block_size, end)
@@ -84,5 +84,5 @@ class Image:
 
     def _moved_block(self, block: int) -> bytes:
         place = self._moved[block]
-        data = self._raw(self._block_size, place.position)
+        data = super().pread(self._block_size, place.position)
         return b"\xc0\x3b\x39\x98" + data[4:] if place.escaped else data

@@ -187,6 +187,9 @@ class BlockMap(Protocol):
     def runs(self, first: int, end: int) -> Iterator[Run]:
         """The runs between the blocks `first` and `end` of the file, in order; what is missing reads as zeros."""
 
+    def run_at(self, block: int) -> Run | None:
+        """The whole run that `block` is in, where that is found faster than by `runs`; else None."""
+
 
 class ExtentMap:
     """The extent tree of one inode. `load` reads the node of a given depth at a block, checked and perhaps cached."""
@@ -198,6 +201,18 @@ class ExtentMap:
     def runs(self, first: int, end: int) -> Iterator[Run]:
         """The written runs between the blocks `first` and `end` of the file, in order."""
         return self._walk(self._root, first, end)
+
+    def run_at(self, block: int) -> Run | None:
+        """The extent that `block` is in, if there is one."""
+        node = self._root
+        while True:
+            index = bisect_right(node.firsts, block) - 1
+            if index < 0:
+                return None
+            if isinstance(node, Leaf):
+                first, length = node.firsts[index], node.lengths[index]
+                return Run(first, node.physicals[index], length) if block < first + length else None
+            node = self._load(node.children[index], node.depth - 1)
 
     def _walk(self, node: Leaf | Branch, first: int, end: int) -> Iterator[Run]:
         if isinstance(node, Leaf):
@@ -232,6 +247,10 @@ class IndirectMap:
         self._load_pointers = load_pointers
         self._load_leaf = load_leaf
 
+    def run_at(self, block: int) -> Run | None:
+        """Not known: runs are put together from pointers."""
+        return None
+
     def runs(self, first: int, end: int) -> Iterator[Run]:
         """The allocated runs between the blocks `first` and `end` of the file, in order."""
         yield from _leaf_runs(self._direct, 0, first, end)
@@ -265,6 +284,10 @@ class ChangedMap:
         self._base = base
         self._changes = changes
         self._firsts = [run.logical for run in changes]
+
+    def run_at(self, block: int) -> Run | None:
+        """Not known: the base's run may have changed in part."""
+        return None
 
     def runs(self, first: int, end: int) -> Iterator[Run]:
         for index in range(max(bisect_right(self._firsts, first) - 1, 0), len(self._changes)):

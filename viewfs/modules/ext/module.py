@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from viewfs.modules.api import (
     Attributes,
+    Content,
     DirectoryEntry,
     FileSystem,
     FileSystemStatistics,
@@ -18,7 +19,7 @@ from viewfs.modules.api import (
 )
 from viewfs.modules.ext.volume import ROOT, Volume
 from viewfs.modules.options import size
-from viewfs.modules.owners import OWNER, translation
+from viewfs.modules.owners import OWNER, Owners
 
 __all__ = ["Ext", "ExtFileSystem"]
 
@@ -29,9 +30,11 @@ _ATTRIBUTES_KEPT = 65536
 
 
 class ExtFileSystem(FileSystem):
-    """A `Volume` with the ids of its files translated for the view. Nothing in it changes and nothing waits."""
+    """A `Volume` with the ids of its files translated for the view. Nothing in it changes, nothing waits, and any
+    thread may ask."""
 
     immutable = True
+    concurrent = True
     root = InodeNumber(ROOT)
 
     def __init__(self, volume: Volume, translate: Callable[[Attributes], Attributes]) -> None:
@@ -60,8 +63,8 @@ class ExtFileSystem(FileSystem):
                 # A name whose inode is damaged is shown; stat on it says what is wrong.
                 yield DirectoryEntry(name, cookie, Attributes(InodeNumber(inode), _TYPE_BITS.get(file_type, 0)))
 
-    def read(self, inode: InodeNumber, offset: int, size: int) -> bytes:
-        return self._volume.read(inode, offset, size)
+    def read(self, inode: InodeNumber, offset: int, size: int) -> Content:
+        return self._volume.read_pieces(inode, offset, size)
 
     def readlink(self, inode: InodeNumber) -> bytes:
         return self._volume.readlink(inode)
@@ -113,7 +116,7 @@ class Ext(Module):
             log.warning("%s: %s", mounting.source_name, warning)
         if volume.replayed:
             log.warning("%s: %d transactions of its journal replayed in memory", mounting.source_name, volume.replayed)
-        return ExtFileSystem(volume, translation(mounting.options["owner"], mounting.identities))
+        return ExtFileSystem(volume, Owners.of(mounting.options["owner"], mounting.identities).translate)
 
 
 def _volume(mounting: Mounting) -> Volume:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.api import Attributes, FileSystemStatistics, Source
+from viewfs.modules.api import Attributes, Buffer, FileRange, FileSystemStatistics, Source
 from viewfs.modules.ext.changes import NO_CHANGES, Base, Changes, replay_fast_commits
 from viewfs.modules.ext.content import Contents
 from viewfs.modules.ext.directories import Directories
@@ -26,6 +26,7 @@ from viewfs.modules.ext.layout import MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE,
 from viewfs.modules.ext.recovery import NOTHING_RECOVERED, Recovered, fast_commits_warning, recover
 from viewfs.modules.ext.superblocks import find_superblock
 from viewfs.modules.ext.table import InodeTable
+from viewfs.modules.sources import joined
 
 __all__ = ["ROOT", "Volume"]
 
@@ -38,7 +39,7 @@ def _error(number: int) -> OSError:
 
 
 class Volume:
-    """One file system. Its methods may be called from one thread at a time."""
+    """One file system. Any thread may call its methods, and several at once."""
 
     def __init__(
         self, image: Image, superblock: Superblock, recovered: Recovered, changes: Changes = NO_CHANGES
@@ -144,11 +145,15 @@ class Volume:
         return self._directories.entries(inode, max(start, 0))
 
     def read(self, inode: int, offset: int, size: int) -> bytes:
+        """As `read_pieces`, in one."""
+        return joined(self.read_pieces(inode, offset, size))
+
+    def read_pieces(self, inode: int, offset: int, size: int) -> list[Buffer | FileRange]:
         """Up to `size` bytes of a regular file from `offset`, fewer only at its end. Raises OSError."""
         found = self._table.inode(inode)
         if not stat.S_ISREG(found.attributes.mode):
             raise _error(errno.EISDIR if stat.S_ISDIR(found.attributes.mode) else errno.EINVAL)
-        return self._contents.read(found, offset, size)
+        return self._contents.read_pieces(found, offset, size)
 
     def readlink(self, inode: int) -> bytes:
         """Where a symbolic link points to. Raises OSError."""

@@ -18,12 +18,14 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from viewfs.modules.api import (
     Answer,
     Attributes,
+    Buffer,
     DirectoryEntry,
+    FileRange,
     FileSystem,
     FileSystemStatistics,
     InodeNumber,
@@ -31,15 +33,16 @@ from viewfs.modules.api import (
     WritableFileSystem,
 )
 from viewfs.mounts.fuse import protocol
+from viewfs.mounts.fuse.ahead import Ahead
 from viewfs.mounts.fuse.protocol import FOREVER, ROOT_NODE, InitFlags, InitRequest, Opcode, OpenFlags, Request, SetAttr
 
-__all__ = ["MAX_WRITE_READ_ONLY", "NAME_MAX", "Operations"]
+__all__ = ["Body", "MAX_WRITE_READ_ONLY", "NAME_MAX", "Operations"]
 
 log = logging.getLogger("viewfs.fuse")
 
 T = TypeVar("T")
-#: A reply's body; None where the protocol wants no reply at all.
-Body = bytes | None
+#: A reply's body, perhaps in pieces; None where the protocol wants no reply at all.
+Body = bytes | list[Buffer | FileRange] | None
 
 #: Linux refuses longer names to every program, but its FUSE passes them through from a server.
 NAME_MAX = 255
@@ -54,8 +57,9 @@ def _error(number: int) -> OSError:
 
 
 def _then(answer: Answer[T], finish: Callable[[T], Body]) -> Answer[Body]:
-    if isinstance(answer, Awaitable):
-        return _finish_later(answer, finish)
+    # (Asking for the method is several times as fast as asking whether it is an Awaitable.)
+    if hasattr(answer, "__await__"):
+        return _finish_later(cast(Awaitable[T], answer), finish)
     return finish(answer)
 
 
@@ -67,18 +71,41 @@ def _done(_value: Any = None) -> bytes:
     return b""
 
 
-def _content(value: object) -> bytes:
+def _bytes(value: object) -> bytes:
     """What a module gave as bytes. Raises TypeError: None, for one, would be a request that nobody answers."""
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(f"bytes expected, not {type(value).__name__}")
     return bytes(value)
 
 
+def _pieces(value: object) -> bytes | list[Buffer | FileRange]:
+    """What a module gave as the content of a file, not copied. Raises TypeError."""
+    if type(value) is bytes:
+        return value
+    if type(value) is list:
+        return value if all(type(piece) in _PIECES for piece in value) else [_piece(piece) for piece in value]
+    return [_piece(value)]
+
+
+#: What needs no second look.
+_PIECES = frozenset({bytes, bytearray, FileRange})
+
+
+def _piece(value: object) -> Buffer | FileRange:
+    if not isinstance(value, bytes | bytearray | memoryview | FileRange):
+        raise TypeError(f"bytes expected, not {type(value).__name__}")
+    # What it is long must be in bytes.
+    return value.cast("B") if isinstance(value, memoryview) and value.itemsize != 1 else value
+
+
 class Operations:
     """One mounted file system. `dispatch` is the whole interface."""
 
-    def __init__(self, file_system: FileSystem) -> None:
+    def __init__(self, file_system: FileSystem, ahead: Ahead | None = None) -> None:
+        """`ahead` is told what the kernel lists and reads."""
         self._fs = file_system
+        self._ahead = ahead
+        self.caches = file_system.caches
         self._writable = file_system if isinstance(file_system, WritableFileSystem) else None
         self._root = file_system.root
         seconds = file_system.cache_seconds
@@ -216,13 +243,15 @@ class Operations:
         return _then(self._fs.getattr(self._inode(request.node)), self._attributes)
 
     def _readlink(self, request: Request) -> Answer[Body]:
-        return _then(self._fs.readlink(self._inode(request.node)), _content)
+        return _then(self._fs.readlink(self._inode(request.node)), _bytes)
 
     def _read(self, request: Request) -> Answer[Body]:
         handle, offset, size = request.fields[:3]
         if handle:
-            return _then(self._open_file(handle).read(offset, size), _content)
-        return _then(self._fs.read(self._inode(request.node), offset, size), _content)
+            return _then(self._open_file(handle).read(offset, size), _pieces)
+        if self._ahead is not None:
+            self._ahead.read(self._inode(request.node), offset, size)
+        return _then(self._fs.read(self._inode(request.node), offset, size), _pieces)
 
     def _readdir(self, request: Request) -> Answer[Body]:
         _handle, offset, size = request.fields[:3]
@@ -235,6 +264,8 @@ class Operations:
                     if entry.name not in (b".", b".."):
                         node = ROOT_NODE if entry.attributes.ino == self._root else entry.attributes.ino
                         self._lookups[node] = self._lookups.get(node, 0) + 1
+            if plus and self._ahead is not None:
+                self._ahead.listed(taken)
             return body
 
         return _then(self._fs.readdir(self._inode(request.node), offset), fill)
@@ -251,7 +282,7 @@ class Operations:
         def finish(value: bytes | None) -> bytes:
             if value is None:
                 raise _error(errno.ENODATA)
-            return protocol.encode_xattr(_content(value), room)
+            return protocol.encode_xattr(_bytes(value), room)
 
         return _then(self._fs.getxattr(self._inode(request.node), request.rest.rstrip(b"\0")), finish)
 

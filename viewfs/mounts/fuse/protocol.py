@@ -36,6 +36,7 @@ __all__ = [
     "encode_init",
     "encode_reply_header",
     "encode_statistics",
+    "encode_store_header",
     "negative_entry",
 ]
 
@@ -169,6 +170,8 @@ _OPEN_OUT = Struct("=QII")
 _INIT_OUT = Struct("=IIIIHHIIHHI28x")
 _STATFS_OUT = Struct("=QQQQQIIII24x")
 _SIZE_OUT = Struct("=II")
+#: fuse_notify_store_out: nodeid, offset, size, padding.
+_STORE_OUT = Struct("=QQI4x")
 _PADDING = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 2, b"\0")
 
 #: The fixed part of each request's body.
@@ -276,6 +279,12 @@ def encode_notification(code: Notify, body: bytes) -> bytes:
     return _OUT_HEADER.pack(_OUT_HEADER.size + len(body), code, 0) + body
 
 
+def encode_store_header(node: int, offset: int, length: int) -> bytes:
+    """What stands before `length` bytes of an inode, from `offset` on, that go into the kernel's page cache."""
+    size = _OUT_HEADER.size + _STORE_OUT.size
+    return _OUT_HEADER.pack(size + length, Notify.STORE, 0) + _STORE_OUT.pack(node, offset, length)
+
+
 def encode_init(
     request: InitRequest, wanted: InitFlags, *, max_write: int, max_background: int, max_pages: int
 ) -> bytes:
@@ -304,7 +313,7 @@ def _attr(a: Attributes) -> tuple[int, ...]:
     mtime, mtime_ns = divmod(a.mtime_ns, 1_000_000_000)
     ctime, ctime_ns = divmod(a.ctime_ns, 1_000_000_000)
     return (
-        a.ino, a.size, a.blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
+        a.shown_ino or a.ino, a.size, a.blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
         a.mode, a.nlink, a.uid, a.gid, encode_device(a.rdev), a.blksize, 0,
     )  # fmt: skip
 
@@ -352,11 +361,21 @@ def encode_directory(
             node = ROOT_NODE if a.ino == root else a.ino
             parts.append(
                 _DIRENTPLUS.pack(
-                    node, 0, seconds, seconds, nanoseconds, nanoseconds, *_attr(a), a.ino, cookie, length, a.mode >> 12
+                    node,
+                    0,
+                    seconds,
+                    seconds,
+                    nanoseconds,
+                    nanoseconds,
+                    *_attr(a),
+                    a.shown_ino or a.ino,
+                    cookie,
+                    length,
+                    a.mode >> 12,
                 )
             )
         else:
-            parts.append(_DIRENT.pack(a.ino, cookie, length, a.mode >> 12))
+            parts.append(_DIRENT.pack(a.shown_ino or a.ino, cookie, length, a.mode >> 12))
         parts.append(name)
         parts.append(_PADDING[length & 7])
         size -= needed

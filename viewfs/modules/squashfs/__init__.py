@@ -1,0 +1,1 @@
+"""squashfs images, read-only."""
