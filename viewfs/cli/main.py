@@ -31,6 +31,7 @@ _COMMANDS = {
         "resolve": ("viewfs.cli.look:resolve", "Which mount serves a path."),
         "at": ("viewfs.cli.sessions:at", "Run a command in an earlier epoch."),
         "inspect": ("viewfs.cli.inspect:inspect", "What a source is made of."),
+        "stats": ("viewfs.cli.stats:stats", "What module servers were asked, and how fast they were."),
         "log": ("viewfs.cli.look:log", "What module servers had to say."),
     },
     "Sessions": {

@@ -33,7 +33,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, dim
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        right = column in ("EPOCH", "PID", "REQUESTS", "MOUNTS")
+        right = column in ("EPOCH", "PID", "REQUESTS", "MOUNTS", "COUNT", "P50", "P99")
         table.add_column(column, justify="right" if right else "left", no_wrap=not console.is_terminal, overflow="fold")
     for number, row in enumerate(rows):
         faint = number < len(dim) and dim[number]

@@ -37,6 +37,7 @@ class Connection:
             "mount": self._mount,
             "umount": self._umount,
             "lsmod": self._lsmod,
+            "stats": self._stats,
             "epochs": self._epochs,
             "resolve": self._resolve,
             "enter": self._enter,
@@ -158,6 +159,29 @@ class Connection:
                 }
             )
         return {"modules": rows}, []
+
+    async def _stats(self, _request: Message, _fds: list[int]) -> Result:
+        rows = []
+        for mount in self._view.epochs.mounts.values():
+            served = self._view.served[mount.made_in]
+            if served.counters is None or served.server is None or served.server.status is not None:
+                continue
+            counted = served.counters.snapshot()
+            rows.append(
+                {
+                    "module": mount.type,
+                    "path": mount.path,
+                    "epoch": mount.made_in,
+                    "server": served.server.pid,
+                    "requests": counted.requests,
+                    "latency_ns": {name: latency._asdict() for name, latency in counted.latency.items()},
+                    "bytes": counted.bytes_out,
+                    "errors": counted.errors,
+                    "ahead": {"messages": counted.pushes, "bytes": counted.bytes_pushed},
+                    "cache": {"hits": counted.hits, "misses": counted.misses},
+                }
+            )
+        return {"servers": rows}, []
 
     def _state_of(self, mount: Mount, dead: bool) -> str:
         if dead:
