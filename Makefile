@@ -3,8 +3,9 @@
 # make lint   ruff and mypy
 # make wheel  build the wheel and run it in an empty environment
 # make fuzz   damage images for ten minutes
+# make bench  measure viewfs beside the kernel and other FUSE servers; writes docs/benchmarks.md
 
-.PHONY: demo test lint wheel fuzz clean
+.PHONY: demo test lint wheel fuzz bench clean
 
 demo:
 	@tools/as-user tools/demo
@@ -24,6 +25,9 @@ wheel:
 
 fuzz:
 	@VIEWFS_FUZZ_SECONDS=600 tools/as-user python -m pytest -p no:cacheprovider tests/unit/ext -k fuzz
+
+bench:
+	@tools/bench $(BENCH_ARGUMENTS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
