@@ -195,7 +195,12 @@ MEASUREMENTS = {
     )
 }
 #: Measured by the workload itself: the mount command and the first byte; the same with all that is before and after it.
-MOUNTING = {"mount": "mounting, until the first byte", "session": "mounting, reading a byte, and unmounting"}
+MOUNTING = {
+    "mount": "mounting, until the first byte",
+    "started": "of that: starting the command (`viewfs --version`)",
+    "asked": "of that: the session’s part, asked by a program that runs already",
+    "session": "mounting, reading a byte, and unmounting",
+}
 #: Fields of a memory reading.
 MEMORY = {
     "idle_private": "private memory of the idle server",

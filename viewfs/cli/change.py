@@ -52,23 +52,14 @@ def mount(
       viewfs mount disk.img /mnt
       viewfs mount -t tmp -o size=64M none /scratch
     """
-    needs_source = kind is None or _takes_source(kind)
     arguments = {
         "type": absolute(kind) if kind is not None and kind.endswith(".py") else kind,
-        "source": absolute(source) if needs_source else "",
+        "source": absolute(source),
         "path": absolute(directory),
         "options": split_options(options),
         "operation": "mount",
     }
     _change(session, "mount", as_json, arguments)
-
-
-def _takes_source(kind: str) -> bool:
-    from viewfs.modules.kernel import KernelModule
-    from viewfs.modules.registry import find_module
-
-    module = find_module(absolute(kind) if kind.endswith(".py") else kind).module
-    return module.takes_source or (issubclass(module, KernelModule) and module.takes_path)
 
 
 @click.command()

@@ -6,7 +6,7 @@ From asm/unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64). None: the arch
 from __future__ import annotations
 
 import errno
-import platform
+import os
 
 __all__ = ["AUDIT_ARCH", "audit_architecture", "syscall_number"]
 
@@ -52,7 +52,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
 
 def audit_architecture() -> int:
     """The number by which seccomp(2) tells this machine's system calls. Raises OSError(ENOSYS) if it is not known."""
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine not in AUDIT_ARCH:
         raise OSError(errno.ENOSYS, f"no system call numbers known for {machine}")
     return AUDIT_ARCH[machine]
@@ -64,4 +64,4 @@ def syscall_number(name: str) -> int | None:
     Raises OSError(ENOSYS) for an architecture, and KeyError for a name, that is not in the table.
     """
     audit_architecture()
-    return _NUMBERS[name][_COLUMN[platform.machine()]]
+    return _NUMBERS[name][_COLUMN[os.uname().machine]]

@@ -176,6 +176,9 @@ class FileSystem:
     concurrent: bool = False
     #: Caches of blocks of the source that count `hits` and `misses`, for `viewfs stats`.
     caches: Sequence[CacheCounts] = ()
+    #: Where `concurrent`: so many bytes behind what somebody reads from one end to the other are read ahead, for what
+    #: `read` keeps of them; 0 where it keeps nothing.
+    read_ahead: int = 0
     #: Where `concurrent`, to be called before what takes longer than 100 µs or so and lets other threads run meanwhile,
     #: such as decompressing: the host lets another thread answer then.
     about_to_work: Callable[[], None] = staticmethod(lambda: None)

@@ -50,7 +50,7 @@ class _Flight:
         self.error: OSError | None = None
 
 
-class SingleFlightCache(Generic[K, V]):
+class SingleFlightCache(Cache[K, V]):
     """A `Cache` that knows how to make its values, and makes each once, however many threads ask for it meanwhile.
 
     `make` runs outside the lock, so that values of different keys are made side by side. Its OSError goes to all that
@@ -58,11 +58,10 @@ class SingleFlightCache(Generic[K, V]):
     """
 
     def __init__(self, limit: int, make: Callable[[K], V], weigh: Callable[[V], int]) -> None:
-        self._kept: Cache[K, V] = Cache(limit)
+        super().__init__(limit)
         self._make = make
         self._weigh = weigh
         self._flights: dict[K, _Flight] = {}
-        self._lock = threading.Lock()
         #: How often a value was there, or on its way, when it was asked for; and how often it had to be made.
         self.hits = 0
         self.misses = 0
@@ -70,27 +69,23 @@ class SingleFlightCache(Generic[K, V]):
     def get(self, key: K) -> V:
         """Raises the OSError of `make`."""
         while True:
-            found = self._kept.get(key)
-            if found is not None:
-                self.hits += 1
-                return found
             with self._lock:
+                found = self._values.get(key)
+                if found is not None:
+                    self._values.move_to_end(key)
+                    self.hits += 1
+                    return found[0]
                 flight = self._flights.get(key)
                 if flight is None:
-                    # It may have landed between the look into the cache and this one.
-                    found = self._kept.get(key)
-                    if found is not None:
-                        self.hits += 1
-                        return found
                     flight = self._flights[key] = _Flight()
+                    self.misses += 1
                     break
             flight.landed.wait()
             if flight.error is not None:
                 raise flight.error
-        self.misses += 1
         try:
             value = self._make(key)
-            return self._kept.put(key, value, self._weigh(value))
+            return self.put(key, value, self._weigh(value))
         except OSError as error:
             flight.error = error
             raise
@@ -98,7 +93,3 @@ class SingleFlightCache(Generic[K, V]):
             with self._lock:
                 del self._flights[key]
             flight.landed.set()
-
-    def __contains__(self, key: K) -> bool:
-        """Is it kept, or on its way?"""
-        return key in self._flights or self._kept.get(key) is not None

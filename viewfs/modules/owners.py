@@ -38,7 +38,11 @@ class Owners(NamedTuple):
 
     def translate(self, attributes: Attributes) -> Attributes:
         """`attributes` with the ids to show."""
-        return attributes._replace(uid=self.user(attributes.uid), gid=self.group(attributes.gid))
+        user, group = self.user(attributes.uid), self.group(attributes.gid)
+        if user == attributes.uid and group == attributes.gid:
+            return attributes
+        # Several times as fast as `_replace`, and done for each file that is listed.
+        return tuple.__new__(Attributes, (*attributes[:4], user, group, *attributes[6:]))
 
 
 AS_STORED = Owners(lambda uid: uid, lambda gid: gid)

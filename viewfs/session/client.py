@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from viewfs.errors import NotFoundError, ViewfsError
-from viewfs.namespaces.enter import Namespaces
 from viewfs.session.channel import Channel
 from viewfs.session.protocol import VERSION
 from viewfs.session.runtime import RuntimeDirectory
+
+if TYPE_CHECKING:
+    from viewfs.namespaces.enter import Namespaces
 
 __all__ = ["SESSION_VARIABLE", "Session", "find_session", "sessions"]
 
@@ -50,6 +52,8 @@ class Session:
 
     def namespaces(self, epoch: int | None = None) -> Namespaces:
         """The namespaces of the live view or of an epoch, for a process that may join them; the caller closes them."""
+        from viewfs.namespaces.enter import Namespaces  # a client that only asks does without system calls of its own
+
         result, fds = self._channel.call("enter", epoch=epoch)
         return Namespaces(dict(zip(result["kinds"], fds, strict=True)))
 

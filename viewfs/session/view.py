@@ -162,7 +162,7 @@ class View:
         served = ServedMount(report["confinement"])
         try:
             with trio.fail_after(_PLACE_SECONDS):
-                async with self.agent.worker("place", wanted | {"source": request["source"]}) as placer:
+                async with self.agent.worker("place", wanted | {"source": report["source"]}) as placer:
                     placed, fds = await placer.answer(doing)
                     # From here on there is no giving up: what is attached gets recorded.
                     with trio.CancelScope(shield=True), _Descriptors(fds) as place:
@@ -186,7 +186,7 @@ class View:
         mount = self.epochs.mount(
             plan.path,
             report["type"],
-            request["source"],
+            report["source"],
             made_from=self._mount_on_device(report["device"]),
             uses_view=report["uses_view"],
             time_ns=time.time_ns(),

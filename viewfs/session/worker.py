@@ -97,6 +97,8 @@ def _mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         "type": module.name,
         "path": path,
         "uses_view": module.uses_view,
+        # A type that needs no source takes any word for it.
+        "source": request["source"] if source is not None or _takes_path(module) else "",
         "device": None if source is None else os.fstat(source.fd).st_dev,
     }
     if isinstance(module, KernelModule):
@@ -180,6 +182,10 @@ def _answer_now(answer: Answer[T]) -> T:
         return await answer
 
     return trio.run(wait)
+
+
+def _takes_path(module: Module) -> bool:
+    return isinstance(module, KernelModule) and module.takes_path
 
 
 def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:

@@ -12,7 +12,7 @@ from enum import IntFlag
 from os import makedev
 from typing import NamedTuple
 
-from viewfs.modules.api import Attributes, InodeNumber
+from viewfs.modules.api import Attributes
 from viewfs.modules.damage import damaged
 from viewfs.modules.ext.checksums import crc32c, stored
 from viewfs.modules.ext.features import Incompat, ReadOnlyCompat
@@ -98,6 +98,10 @@ def inode_seed(seed: int, number: int, generation: int) -> int:
     return crc32c(struct.pack("<II", number, generation), seed)
 
 
+#: A named tuple without the detour over its own `__new__`.
+_new = tuple.__new__
+
+
 def parse_inode(number: int, data: bytes, form: InodeFormat) -> Inode:
     """`data` has s_inode_size bytes. Raises OSError(EUCLEAN) for a wrong checksum and for what is no inode in use."""
     if form.size > _SMALL_SIZE:
@@ -147,23 +151,20 @@ def parse_inode(number: int, data: bytes, form: InodeFormat) -> Inode:
             blocks *= form.block_size // 512
     if flags & _INLINE_DATA and kind == stat.S_IFREG:
         blocks += size + 511 >> 9  # As the kernel tells: tar takes a file without blocks to be one hole.
-    attributes = Attributes(
-        InodeNumber(number),
-        mode,
-        size,
-        nlink,
-        uid | uid_high << 16,
-        gid | gid_high << 16,
-        rdev,
-        _time(atime, atime_extra) if extra_size >= 16 else atime * _SECOND,
-        _time(mtime, mtime_extra) if extra_size >= 12 else mtime * _SECOND,
-        _time(ctime, ctime_extra) if extra_size >= 8 else ctime * _SECOND,
-        blocks,
-        form.block_size,
-    )
+    if extra_size >= 16:
+        times = _time(atime, atime_extra), _time(mtime, mtime_extra), _time(ctime, ctime_extra)
+    else:
+        times = (
+            atime * _SECOND,
+            _time(mtime, mtime_extra) if extra_size >= 12 else mtime * _SECOND,
+            _time(ctime, ctime_extra) if extra_size >= 8 else ctime * _SECOND,
+        )
+    attributes: Attributes = _new(Attributes, (
+        number, mode, size, nlink, uid | uid_high << 16, gid | gid_high << 16, rdev, *times, blocks, form.block_size, 0
+    ))  # fmt: skip
     if form.wide:
         xattr_block |= xattr_block_high << 32
-    return Inode(attributes, flags, block, xattr_block, tail, seed, atime & 0xFFFFFFFF)
+    return _new(Inode, (attributes, flags, block, xattr_block, tail, seed, atime & 0xFFFFFFFF))
 
 
 _is_kind = [bool(kind in (0x1, 0x2, 0x4, 0x6, 0x8, 0xA, 0xC)) for kind in range(16)]

@@ -37,6 +37,7 @@ __all__ = [
 
 _EXTENT_MAGIC = 0xF30A
 _EXTENT_MAX_DEPTH = 5
+_EXTENT = struct.Struct("<IHHI")
 _EXTENT_HEADER = struct.Struct("<HHHH4x")
 _UNWRITTEN = 0x8000
 #: A file has at most this many blocks, whichever way they are found.
@@ -113,7 +114,22 @@ def _parse_branch(data: bytes, count: int, depth: int, limits: Limits) -> Branch
     return Branch(depth, firsts, children)
 
 
+def _parse_extent(data: bytes, limits: Limits) -> Leaf:
+    """As `_parse_extents`, where there is one, as most files have it."""
+    first, length, high, low = _EXTENT.unpack_from(data, 12)
+    physical = low | high << 32
+    unwritten = length > _UNWRITTEN
+    if unwritten:
+        length -= _UNWRITTEN
+    _check_ascending((first,), (length,))
+    if not limits.first < physical <= limits.end - length:
+        raise damaged(f"an extent lies outside of the file system, at block {physical}")
+    return Leaf((), (), ()) if unwritten else Leaf((first,), (length,), (physical,))
+
+
 def _parse_extents(data: bytes, count: int, limits: Limits) -> Leaf:
+    if count == 1:
+        return _parse_extent(data, limits)
     fields = struct.unpack_from("<" + "IHHI" * count, data, 12)
     firsts, lengths = fields[0::4], fields[1::4]
     physicals = [low | high << 32 for low, high in zip(fields[3::4], fields[2::4], strict=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 
 from viewfs.modules.api import (
     Attributes,
@@ -25,9 +24,6 @@ __all__ = ["Ext", "ExtFileSystem"]
 
 log = logging.getLogger("viewfs.ext")
 
-#: Inodes whose attributes are kept translated; the volume has caches of its own below.
-_ATTRIBUTES_KEPT = 65536
-
 
 class ExtFileSystem(FileSystem):
     """A `Volume` with the ids of its files translated for the view. Nothing in it changes, nothing waits, and any
@@ -40,12 +36,10 @@ class ExtFileSystem(FileSystem):
     def __init__(self, volume: Volume, translate: Callable[[Attributes], Attributes]) -> None:
         self._volume = volume
         self.no_xattrs = volume.no_xattrs
+        self._translate = translate
 
-        @lru_cache(maxsize=_ATTRIBUTES_KEPT)
-        def attributes(inode: int) -> Attributes:
-            return translate(volume.attributes(inode))
-
-        self._attributes = attributes
+    def _attributes(self, inode: int) -> Attributes:
+        return self._translate(self._volume.attributes(inode))
 
     def getattr(self, inode: InodeNumber) -> Attributes:
         return self._attributes(inode)

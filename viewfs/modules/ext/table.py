@@ -14,7 +14,8 @@ __all__ = ["InodeTable"]
 
 #: Inodes in use together lie together, so that the table is read in pieces of this many bytes.
 _PIECE = 16384
-_PIECES_CACHED = 256
+#: 16 MiB: directories list inodes in the order of hashes, all over the table.
+_PIECES_CACHED = 1024
 _INODES_CACHED = 8192
 _GROUPS_CACHED = 65536
 _GROUPS_COUNTED = 16384

@@ -93,6 +93,8 @@ class Contents:
             self._fragments = Table(
                 image, metadata, superblock.fragment_table, superblock.fragment_count, FRAGMENT, "fragment"
             )
+        #: Files of one directory have their ends together.
+        self._last_fragment: tuple[int, bytes | bytearray] = (NONE_32, b"")
         self._lists: Cache[int, _BlockList] = Cache(_PLACES_CACHED)
         #: Called before a block is decompressed.
         self.about_to_work: Callable[[], None] = lambda: None
@@ -118,6 +120,8 @@ class Contents:
         length, block_size = inode.attributes.size, self._block_size
         end = min(offset + size, length)
         pieces: list[Buffer | FileRange] = []
+        if length < block_size and inode.fragment != NONE_32:  # most files
+            return [self._fragment(inode, offset, end)] if offset < end else pieces
         while offset < end:
             index, start = divmod(offset, block_size)
             stop = min(start + end - offset, block_size)
@@ -150,8 +154,13 @@ class Contents:
     def _fragment(self, inode: Inode, start: int, stop: int) -> Buffer | FileRange:
         if self._fragments is None:
             raise damaged("a file ends in a fragment, and there are none")
-        position, size, _unused = self._fragments[inode.fragment]
-        content = self.blocks.get((position, size))
+        number, content = self._last_fragment
+        if number == inode.fragment:
+            self.blocks.hits += 1
+        else:
+            position, size, _unused = self._fragments[inode.fragment]
+            content = self.blocks.get((position, size))
+            self._last_fragment = inode.fragment, content
         start, stop = start + inode.offset, stop + inode.offset
         if stop > len(content):
             raise damaged(f"inode {inode.attributes.shown_ino} ends behind its fragment")

@@ -40,6 +40,8 @@ _LONG_OTHER = Struct(_BASE + "II")  # links, xattrs
 #: `Inode.xattrs` of a long link: its index is 32 bits behind the target.
 BEHIND_TARGET = -1
 _MODE = 0o7777
+#: A named tuple without the detour over its own `__new__`, which takes longer than all else.
+_new = tuple.__new__
 
 
 class Inode(NamedTuple):
@@ -80,11 +82,11 @@ def _file(data: Buffer, at: int, node: int, owners: Sequence[int], groups: Seque
     _type, mode, owner, group, mtime, number, start, fragment, offset, size = fields
     mtime *= 1_000_000_000
     # Written out, for most inodes of a file system are of this kind.
-    attributes = Attributes(
-        InodeNumber(node), 0o100000 | mode & _MODE, size, 1, owners[owner], groups[group], 0,
+    attributes = _new(Attributes, (
+        node, 0o100000 | mode & _MODE, size, 1, owners[owner], groups[group], 0,
         mtime, mtime, mtime, (size + 511) >> 9, 4096, number,
-    )  # fmt: skip
-    return Inode(attributes, start, offset, fragment, tail=_FILE.size)
+    ))  # fmt: skip
+    return _new(Inode, (attributes, start, offset, fragment, 0, 0, NONE_32, 32))
 
 
 def _long_file(data: Buffer, at: int, node: int, owners: Sequence[int], groups: Sequence[int]) -> Inode:

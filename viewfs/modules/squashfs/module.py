@@ -22,6 +22,9 @@ from viewfs.modules.squashfs.volume import Volume
 
 __all__ = ["Squashfs", "SquashfsFileSystem"]
 
+#: Bytes that are decompressed ahead, at least.
+_READ_AHEAD = 256 << 10
+
 
 class SquashfsFileSystem(FileSystem):
     """A `Volume`. Nothing in it changes, nothing waits, and several threads may ask at once."""
@@ -35,6 +38,7 @@ class SquashfsFileSystem(FileSystem):
         self.root = InodeNumber(volume.root)
         self.no_xattrs = volume.no_xattrs
         self.caches = volume.caches
+        self.read_ahead = max(2 * volume.block_size, _READ_AHEAD)
 
     def getattr(self, inode: InodeNumber) -> Attributes:
         return self._volume.attributes(inode)

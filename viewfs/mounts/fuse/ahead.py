@@ -1,11 +1,12 @@
-"""Putting content into the kernel's page cache before anybody asks for it (FUSE_NOTIFY_STORE).
+"""Doing what will be asked for before anybody asks for it.
 
-A round trip costs more than most of what it brings: two context switches, against a copy. So what will be asked for
-next is sent along:
+A round trip costs more than most of what it brings: two context switches, against a copy. So the small files of a
+directory that was listed go into the kernel's page cache unasked (FUSE_NOTIFY_STORE), once one of them is read. Each
+file that is read is credit for some more: who only lists gets none, and what is wasted is bounded.
 
-- the small files of a directory that was listed, once one of them is read. Each file that is read is credit for some
-  more that may be sent unasked: who only lists gets none, and what is wasted is bounded;
-- what follows in a file that is read from one end to the other, in windows.
+What follows in a file that is read from one end to the other is decompressed ahead, into the server's own cache, where
+the file system says so (`FileSystem.read_ahead`). It is not stored: the kernel reads ahead of such a reader itself, and
+a store takes as long as an answer.
 
 A thread of its own does it, and never one that answers requests: storing into a page that a reader has locked waits for
 the answer to that reader.
@@ -17,10 +18,12 @@ import errno
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from queue import SimpleQueue
+from typing import cast
 
-from viewfs.modules.api import DirectoryEntry, FileSystem, InodeNumber
+from viewfs.modules.api import Content, DirectoryEntry, FileSystem, InodeNumber
 from viewfs.mounts.fuse.counters import Row
 from viewfs.mounts.fuse.protocol import encode_store_header
 from viewfs.mounts.fuse.transmit import Transmitter, length_of, pieces_of
@@ -38,9 +41,8 @@ _BATCHES = 64
 #: After so many reads that follow one another a file is taken to be read to its end.
 _STREAK = 3
 _STREAMS = 64
-#: Bytes sent ahead of such a reader.
-_WINDOW = 2 << 20
-_PIECE = 256 << 10
+#: Bytes that are decompressed at once.
+_PIECE = 128 << 10
 
 
 class _Batch:
@@ -55,7 +57,7 @@ class _Batch:
 
 
 class _Stream:
-    """How far one file has been read, and sent."""
+    """How far one file has been read, and decompressed."""
 
     def __init__(self, end: int) -> None:
         self.waiting = False
@@ -65,8 +67,8 @@ class _Stream:
         #: Where the next read begins, if it goes on.
         self.next = end
         self.streak = 1
-        self.sent = 0
-        #: Where to stop sending.
+        #: Up to where it has been decompressed, and up to where it should be.
+        self.done = 0
         self.until = 0
 
 
@@ -82,7 +84,7 @@ class Ahead:
         self._streams: OrderedDict[InodeNumber, _Stream] = OrderedDict()
         self._credit = 0
         self._lock = threading.Lock()
-        self._work: SimpleQueue[_Batch | tuple[InodeNumber, _Stream] | None] = SimpleQueue()
+        self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="viewfs-ahead", daemon=True)
         self._thread.start()
 
@@ -91,6 +93,10 @@ class Ahead:
         self._work.put(None)
         self._thread.join()
         self._transmitter.close()
+
+    def run_later(self, work: Callable[[], object]) -> None:
+        """Something else to be done by the thread that sends."""
+        self._work.put(work)
 
     # What the threads that serve have seen
 
@@ -120,46 +126,44 @@ class Ahead:
         batch = self._of.get(node)
         if batch is not None:
             with self._lock:
-                batch.next = max(batch.next, batch.places[node] + 1)
+                # The reader goes on to the next one; what is sent should not be what it is asking for just then.
+                batch.next = max(batch.next, batch.places[node] + 2)
                 self._credit = min(self._credit + _CREDIT, _CREDIT_MAX)
                 self._send_batch(batch)
             return
-        self._stream(node, offset, offset + size)
+        if self._fs.read_ahead:
+            self._stream(node, offset, offset + size)
 
     def _send_batch(self, batch: _Batch) -> None:
         if not batch.waiting and batch.next < len(batch.files):
             batch.waiting = True
-            self._work.put(batch)
+            self._work.put(partial(self._send_files, batch))
 
     def _stream(self, node: InodeNumber, offset: int, end: int) -> None:
         stream = self._streams.get(node)
-        if stream is None or not stream.next <= offset <= max(stream.next, stream.sent):
-            if stream is not None:
-                stream.restart(end)
-                return
+        if stream is None:
             with self._lock:
                 self._streams[node] = _Stream(end)
                 if len(self._streams) > _STREAMS:
                     self._streams.popitem(last=False)
             return
+        if offset != stream.next:
+            stream.restart(end)
+            return
         stream.streak += 1
         stream.next = end
         if stream.streak >= _STREAK:
-            # The kernel has its own reading ahead under way, right behind what it has asked for.
-            stream.until = end + _WINDOW
+            stream.until = end + self._fs.read_ahead
             if not stream.waiting:
                 stream.waiting = True
-                self._work.put((node, stream))
+                self._work.put(partial(self._decompress, node, stream))
 
     # The thread that sends
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             try:
-                if isinstance(work, _Batch):
-                    self._send_files(work)
-                else:
-                    self._send_stream(*work)
+                work()
             except OSError as error:
                 if error.errno in (errno.ENODEV, errno.EBADF):
                     return  # unmounted
@@ -178,25 +182,18 @@ class Ahead:
         finally:
             batch.waiting = False
 
-    def _send_stream(self, node: InodeNumber, stream: _Stream) -> None:
+    def _decompress(self, node: InodeNumber, stream: _Stream) -> None:
         try:
-            while True:
-                start = max(stream.next, stream.sent)
-                if start >= stream.until:
-                    return
-                done = self._store(node, start, min(_PIECE, stream.until - start))
-                stream.sent = start + done
-                if not done:
-                    stream.until = 0
+            while (start := max(stream.next, stream.done)) < stream.until:
+                stream.done = start + _PIECE
+                self._fs.read(node, start, _PIECE)
         finally:
             stream.waiting = False
 
-    def _store(self, node: InodeNumber, offset: int, size: int) -> int:
-        """Send what there is of `size` bytes; returns how many."""
-        content = self._fs.read(node, offset, size)
-        pieces = pieces_of(content)  # type: ignore[arg-type]  # a concurrent file system makes no promises
+    def _store(self, node: InodeNumber, offset: int, size: int) -> None:
+        content = cast(Content, self._fs.read(node, offset, size))  # it is concurrent, so it makes no promises
+        pieces = pieces_of(content)
         length = length_of(pieces)
         if length:
             self._transmitter.send(encode_store_header(node, offset, length), pieces)
             self._counters.count_pushed(length)
-        return length

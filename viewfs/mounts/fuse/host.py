@@ -112,7 +112,6 @@ class _Lead:
 
 def _serve_with_threads(file_system: FileSystem, fd: int, counters: Counters) -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
-    gc.collect()
     gc.freeze()
     gc.set_threshold(_GARBAGE)
     count = min(max(len(os.sched_getaffinity(0)), 2), _MAX_THREADS)

@@ -34,6 +34,7 @@ from viewfs.modules.api import (
 )
 from viewfs.mounts.fuse import protocol
 from viewfs.mounts.fuse.ahead import Ahead
+from viewfs.mounts.fuse.listings import Listing, Listings
 from viewfs.mounts.fuse.protocol import FOREVER, ROOT_NODE, InitFlags, InitRequest, Opcode, OpenFlags, Request, SetAttr
 
 __all__ = ["Body", "MAX_WRITE_READ_ONLY", "NAME_MAX", "Operations"]
@@ -105,6 +106,7 @@ class Operations:
         """`ahead` is told what the kernel lists and reads."""
         self._fs = file_system
         self._ahead = ahead
+        self._listings = None if ahead is None else Listings(self._list_plus, ahead.run_later)
         self.caches = file_system.caches
         self._writable = file_system if isinstance(file_system, WritableFileSystem) else None
         self._root = file_system.root
@@ -256,6 +258,10 @@ class Operations:
     def _readdir(self, request: Request) -> Answer[Body]:
         _handle, offset, size = request.fields[:3]
         plus = request.opcode == Opcode.READDIRPLUS
+        if plus and self._ahead is not None and self._listings is not None:
+            body, taken = self._listings.answer(self._inode(request.node), offset, size)
+            self._ahead.listed(taken)
+            return body
 
         def fill(entries: Iterable[DirectoryEntry]) -> bytes:
             body, taken = protocol.encode_directory(entries, size, self._valid, self._root, plus=plus)
@@ -264,11 +270,13 @@ class Operations:
                     if entry.name not in (b".", b".."):
                         node = ROOT_NODE if entry.attributes.ino == self._root else entry.attributes.ino
                         self._lookups[node] = self._lookups.get(node, 0) + 1
-            if plus and self._ahead is not None:
-                self._ahead.listed(taken)
             return body
 
         return _then(self._fs.readdir(self._inode(request.node), offset), fill)
+
+    def _list_plus(self, directory: InodeNumber, start: int, size: int) -> Listing:
+        entries = cast(Iterable[DirectoryEntry], self._fs.readdir(directory, start))  # it is concurrent, so it is plain
+        return protocol.encode_directory(entries, size, self._valid, self._root, plus=True)
 
     def _statfs(self, _request: Request) -> Answer[Body]:
         def finish(statistics: FileSystemStatistics) -> bytes:

@@ -350,34 +350,35 @@ def encode_directory(
     parts: list[bytes] = []
     taken: list[DirectoryEntry] = []
     seconds, nanoseconds = valid
-    fixed = _DIRENTPLUS.size if plus else _DIRENT.size
+    layout = _DIRENTPLUS if plus else _DIRENT
+    fixed, pack = layout.size, layout.pack
     for entry in entries:
-        name, cookie, a = entry
+        name, cookie, attributes = entry
         length = len(name)
         needed = (fixed + length + 7) & ~7
         if needed > size:
             break
         if plus:
-            node = ROOT_NODE if a.ino == root else a.ino
-            parts.append(
-                _DIRENTPLUS.pack(
-                    node,
-                    0,
-                    seconds,
-                    seconds,
-                    nanoseconds,
-                    nanoseconds,
-                    *_attr(a),
-                    a.shown_ino or a.ino,
-                    cookie,
-                    length,
-                    a.mode >> 12,
-                )
+            # As `_attr`, written out: nothing else is done so often.
+            (ino, mode, length_of_it, nlink, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns, blocks, blksize, shown) = (
+                attributes
             )
+            mtime, mtime_rest = divmod(mtime_ns, 1_000_000_000)
+            if atime_ns == mtime_ns == ctime_ns:
+                atime, atime_rest, ctime, ctime_rest = mtime, mtime_rest, mtime, mtime_rest
+            else:
+                atime, atime_rest = divmod(atime_ns, 1_000_000_000)
+                ctime, ctime_rest = divmod(ctime_ns, 1_000_000_000)
+            shown = shown or ino
+            head = pack(
+                ROOT_NODE if ino == root else ino, 0, seconds, seconds, nanoseconds, nanoseconds,
+                shown, length_of_it, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
+                mode, nlink, uid, gid, encode_device(rdev) if rdev else 0, blksize, 0,
+                shown, cookie, length, mode >> 12,
+            )  # fmt: skip
         else:
-            parts.append(_DIRENT.pack(a.shown_ino or a.ino, cookie, length, a.mode >> 12))
-        parts.append(name)
-        parts.append(_PADDING[length & 7])
+            head = pack(attributes.shown_ino or attributes.ino, cookie, length, attributes.mode >> 12)
+        parts += (head, name, _PADDING[length & 7])
         size -= needed
         taken.append(entry)
     return b"".join(parts), taken

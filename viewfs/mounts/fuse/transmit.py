@@ -21,6 +21,8 @@ _PAGE = 4096
 _PIPE_SIZE = 1 << 20
 #: Less than this is copied: that is cheaper than the two system calls more.
 _SPLICE_MIN = 32 << 10
+#: Pieces that writev(2) takes beside the header (UIO_MAXIOV).
+_MAX_PIECES = 1023
 
 
 def pieces_of(content: Content) -> Sequence[bytes | bytearray | memoryview | FileRange]:
@@ -60,6 +62,8 @@ class Transmitter:
                 return
         if in_files:
             pieces = [_load(piece) for piece in pieces]
+        if len(pieces) > _MAX_PIECES:
+            pieces = [b"".join(pieces)]  # type: ignore[arg-type]
         os.writev(self._fd, [header, *pieces])  # type: ignore[list-item]  # no FileRange is left
 
     def _splice(self, header: bytes, pieces: Sequence[bytes | bytearray | memoryview | FileRange]) -> bool:
@@ -76,8 +80,10 @@ class Transmitter:
                 else:
                     os.write(writing, piece)
             os.splice(reading, self._fd, length)
-        except OSError:
+        except OSError as error:
             self.close()  # and with it what has been put in
+            if isinstance(error, BlockingIOError):
+                return False  # the file system of the image takes more slots than it should
             raise
         return True
 
@@ -102,7 +108,7 @@ class Transmitter:
 def _fill(writing: int, piece: FileRange) -> None:
     fd, offset, size = piece
     while size:
-        done = os.splice(fd, writing, size, offset_src=offset)
+        done = os.splice(fd, writing, size, offset_src=offset, flags=os.SPLICE_F_NONBLOCK)
         if not done:
             raise missing("the image has become shorter")
         offset, size = offset + done, size - done
