@@ -45,6 +45,10 @@ _STREAMS = 64
 _PIECE = 128 << 10
 
 
+class _Unmounted(Exception):
+    """There is nobody left to send to."""
+
+
 class _Batch:
     """The small files of a directory, in its order: what was listed in one reply."""
 
@@ -164,17 +168,19 @@ class Ahead:
         while (work := self._work.get()) is not None:
             try:
                 work()
-            except OSError as error:
-                if error.errno in (errno.ENODEV, errno.EBADF):
-                    return  # unmounted
-                # What can't be read is an errno for whoever asks for it. ENOENT: the kernel has forgotten the inode.
+            except _Unmounted:
+                return
+            except OSError:
+                pass  # what can't be read is an errno for whoever asks for it
             except Exception:
                 log.exception("sending ahead failed")
 
     def _send_files(self, batch: _Batch) -> None:
         try:
-            while batch.next < len(batch.files) and self._credit > 0:
+            while batch.next < len(batch.files):
                 node, size = batch.files[batch.next]
+                if size > self._credit:
+                    return
                 batch.next += 1
                 with self._lock:
                     self._credit -= size
@@ -195,5 +201,10 @@ class Ahead:
         pieces = pieces_of(content)
         length = length_of(pieces)
         if length:
-            self._transmitter.send(encode_store_header(node, offset, length), pieces)
+            try:
+                self._transmitter.send(encode_store_header(node, offset, length), pieces)
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    raise _Unmounted from error
+                raise  # ENOENT: the kernel has forgotten the inode
             self._counters.count_pushed(length)

@@ -18,7 +18,8 @@ from viewfs.mounts.fuse.protocol import Opcode
 __all__ = ["MAX_ROWS", "Counters", "Latency", "Row", "Snapshot", "bucket_of", "latency_of", "upper_bound_ns"]
 
 _OPCODES = 64
-#: Latencies are counted in classes that grow by a quarter of an octave: within 19 % of the truth, from 1 µs to 17 s.
+#: Latencies are counted in classes of a quarter of an octave, and told as the end of one: at most 25 % too long, up to
+#: 15 s.
 _STEPS = 4
 _SHORTEST_BITS = 10
 _BUCKETS = 24 * _STEPS
@@ -38,7 +39,8 @@ _SIZE = MAX_ROWS * _SLOTS * 8
 
 
 class Latency(NamedTuple):
-    """How long requests took, from when they were read to when the answer was written: nanoseconds, within 19 %."""
+    """How long requests took, from when they were read to when the answer was written: nanoseconds, at most
+    25 % too long."""
 
     p50: int
     p99: int

@@ -1,0 +1,288 @@
+"""What makes a view fast, as its user can tell: few requests, what is sent ahead, and both processors at work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.conftest import View
+from tests.kernel.test_squashfs_images import mksquashfs
+
+pytestmark = pytest.mark.needs("mksquashfs", "mke2fs")
+
+OpenView = Callable[..., View]
+
+
+def make_ext(tree: Path, image: Path) -> Path:
+    command = ["mke2fs", "-q", "-t", "ext4", "-d", tree, image, "64M"]
+    subprocess.run(command, check=True, capture_output=True)
+    return image
+
+
+def make_squashfs(tree: Path, image: Path) -> Path:
+    return mksquashfs(tree, image, "-comp", "zstd")
+
+
+both = pytest.mark.parametrize("make", [make_squashfs, make_ext], ids=["squashfs", "ext"])
+Make = Callable[[Path, Path], Path]
+
+SMALL = {f"small/file {number:03}": b"content of file %d\n" % number * (number % 40 + 1) for number in range(200)}
+BIG = random.Random(1).randbytes(8 << 20) + b"".join(b"line %d\n" % number for number in range(1 << 20))[: 8 << 20]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("fast") / "content"
+    (top / "small").mkdir(parents=True)
+    for name, content in SMALL.items():
+        (top / name).write_bytes(content)
+    for number in range(40):
+        directory = top / f"deep/{number}/deeper"
+        directory.mkdir(parents=True)
+        (directory / "file").write_text(str(number))
+        (directory / "link").symlink_to("file")
+    (top / "big").write_bytes(BIG)
+    return top
+
+
+@pytest.fixture(scope="module")
+def built(tree: Path) -> Callable[[Make], Path]:
+    """The image of `tree` that one of these makes."""
+
+    @cache
+    def build(make: Make) -> Path:
+        return make(tree, tree.with_name(make.__name__))
+
+    return build
+
+
+@pytest.fixture
+def view(open_view: OpenView, built: Callable[[Make], Path], make: Make) -> View:
+    return open_view("--mount", f"{built(make)}:/mnt")
+
+
+def stats(view: View) -> Any:
+    (server,) = view.json("stats", "/mnt")["servers"]
+    return server
+
+
+def requests(view: View) -> dict[str, int]:
+    """Without STATFS, which programs ask for themselves and the kernel passes on, and what the kernel gives back."""
+    counted: dict[str, int] = stats(view)["requests"]
+    return {name: count for name, count in counted.items() if name not in ("statfs", "forget", "batch_forget")}
+
+
+def python(view: View, script: str) -> list[str]:
+    """Runs in the view; returns the words that it prints."""
+    path = view.viewfs.directory / "script.py"
+    path.write_text(READ + script)
+    return view.sh(f"python3 {path}").out.split()
+
+
+#: What `cat` does. (Python's open() asks of each file whether it is a terminal, and the kernel passes on every ioctl.)
+READ = """
+import hashlib, os, random
+def read(path):
+    fd = os.open(path, os.O_RDONLY)
+    parts = []
+    while part := os.read(fd, 1 << 17):
+        parts.append(part)
+    os.close(fd)
+    return b"".join(parts)
+"""
+WALK = """
+count = 0
+for directory, directories, files in os.walk("/mnt"):
+    for name in directories + files:
+        os.lstat(os.path.join(directory, name))
+        count += 1
+print(count)
+"""
+READ_ALL = """
+digest = hashlib.sha256()
+for directory, directories, files in sorted(os.walk("/mnt")):
+    for name in sorted(files):
+        digest.update(read(os.path.join(directory, name)))
+print(digest.hexdigest())
+"""
+READ_SMALL = """
+digest = hashlib.sha256()
+for entry in os.scandir("/mnt/small"):
+    content = read(entry)
+    digest.update(entry.name.encode() + content)
+    print(digest.hexdigest(), entry.name.replace(" ", "_"), hashlib.sha256(content).hexdigest())
+"""
+
+
+# -- nothing is asked twice
+
+
+@both
+def test_nothing_is_asked_for_twice(view: View) -> None:
+    first = python(view, WALK), python(view, READ_ALL)
+    counted = requests(view)
+    assert counted["readdirplus"] and counted["read"], "the first time it has to be"
+    # The kernel may give up a page or two of what it keeps, so not each time is the last.
+    for _again in range(4):
+        before = counted
+        assert (python(view, WALK), python(view, READ_ALL)) == first
+        counted = requests(view)
+        assert sum(counted.values()) < sum(before.values()) * 1.05
+        if counted == before:
+            break
+    assert counted == before
+
+
+@both
+def test_a_name_that_is_not_there_is_looked_up_once(view: View) -> None:
+    python(view, "os.path.lexists('/mnt/small')")
+    before = requests(view).get("lookup", 0)
+    python(view, "assert not any([os.path.lexists('/mnt/no such name') for _time in range(100)])")
+    python(view, "assert not any([os.path.lexists('/mnt/no such name') for _time in range(100)])")
+    assert requests(view)["lookup"] == before + 1
+
+
+# -- what is sent ahead
+
+
+@both
+def test_small_files_of_a_listed_directory_are_sent_ahead(view: View) -> None:
+    words = python(view, READ_SMALL)
+    found = {name.replace("_", " "): digest for name, digest in zip(words[1::3], words[2::3], strict=True)}
+    assert found == {name.partition("/")[2]: hashlib.sha256(data).hexdigest() for name, data in SMALL.items()}
+    counted = stats(view)
+    assert counted["requests"]["read"] < len(SMALL) / 2
+    assert counted["ahead"]["messages"] > 0 and counted["ahead"]["bytes"] > 0
+
+
+@both
+def test_who_only_lists_has_nothing_sent(view: View) -> None:
+    python(view, WALK)
+    view.sh("find /mnt -ls >/dev/null; ls -lR /mnt >/dev/null")
+    counted = stats(view)
+    assert counted["ahead"] == {"messages": 0, "bytes": 0}
+    assert "read" not in counted["requests"]
+
+
+@both
+def test_a_large_file_that_is_read_from_one_end_to_the_other(view: View) -> None:
+    out = view.sh("dd if=/mnt/big bs=128k status=none | sha256sum").out.split()
+    assert out[0] == hashlib.sha256(BIG).hexdigest()
+    # Whoever is first at a block, the reader or who works ahead of it: it is decompressed once. (Half are stored.)
+    assert stats(view)["cache"]["misses"] <= len(BIG) // 2 // 131_072 + 32
+    assert view.sh("sha256sum /mnt/big").out.split()[0] == out[0], "what was sent is what there is"
+
+
+@both
+@pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
+def test_a_large_file_that_is_read_here_and_there(view: View, direct: bool) -> None:
+    """After what has been kept of it is dropped; with O_DIRECT nothing is, and a request is as long as may be."""
+    view.sh("dd if=/mnt/big bs=1M count=5 status=none >/dev/null")
+    script = f"""
+import mmap
+fd = os.open("/mnt/big", os.O_RDONLY | ({direct} and os.O_DIRECT))
+os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+chance = random.Random(2)
+digest = hashlib.sha256()
+for _time in range(60):
+    size = 4096 * chance.randrange(1, 512)
+    place = 4096 * chance.randrange(0, {len(BIG)} // 4096)
+    buffer = mmap.mmap(-1, size)
+    digest.update(buffer[:os.preadv(fd, [buffer], place)])
+print(digest.hexdigest())
+"""
+    chance = random.Random(2)
+    digest = hashlib.sha256()
+    for _time in range(60):
+        size = 4096 * chance.randrange(1, 512)
+        place = 4096 * chance.randrange(0, len(BIG) // 4096)
+        digest.update(BIG[place : place + size])
+    assert python(view, script) == [digest.hexdigest()]
+
+
+def test_a_mebibyte_of_blocks_of_one_kibibyte(open_view: OpenView, tmp_path: Path) -> None:
+    """Each second block is a hole, so the one answer is of 1024 pieces: one more, with its header, than writev
+    takes.
+    """
+    tree = tmp_path / "scattered"
+    tree.mkdir()
+    content = bytearray(2 << 20)
+    with open(tree / "file", "wb") as file:
+        for place in range(0, len(content), 2048):
+            content[place : place + 1024] = b"%1023d\n" % place
+            file.seek(place)
+            file.write(content[place : place + 1024])
+        file.truncate(len(content))
+    image = tmp_path / "image"
+    command = ["mke2fs", "-q", "-t", "ext4", "-b", "1024", "-d", tree, image, "16M"]
+    subprocess.run(command, check=True, capture_output=True)
+    view = open_view("--mount", f"{image}:/mnt")
+    out = view.sh("dd if=/mnt/file bs=1M iflag=direct status=none | sha256sum; sha256sum < /mnt/file").out.split()
+    assert out[::2] == [hashlib.sha256(content).hexdigest()] * 2
+
+
+# -- what is told of it
+
+
+@pytest.mark.parametrize("make", [make_squashfs])
+def test_stats(view: View) -> None:
+    python(view, WALK)
+    python(view, READ_ALL)
+    counted = stats(view)
+    assert counted["path"] == "/mnt" and os.path.exists(f"/proc/{counted['server']}")
+    assert counted["bytes"] > 0 and counted["errors"] >= 0
+    assert set(counted["latency_ns"]) <= set(counted["requests"]) | {"all"}
+    for name in ("all", "readdirplus", "read"):
+        latency = counted["latency_ns"][name]
+        assert 0 < latency["p50"] <= latency["p99"] < 20_000_000_000, name
+    sent = counted["bytes"] + counted["ahead"]["bytes"]
+    assert sent > len(BIG), "all that was read has been sent, one way or the other"
+    table = view("stats").out
+    assert table.count("/mnt (") == 1
+    for what in ("P50", "P99", "readdirplus", "read", "all", "sent ahead", "of answers"):
+        assert what in table, table
+    missing = view("stats", "/nowhere", check=False)
+    assert missing.code == 4 and missing.err.count("\n") == 1
+    # Small files share blocks, which are decompressed once.
+    assert counted["cache"]["misses"] > 0 and counted["cache"]["hits"] > counted["cache"]["misses"]
+    assert "were in the server's caches" in table
+
+
+# -- several processors
+
+
+def cpu_seconds(pid: int) -> float:
+    """utime and stime of a process (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor only")
+def test_two_readers_keep_two_processors_busy(open_view: OpenView, tmp_path: Path) -> None:
+    """Decompressing is what takes long, and two files are decompressed side by side."""
+    chance = random.Random(4)
+    tree = tmp_path / "packed"
+    tree.mkdir()
+    for name in ("one", "two"):
+        (tree / name).write_bytes(chance.randbytes(2 << 20).hex().encode())
+    image = mksquashfs(tree, tmp_path / "packed.img", "-comp", "xz", "-b", "1M")
+    best = 0.0
+    for number in range(3):
+        view = open_view("--mount", f"{image}:/mnt", name=f"view{number}")
+        pid = stats(view)["server"]
+        before = cpu_seconds(pid)
+        script = "date +%s.%N; cat /mnt/one >/dev/null & cat /mnt/two >/dev/null; wait; date +%s.%N"
+        begun, ended = map(float, view.sh(script).out.split())
+        best = max(best, (cpu_seconds(pid) - before) / (ended - begun))
+        view.close()
+        if best > 1.2:
+            break
+    assert best > 1.2, f"the server used {best:.2f} processors"
