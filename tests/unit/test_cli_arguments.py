@@ -181,7 +181,6 @@ def test_the_version() -> None:
         (["kill", "nosuch"], 4, "no session is called nosuch"),
         (["insmod", "hello"], 4, "viewfs shell"),
         (["epochs", "--session", "nosuch"], 4, "nosuch"),
-        (["mount", "-t", "nosuch", "none", "/mnt"], 4, "no module is called nosuch"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import os
 import random
 import socket
 import stat
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -23,7 +25,7 @@ import pytest
 from tests.unit.fuse_wire import read_directory, reading
 from tests.unit.memory_fs import failed
 from tests.unit.test_fuse_host import GETATTR, SECONDS, Mount
-from viewfs.modules.api import Attributes, DirectoryEntry, FileSystem, InodeNumber
+from viewfs.modules.api import Attributes, DirectoryEntry, FileRange, FileSystem, InodeNumber
 from viewfs.mounts.fuse.protocol import Opcode
 
 #: As the module has them: what may be sent for each file that is read, and at most; what is a small file.
@@ -299,6 +301,30 @@ def test_nothing_is_read_ahead_where_the_file_system_does_not_want_it() -> None:
         for offset in range(0, 1 << 20, 131_072):
             kernel.read(100_001, offset)
     assert (kernel.stores, shelf.prepared) == ([], [])
+
+
+def test_a_file_that_is_not_compressed_is_left_to_the_kernel(tmp_path: Path) -> None:
+    """It is looked at once, and then for a long time not again."""
+    path = tmp_path / "image"
+    path.write_bytes(bytes(4 << 20))
+    image = os.open(path, os.O_RDONLY)
+    asked: list[int] = []
+
+    class Stored(Shelf):
+        def read(self, inode: InodeNumber, offset: int, size: int) -> list[FileRange]:  # type: ignore[override]
+            if threading.current_thread().name == "viewfs-ahead":
+                asked.append(offset)
+            return [FileRange(image, offset, min(size, (4 << 20) - offset))]
+
+    shelf = Stored([bytes(4 << 20)])
+    shelf.read_ahead = 1 << 20
+    try:
+        with mounted(shelf) as kernel:
+            for offset in range(0, 60 * 16_384, 16_384):
+                assert kernel.ask(Opcode.READ, reading(offset, 16_384), 100_001) == (0, bytes(16_384))
+    finally:
+        os.close(image)
+    assert len(asked) == 1
 
 
 def test_what_can_not_be_decompressed_ahead_is_an_error_for_who_asks(caplog: pytest.LogCaptureFixture) -> None:

@@ -165,30 +165,6 @@ def test_what_is_large_is_spliced_and_what_is_small_is_copied(wire: Wire, file: 
     assert [len(body) for _unique, body in wire.messages()] == [100_000, SPLICED - 1, SPLICED, 40_007]
 
 
-def test_who_is_told_before_much_is_copied(file: int) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        told: list[str] = []
-
-        def about_to_work() -> None:
-            try:
-                ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                told.append("before")
-            else:
-                told.append("too late")
-
-        transmitter = Transmitter(theirs.fileno(), about_to_work)
-        try:
-            for pieces in ([b"in memory" * 8000], [FileRange(file, 0, SPLICED - 1)], [b"x", FileRange(file, 9, 10)]):
-                transmitter.send(b"", pieces)
-                assert ours.recv(1 << 20) and told == []
-            transmitter.send(b"", [FileRange(file, 0, SPLICED)])
-            assert told == ["before"]
-        finally:
-            transmitter.close()
-
-
 # -- files that are shorter than was said
 
 

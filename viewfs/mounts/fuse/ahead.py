@@ -23,7 +23,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import cast
 
-from viewfs.modules.api import Content, DirectoryEntry, FileSystem, InodeNumber
+from viewfs.modules.api import Content, DirectoryEntry, FileRange, FileSystem, InodeNumber
 from viewfs.mounts.fuse.counters import Row
 from viewfs.mounts.fuse.protocol import encode_store_header
 from viewfs.mounts.fuse.transmit import Transmitter, length_of, pieces_of
@@ -41,6 +41,8 @@ _BATCHES = 64
 #: After so many reads that follow one another a file is taken to be read to its end.
 _STREAK = 3
 _STREAMS = 64
+#: Reads after which a file is looked at again that has turned out not to be compressed.
+_NOT_COMPRESSED = 64
 #: Bytes that are decompressed at once.
 _PIECE = 128 << 10
 
@@ -192,7 +194,10 @@ class Ahead:
         try:
             while (start := max(stream.next, stream.done)) < stream.until:
                 stream.done = start + _PIECE
-                self._fs.read(node, start, _PIECE)
+                content = cast(Content, self._fs.read(node, start, _PIECE))
+                if all(isinstance(piece, FileRange) for piece in pieces_of(content)):
+                    stream.streak = -_NOT_COMPRESSED  # the file lies there as it is, or a part of it, or it has ended
+                    return
         finally:
             stream.waiting = False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from viewfs.modules.api import Content, FileRange
 from viewfs.modules.damage import missing
@@ -42,10 +42,8 @@ def length_of(pieces: Sequence[bytes | bytearray | memoryview | FileRange]) -> i
 class Transmitter:
     """Sends messages over one descriptor, from one thread."""
 
-    def __init__(self, fd: int, about_to_work: Callable[[], None] | None = None) -> None:
-        """`about_to_work` is called before much is copied."""
+    def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._about_to_work = about_to_work
         self._pipe: tuple[int, int] | None = None
         self._slots = 0
 
@@ -55,11 +53,8 @@ class Transmitter:
         for piece in pieces:
             if isinstance(piece, FileRange):
                 in_files += piece.size
-        if in_files >= _SPLICE_MIN:
-            if self._about_to_work is not None:
-                self._about_to_work()
-            if self._splice(header, pieces):
-                return
+        if in_files >= _SPLICE_MIN and self._splice(header, pieces):
+            return
         if in_files:
             pieces = [_load(piece) for piece in pieces]
         if len(pieces) > _MAX_PIECES:
