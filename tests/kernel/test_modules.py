@@ -158,8 +158,14 @@ def test_sources_that_are_none(open_view: Callable[..., View], tmp_path: Path) -
         refused = view("mount", tmp_path / source, "/mnt", check=False)
         assert (refused.code, refused.err.count("\n")) == (code, 1), refused
         assert says in refused.err
-    forced = view("mount", "-t", "ext", tmp_path / "text", "/mnt", check=False)
-    assert forced.code == 5 and forced.err.count("\n") == 1
+    for kind, code, says in [
+        ("ext", 5, "text"),
+        ("squashfs", 5, "too short for a squashfs file system"),
+        ("nosuch", 4, "no module is called nosuch"),
+    ]:
+        forced = view("mount", "-t", kind, tmp_path / "text", "/mnt", check=False)
+        assert (forced.code, forced.err.count("\n")) == (code, 1), forced
+        assert says in forced.err
     assert view.json("epochs")["current"] == 0
 
 
