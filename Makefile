@@ -4,8 +4,9 @@
 # make wheel  build the wheel and run it in an empty environment
 # make fuzz   damage images for ten minutes
 # make bench  measure viewfs beside the kernel and other FUSE servers; writes docs/benchmarks.md
+# make bench-devices   the same for character devices; writes docs/devices.md
 
-.PHONY: demo test lint wheel fuzz bench clean
+.PHONY: demo test lint wheel fuzz bench bench-devices clean
 
 demo:
 	@tools/as-user tools/demo
@@ -28,6 +29,9 @@ fuzz:
 
 bench:
 	@tools/bench $(BENCH_ARGUMENTS)
+
+bench-devices:
+	@tools/bench --devices $(BENCH_ARGUMENTS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

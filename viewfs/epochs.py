@@ -35,6 +35,17 @@ class Mount:
     #: It goes on reading the whole of its epoch.
     uses_view: bool = False
     removed_in: Epoch | None = None
+    #: Where more of it is mounted, each a file beside `path`.
+    also: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every place where it is mounted."""
+        return self.path, *self.also
+
+    def leads_to(self, path: str) -> bool:
+        """Is `path` one of these places, or below one?"""
+        return any(covers(place, path) for place in self.paths)
 
     def in_epoch(self, epoch: Epoch) -> bool:
         return self.made_in <= epoch and (self.removed_in is None or epoch < self.removed_in)
@@ -99,11 +110,12 @@ class EpochStack:
         *,
         made_from: Epoch | None = None,
         uses_view: bool = False,
+        also: tuple[str, ...] = (),
         time_ns: int = 0,
         operation: str = "mount",
     ) -> Mount:
         """A new mount on `path`, and with it a new epoch. `made_from` may name a mount that is in no view any more."""
-        mount = Mount(Epoch(self.current + 1), path, type, source, made_from, uses_view)
+        mount = Mount(Epoch(self.current + 1), path, type, source, made_from, uses_view, also=also)
         self._advance(time_ns, operation, mount)
         self.mounts[mount.made_in] = mount
         return mount
@@ -124,23 +136,28 @@ class EpochStack:
     def resolve(self, path: str, epoch: Epoch | None = None) -> Resolution:
         """Which mount serves `path` in `epoch` (default: now). No mount: the host does."""
         epoch = self.current if epoch is None else epoch
-        candidates = [mount for mount in self.in_epoch(epoch) if covers(mount.path, path)]
+        candidates = [mount for mount in self.in_epoch(epoch) if mount.leads_to(path)]
         candidates.reverse()
         return Resolution(candidates[0] if candidates else None, tuple(candidates[1:]))
 
     def visible_on(self, path: str) -> Mount | None:
         """The mount whose root `path` is now, if it is one."""
         serving = self.resolve(path).serving
-        return serving if serving is not None and serving.path == path else None
+        return serving if serving is not None and path in serving.paths else None
 
     def below(self, mount: Mount) -> list[Mount]:
         """The live mounts that were made inside `mount` or on top of it, and so keep it busy, newest first."""
-        later = [other for other in self.live() if other.made_in > mount.made_in and covers(mount.path, other.path)]
+        later = [
+            other
+            for other in self.live()
+            if other.made_in > mount.made_in and any(mount.leads_to(path) for path in other.paths)
+        ]
         return later[::-1]
 
     def is_shadowed(self, mount: Mount, epoch: Epoch | None = None) -> bool:
-        """Is nothing of `mount` to be seen, because a newer mount lies on it or above it?"""
-        return self.resolve(mount.path, epoch).serving != self.mounts[mount.made_in]
+        """Is a place of `mount` not to be seen, because a newer mount lies on it or above it?"""
+        this = self.mounts[mount.made_in]
+        return any(self.resolve(path, epoch).serving != this for path in mount.paths)
 
     def pins(self, mount: Mount) -> list[Mount]:
         """The mounts, in the view or not, that need `mount`: made from it, or reading a view that had it."""

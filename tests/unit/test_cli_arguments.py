@@ -44,7 +44,7 @@ def here(path: str) -> str:
 )
 def test_a_mount(text: str, source: str, path: str, kind: str | None, options: dict[str, Any]) -> None:
     assert parse_mount(text) == {
-        "source": source, "path": path, "type": kind, "options": options, "operation": "mount",
+        "source": source, "path": path, "type": kind, "options": options, "cwd": os.getcwd(), "operation": "mount",
     }  # fmt: skip
 
 
@@ -79,7 +79,9 @@ def test_what_is_no_mount(text: str) -> None:
     ],
 )
 def test_a_load(text: str, kind: str, path: str | None, options: dict[str, Any]) -> None:
-    assert parse_load(text) == {"source": "", "path": path, "type": kind, "options": options, "operation": "insmod"}
+    assert parse_load(text) == {
+        "source": "", "path": path, "type": kind, "options": options, "cwd": os.getcwd(), "operation": "insmod",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", ":/there", ",a=1", "hello:/a:/b", "hello,a=1,a=2"])

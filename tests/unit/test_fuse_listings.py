@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests.unit.memory_fs import failed
 from viewfs.modules.api import Attributes, DirectoryEntry, InodeNumber
+from viewfs.mounts.fuse.dirents import encode_directory
 from viewfs.mounts.fuse.listings import Listing, Listings
-from viewfs.mounts.fuse.protocol import encode_directory
 
 SECONDS = 20
 ROOT = 1

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from tests.unit.fuse_wire import NS, Attr, read_directory, request
 from viewfs.modules.api import Attributes, DirectoryEntry, FileSystemStatistics, InodeNumber
-from viewfs.mounts.fuse import protocol
+from viewfs.mounts.fuse import dirents, protocol
+from viewfs.mounts.fuse.dirents import encode_directory
 from viewfs.mounts.fuse.protocol import (
     ATTR_OUT,
     ENTRY_OUT,
@@ -33,7 +34,6 @@ from viewfs.mounts.fuse.protocol import (
     decode_device,
     encode_attributes,
     encode_device,
-    encode_directory,
     encode_entry,
     encode_error,
     encode_init,
@@ -87,8 +87,11 @@ STRUCTS = {
     "fuse_statfs_out": protocol._STATFS_OUT,
     "fuse_write_out": protocol._SIZE_OUT,
     "fuse_getxattr_out": protocol._SIZE_OUT,
-    "fuse_dirent": protocol._DIRENT,
-    "fuse_direntplus": protocol._DIRENTPLUS,
+    "fuse_poll_out": protocol._POLL_OUT,
+    "fuse_notify_poll_wakeup_out": protocol._POLL_WAKEUP,
+    "fuse_ioctl_out": protocol._IOCTL_OUT,
+    "fuse_dirent": dirents._DIRENT,
+    "fuse_direntplus": dirents._DIRENTPLUS,
     "fuse_forget_one": protocol._FORGET_ONE,
 }
 REQUESTS = {
@@ -118,6 +121,8 @@ REQUESTS = {
     Opcode.INTERRUPT: "fuse_interrupt_in",
     Opcode.BATCH_FORGET: "fuse_batch_forget_in",
     Opcode.LSEEK: "fuse_lseek_in",
+    Opcode.IOCTL: "fuse_ioctl_in",
+    Opcode.POLL: "fuse_poll_in",
 }
 #: The header's macros for the sizes of older forms, which are what goes over the wire unless more was agreed on.
 COMPATIBLE = {Opcode.SETXATTR: "FUSE_COMPAT_SETXATTR_IN_SIZE"}
@@ -129,6 +134,9 @@ OFFSETS = {
     "fuse_dirent": {"ino": 0, "off": 8, "namelen": 16, "type": 20, "name": 24},
     "fuse_direntplus": {"entry_out": 0, "dirent": 128},
     "fuse_setattr_in": {"valid": 0, "size": 16, "atime": 32, "atimensec": 56, "mode": 68, "uid": 76, "gid": 80},
+    "fuse_ioctl_in": {"fh": 0, "flags": 8, "cmd": 12, "arg": 16, "in_size": 24, "out_size": 28},
+    "fuse_poll_in": {"fh": 0, "kh": 8, "flags": 16, "events": 20},
+    "fuse_ioctl_out": {"result": 0, "flags": 4, "out_iovs": 12},
     "fuse_write_in": {"fh": 0, "offset": 8, "size": 16},
     "fuse_rename2_in": {"newdir": 0, "flags": 8},
 }
@@ -161,6 +169,7 @@ def test_everything_has_the_form_that_the_header_gives_it(tmp_path: Path) -> Non
     expected |= {f"FOPEN_{flag.name}": flag for flag in OpenFlags}
     expected |= {f"FATTR_{flag.name}": flag for flag in SetAttr}
     expected |= {f"FUSE_NOTIFY_{code.name}": code for code in Notify if f"FUSE_NOTIFY_{code.name}" in in_header}
+    expected |= {"FUSE_POLL_SCHEDULE_NOTIFY": protocol.POLL_SCHEDULE_NOTIFY, "FUSE_IOCTL_32BIT": protocol.IOCTL_32BIT}
     expected |= {"FUSE_ROOT_ID": ROOT_NODE, "FUSE_KERNEL_VERSION": protocol.VERSION[0]}
     assert len(expected) > 150
     assert run_c(tmp_path, list(expected)) == expected

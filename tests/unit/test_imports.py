@@ -34,7 +34,10 @@ MAY_IMPORT = {
         "viewfs", "viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.epochs", "viewfs.linux",
         "viewfs.errors",
     },
-    "viewfs.mounts": {"viewfs.modules.api", "viewfs.modules.damage", "viewfs.linux", "viewfs.errors"},
+    "viewfs.mounts": {
+        "viewfs.modules.api", "viewfs.modules.damage", "viewfs.modules.device", "viewfs.modules.ioctls", "viewfs.linux",
+        "viewfs.errors",
+    },
     "viewfs.modules": {"viewfs.linux", "viewfs.errors"},
     "viewfs.namespaces": {"viewfs.linux", "viewfs.errors"},
     "viewfs.linux": {"viewfs.errors"},
@@ -43,10 +46,13 @@ MAY_IMPORT = {
     "viewfs.epochs": set(),
     "viewfs.session.protocol": {"viewfs.errors"},
     "viewfs.mounts.fuse.protocol": {"viewfs.modules.api"},
+    "viewfs.mounts.fuse.dirents": {"viewfs.modules.api", "viewfs.mounts.fuse.protocol"},
     # What an author implements knows nothing of how it is served; a reader of a format nothing of anything.
     "viewfs.modules.api": {"viewfs.modules.options"},
     "viewfs.modules.options": {"viewfs.errors"},
     "viewfs.modules.nodes": {"viewfs.modules.api"},
+    "viewfs.modules.device": {"viewfs.modules.api", "viewfs.modules.ioctls", "viewfs.modules.options", "viewfs.linux"},
+    "viewfs.modules.ioctls": set(),
     "viewfs.modules.ext": READERS_MAY_IMPORT,
     "viewfs.modules.squashfs": READERS_MAY_IMPORT,
 }  # fmt: skip
@@ -58,6 +64,8 @@ LIBRARIES = {
     "trio": {"viewfs.session", "viewfs.mounts.fuse", "viewfs.modules"},
     "prctl": {"viewfs.linux"},
     "crc32c": {"viewfs.modules.ext"},
+    "cryptography": {"viewfs.modules.devices"},
+    "pytsk3": {"viewfs.modules.devices.partitions"},
     **{key: {"viewfs.modules.squashfs.codecs"} for key in ("deflate", "lz4", "lzallright", "backports")},
 }
 
@@ -66,6 +74,8 @@ PURE = {
     "viewfs.epochs": {"bisect", "collections", "dataclasses", "typing"},
     "viewfs.session.protocol": {"collections", "json", "struct", "typing"},
     "viewfs.mounts.fuse.protocol": {"collections", "enum", "errno", "os", "struct", "typing"},
+    "viewfs.mounts.fuse.dirents": {"collections", "struct"},
+    "viewfs.modules.ioctls": {"collections", "ctypes", "typing"},
 }
 
 

@@ -39,16 +39,20 @@ def child() -> Iterator[tuple[int, ctypes.Array[ctypes.c_char]]]:
 def test_memory_of_another_process(child: tuple[int, ctypes.Array[ctypes.c_char]]) -> None:
     pid, memory = child
     address = ctypes.addressof(memory)
-    assert process_vm_readv(pid, address, 17) == b"something to read"
-    process_vm_writev(pid, address + 10, b"be known")
-    assert process_vm_readv(pid, address, 18) == b"something be known"
+    read = bytearray(18)
+    process_vm_readv(pid, address, read)
+    assert read == b"something to read\0"
+    for data in (b"be known", bytearray(b"be known"), memoryview(b"be known")):
+        process_vm_writev(pid, address + 10, data)
+    process_vm_readv(pid, address + 10, memoryview(read)[10:])
+    assert read == b"something be known"
     assert memory.value == b"something to read", "it is the other's memory that was written"
 
 
 def test_memory_that_is_not_there(child: tuple[int, ctypes.Array[ctypes.c_char]]) -> None:
     pid, _memory = child
     with pytest.raises(OSError, match="process_vm_readv") as caught:
-        process_vm_readv(pid, 4096, 8)
+        process_vm_readv(pid, 4096, bytearray(8))
     assert caught.value.errno == errno.EFAULT
     with pytest.raises(OSError, match="process_vm_writev") as caught:
         process_vm_writev(pid, 4096, b"x")

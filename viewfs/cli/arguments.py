@@ -52,6 +52,7 @@ def parse_mount(text: str) -> dict[str, Any]:
         "source": absolute(source) if source else "",
         "path": absolute(place),
         "options": split_options([options]),
+        "cwd": os.getcwd(),
         "operation": "mount",
     }
 
@@ -72,6 +73,7 @@ def load_request(name: str, place: str | None, options: list[str]) -> dict[str, 
         "source": "",
         "path": absolute(place) if place else None,
         "options": split_options(options),
+        "cwd": os.getcwd(),
         "operation": "insmod",
     }
 

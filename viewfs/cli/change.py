@@ -57,6 +57,7 @@ def mount(
         "source": absolute(source),
         "path": absolute(directory),
         "options": split_options(options),
+        "cwd": os.getcwd(),
         "operation": "mount",
     }
     _change(session, "mount", as_json, arguments)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -17,7 +18,9 @@ import prctl
 from viewfs.linux.libc import check, function, syscall
 
 __all__ = [
+    "CAP_SYS_PTRACE",
     "FAKE_ROOT_CAPABILITIES",
+    "PIDFD_GET_INFO",
     "die_with_parent",
     "drop_capabilities",
     "no_new_privileges",
@@ -28,6 +31,7 @@ __all__ = [
     "process_vm_readv",
     "process_vm_writev",
     "set_name",
+    "thread_group_of",
 ]
 
 #: What a program that believes itself root uses on its own files: chown, dac_override, dac_read_search, fowner, fsetid,
@@ -36,12 +40,34 @@ __all__ = [
 #: last is what a user namespace inside needs to map its root (user_namespaces(7)).
 FAKE_ROOT_CAPABILITIES = frozenset({*range(8), 31})
 
+CAP_SYS_PTRACE = 19
+
 _CAPABILITY_VERSION_3 = 0x20080522
 _IOV_MAX = 1024
 
 
 class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _PidfdInfo(ctypes.Structure):
+    """struct pidfd_info of linux/pidfd.h, version 0."""
+
+    _fields_ = (
+        ("mask", ctypes.c_uint64),
+        ("cgroupid", ctypes.c_uint64),
+        ("pid", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+        ("ppid", ctypes.c_uint32),
+        ("identities", ctypes.c_uint32 * 8),
+        ("exit_code", ctypes.c_int32),
+    )
+
+
+_PIDFD_THREAD = os.O_EXCL
+_PIDFD_INFO_PID = 1
+#: _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
+PIDFD_GET_INFO = 3 << 30 | ctypes.sizeof(_PidfdInfo) << 16 | 0xFF << 8 | 11
 
 
 class _CapHeader(ctypes.Structure):
@@ -57,8 +83,8 @@ _prctl = function("prctl", _c.c_int, *[_c.c_ulong] * 4)
 _PR_CAPBSET_DROP = 24
 _capset = syscall("capset", _c.c_void_p, _c.c_void_p)
 _vm_arguments = (_c.c_int, _c.c_void_p, _c.c_ulong, _c.c_void_p, _c.c_ulong, _c.c_ulong)
-_process_vm_readv = syscall("process_vm_readv", *_vm_arguments)
-_process_vm_writev = syscall("process_vm_writev", *_vm_arguments)
+_process_vm_readv = function("process_vm_readv", *_vm_arguments)
+_process_vm_writev = function("process_vm_writev", *_vm_arguments)
 
 
 def pidfd_open(pid: int) -> int:
@@ -91,30 +117,56 @@ def pidfd_is_dead(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def process_vm_readv(pid: int, address: int, size: int) -> bytes:
-    """`size` bytes of process `pid`'s memory at `address` (process_vm_readv(2)).
+def process_vm_readv(pid: int, address: int, into: bytearray | memoryview) -> None:
+    """Fill `into` with process `pid`'s memory at `address` (process_vm_readv(2)).
 
     Raises OSError(EFAULT) if any of it is not mapped: a short transfer is an error here.
     """
-    buffer = ctypes.create_string_buffer(size)
-    local = _Iovec(ctypes.addressof(buffer), size)
+    size = len(into)
+    local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(into)), size)
     remote = _Iovec(address, size)
-    done = check(_process_vm_readv(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0), "process_vm_readv")
+    done = check(_process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0), "process_vm_readv")
     if done != size:
         raise OSError(errno.EFAULT, f"process_vm_readv: {done} of {size} bytes")
-    return buffer.raw
 
 
-def process_vm_writev(pid: int, address: int, data: bytes) -> None:
+def process_vm_writev(pid: int, address: int, data: bytes | bytearray | memoryview) -> None:
     """Put `data` into process `pid`'s memory at `address` (process_vm_writev(2)); EFAULT unless all of it fits."""
-    buffer = ctypes.create_string_buffer(data, len(data))
-    local = _Iovec(ctypes.addressof(buffer), len(data))
-    remote = _Iovec(address, len(data))
-    done = check(
-        _process_vm_writev(pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0), "process_vm_writev"
-    )
-    if done != len(data):
-        raise OSError(errno.EFAULT, f"process_vm_writev: {done} of {len(data)} bytes")
+    size = len(data)
+    if isinstance(data, bytes) or (isinstance(data, memoryview) and data.readonly):
+        data = bytearray(data)
+    local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(data)), size)
+    remote = _Iovec(address, size)
+    done = check(_process_vm_writev(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0), "process_vm_writev")
+    if done != size:
+        raise OSError(errno.EFAULT, f"process_vm_writev: {done} of {size} bytes")
+
+
+def thread_group_of(tid: int) -> int:
+    """The process that thread `tid` belongs to; 0 if it can't be told.
+
+    By pidfd (ioctl_pidfd(2), PIDFD_GET_INFO, Linux 6.13), for which nothing but a number is needed. Before that only a
+    process's main thread can be told, whose number is the process's.
+    """
+    try:
+        pidfd = os.pidfd_open(tid, _PIDFD_THREAD)
+    except OSError:
+        return tid if _is_main_thread(tid) else 0
+    try:
+        asked = bytes(_PidfdInfo(mask=_PIDFD_INFO_PID))
+        return int(_PidfdInfo.from_buffer_copy(fcntl.ioctl(pidfd, PIDFD_GET_INFO, asked)).tgid)
+    except OSError:
+        return tid if _is_main_thread(tid) else 0
+    finally:
+        os.close(pidfd)
+
+
+def _is_main_thread(tid: int) -> bool:
+    try:
+        os.close(os.pidfd_open(tid))
+    except OSError:
+        return False
+    return True
 
 
 def drop_capabilities(keep: Iterable[int] = ()) -> None:

@@ -30,10 +30,11 @@ def deny(number: int) -> int:
 
 @dataclass(frozen=True)
 class ArgumentRule:
-    """`then` where argument `index`, masked with `mask`, equals `value` (low 32 bits of both), else `otherwise`."""
+    """`then` where argument `index`, masked with `mask`, equals `value` or one of several (low 32 bits of all), else
+    `otherwise`."""
 
     index: int
-    value: int
+    value: int | tuple[int, ...]
     then: int
     otherwise: int
     mask: int = 0xFFFFFFFF
@@ -68,13 +69,14 @@ def compile_filter(rules: Mapping[str, int | ArgumentRule], default: int) -> byt
         if isinstance(rule, int):
             program += [emit(_JUMP_EQUAL, 0, 1, number), emit(_RETURN, 0, 0, rule)]
         else:
+            values = rule.value if isinstance(rule.value, tuple) else (rule.value,)
             program += [
-                emit(_JUMP_EQUAL, 0, 5, number),
+                emit(_JUMP_EQUAL, 0, 4 + len(values), number),
                 emit(_LOAD, 0, 0, _ARGUMENTS + 8 * rule.index),
                 emit(_AND, 0, 0, rule.mask),
-                emit(_JUMP_EQUAL, 0, 1, rule.value),
-                emit(_RETURN, 0, 0, rule.then),
+                *(emit(_JUMP_EQUAL, len(values) - at, 0, value) for at, value in enumerate(values)),
                 emit(_RETURN, 0, 0, rule.otherwise),
+                emit(_RETURN, 0, 0, rule.then),
             ]
     program.append(emit(_RETURN, 0, 0, default))
     return b"".join(program)

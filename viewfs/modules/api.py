@@ -308,6 +308,10 @@ class Module:
     mount_point: ClassVar[str | None] = None
     #: The module is made of a source (an image, an archive) rather than of nothing.
     takes_source: ClassVar[bool] = False
+    #: The option that names the source where none is given otherwise; a module that takes none may have one so.
+    source_option: ClassVar[str | None] = None
+    #: The source is opened for writing too, if that is allowed (see `sources.FileSource.writable`).
+    writes_source: ClassVar[bool] = False
     #: The module goes on reading the view after `open`. Without it its server is sealed off: no path can be opened.
     uses_view: ClassVar[bool] = False
     #: The module may open network connections.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,18 @@ from typing import Any, Generic, TypeVar
 
 from viewfs.errors import UsageError
 
-__all__ = ["Option", "choice", "flag", "integer", "parse_options", "permissions", "size", "split_options", "text"]
+__all__ = [
+    "Option",
+    "choice",
+    "decimal",
+    "flag",
+    "integer",
+    "parse_options",
+    "permissions",
+    "size",
+    "split_options",
+    "text",
+]
 
 T = TypeVar("T")
 
@@ -62,6 +74,21 @@ def integer(name: str, default: int, help: str, *, minimum: int = 0, maximum: in
         return number
 
     return Option(name, parse, default, help, "N")
+
+
+def decimal(name: str, default: float, help: str) -> Option[float]:
+    """An option that takes a number, which may have a sign and a fraction."""
+
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError("a number such as 2, -1.5 or 0.001")
+        return number
+
+    return Option(name, parse, default, help, "NUMBER", show=lambda number: f"{number:g}")
 
 
 def permissions(name: str, default: int, help: str) -> Option[int]:

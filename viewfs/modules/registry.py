@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError
@@ -20,12 +20,24 @@ ENTRY_POINT_GROUP = "viewfs.modules"
 #: Name → where its class is, imported when it is asked for.
 BUILT_IN = {
     "bind": "viewfs.modules.kernel:Bind",
+    "clock": "viewfs.modules.devices.clock:Clock",
+    "crypto": "viewfs.modules.devices.crypto.module:Crypto",
     "ext": "viewfs.modules.ext.module:Ext",
+    "full": "viewfs.modules.devices.constant:Full",
     "hello": "viewfs.modules.hello:Hello",
+    "null": "viewfs.modules.devices.constant:Null",
+    "partitions": "viewfs.modules.devices.partitions:Partitions",
+    "pipe": "viewfs.modules.devices.pipe:Pipe",
+    "ramdisk": "viewfs.modules.devices.ramdisk:Ramdisk",
+    "random": "viewfs.modules.devices.random:Random",
     "squashfs": "viewfs.modules.squashfs.module:Squashfs",
     "tmp": "viewfs.modules.kernel:Temporary",
     "unreal": "viewfs.modules.kernel:Unreal",
+    "useless": "viewfs.modules.devices.useless:Useless",
+    "zero": "viewfs.modules.devices.constant:Zero",
 }
+#: Those of them that know a source by its content. (Importing all the others to find that out would take long.)
+KNOW_CONTENT = ("ext", "squashfs")
 
 
 @dataclass(frozen=True)
@@ -65,8 +77,12 @@ def find_module(name: str) -> Found:
 
 def available() -> Iterator[Found]:
     """Every module that can be named: built-in ones first, then installed ones; those that don't load are left out."""
-    names = list(BUILT_IN)
-    names += sorted({entry_point.name for entry_point in _entry_points()} - set(names))
+    return _all(BUILT_IN)
+
+
+def _all(built_in: Iterable[str]) -> Iterator[Found]:
+    names = list(built_in)
+    names += sorted({entry_point.name for entry_point in _entry_points()} - set(BUILT_IN))
     for name in names:
         try:
             yield find_module(name)
@@ -75,8 +91,8 @@ def available() -> Iterator[Found]:
 
 
 def source_takers() -> list[Found]:
-    """The modules that are made of a source, imported."""
-    return [found for found in available() if found.module.takes_source]
+    """The modules that know a source by its content, imported: built-in ones, and of others what takes one."""
+    return [found for found in _all(KNOW_CONTENT) if found.module.takes_source]
 
 
 def probe(source: Source, source_name: str, takers: list[Found]) -> Found:

@@ -14,6 +14,9 @@ from viewfs.modules.damage import missing
 __all__ = ["FileSource", "Section", "joined", "open_source"]
 
 
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EISDIR)
+
+
 class FileSource:
     """An open file, read with pread(2) rather than mapped.
 
@@ -21,9 +24,10 @@ class FileSource:
     would be SIGBUS for the whole server.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int, *, writable: bool = False) -> None:
         self.fd = fd
         self._size = size
+        self.writable = writable
 
     @property
     def size(self) -> int:
@@ -40,6 +44,14 @@ class FileSource:
                 break
             parts.append(more)
         return b"".join(parts)
+
+    def pwrite(self, data: Buffer, offset: int) -> int:
+        """Write at `offset`; how many bytes were taken. Raises OSError, EBADF where it is not `writable`."""
+        return os.pwrite(self.fd, data, offset)
+
+    def sync(self) -> None:
+        """fdatasync(2)."""
+        os.fdatasync(self.fd)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -91,14 +103,25 @@ def joined(pieces: Iterable[Buffer | FileRange]) -> bytes:
     )
 
 
-def open_source(path: str) -> FileSource:
-    """The file or block device at `path`, for reading.
+def open_source(path: str, *, writing: bool = False) -> FileSource:
+    """The file or block device at `path`, for reading, and for `writing` too where that is allowed.
 
     Raises `ViewfsError` that says why it can't be a source.
     """
+    # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it.
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    writable = False
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        # As access(2) sees it: this process's privilege would open a file of one's own though it has no w.
+        if writing and os.access(path, os.W_OK):
+            try:
+                fd = os.open(path, os.O_RDWR | flags)
+                writable = True
+            except OSError as error:
+                if error.errno not in _NOT_WRITABLE:
+                    raise
+        if not writable:
+            fd = os.open(path, os.O_RDONLY | flags)
     except OSError as error:
         raise explain_os_error("cannot open the source", error) from error
     try:
@@ -108,7 +131,7 @@ def open_source(path: str) -> FileSource:
         if kind not in (stat.S_IFREG, stat.S_IFBLK):
             raise UsageError(f"{path} is neither a file nor a block device")
         os.set_blocking(fd, True)
-        return FileSource(fd, os.lseek(fd, 0, os.SEEK_END))
+        return FileSource(fd, os.lseek(fd, 0, os.SEEK_END), writable=writable)
     except ViewfsError:
         os.close(fd)
         raise

@@ -26,7 +26,7 @@ from viewfs.linux.mount import (
     pivot_root,
     umount2,
 )
-from viewfs.linux.process import drop_capabilities, no_new_privileges
+from viewfs.linux.process import CAP_SYS_PTRACE, PIDFD_GET_INFO, drop_capabilities, no_new_privileges
 from viewfs.linux.seccomp import ALLOW, ArgumentRule, compile_filter, deny, install_filter
 
 __all__ = ["Confinement", "confine", "confine_reader", "sealed_rules", "view_rules"]
@@ -39,13 +39,12 @@ _FIONBIO = 0x5421
 
 #: What Python, its threads and an event loop need to serve descriptors that are open already.
 _SERVING = """
-    read write readv writev splice pread64 pwrite64 preadv close fstat newfstatat lseek mmap munmap mprotect mremap
-    madvise brk futex rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack clock_gettime clock_nanosleep nanosleep
-    gettimeofday time getpid gettid getppid getuid geteuid getgid getegid exit exit_group epoll_create1 epoll_ctl
-    epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 poll ppoll select pselect6 dup fcntl restart_syscall
-    sched_yield sched_getaffinity getrandom rseq set_robust_list membarrier recvfrom recvmsg sendmsg sendto
-    getsockopt setsockopt uname
-    getrusage times timerfd_create timerfd_settime arch_prctl set_tid_address
+    read write readv writev splice pread64 pwrite64 preadv fsync fdatasync close fstat newfstatat lseek mmap munmap
+    mprotect mremap madvise brk futex rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack clock_gettime
+    clock_nanosleep nanosleep gettimeofday time getpid gettid getppid getuid geteuid getgid getegid exit exit_group
+    epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 poll ppoll select pselect6 dup fcntl
+    restart_syscall sched_yield sched_getaffinity getrandom rseq set_robust_list membarrier recvfrom recvmsg sendmsg
+    sendto getsockopt setsockopt uname getrusage times timerfd_create timerfd_settime arch_prctl set_tid_address
 """.split()
 
 #: What no file system needs, and a program that was taken over would like to have.
@@ -57,6 +56,10 @@ _NEVER = """
     quotactl_fd settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname syslog pidfd_getfd
     kcmp personality
 """.split()
+
+
+#: How a device follows the pointers that its callers give it.
+_CALLER_MEMORY = ("process_vm_readv", "process_vm_writev")
 
 
 class Confinement(Enum):
@@ -73,20 +76,33 @@ class Confinement(Enum):
         return cls.VIEW if uses_view else cls.SEALED
 
 
-def sealed_rules() -> tuple[dict[str, int | ArgumentRule], int]:
-    """Rules and default for a sealed server. A filter can't see clone3's flags: ENOSYS makes libc use clone."""
+def sealed_rules(
+    *, names_callers: bool = False, uses_caller_memory: bool = False
+) -> tuple[dict[str, int | ArgumentRule], int]:
+    """Rules and default for a sealed server. A filter can't see clone3's flags: ENOSYS makes libc use clone.
+
+    `names_callers`: it may ask which process a thread belongs to; `uses_caller_memory`: and reach into its memory.
+    """
     rules: dict[str, int | ArgumentRule] = dict.fromkeys(_SERVING, ALLOW)
     rules["clone"] = ArgumentRule(0, _CLONE_THREAD, ALLOW, deny(errno.EPERM), mask=_CLONE_THREAD)
     rules["clone3"] = deny(errno.ENOSYS)
-    rules["ioctl"] = ArgumentRule(1, _FIONBIO, ALLOW, deny(errno.EPERM))
+    ioctls = (_FIONBIO, PIDFD_GET_INFO) if names_callers else (_FIONBIO,)
+    rules["ioctl"] = ArgumentRule(1, ioctls, ALLOW, deny(errno.EPERM))
+    if names_callers:
+        rules["pidfd_open"] = ALLOW
+    if uses_caller_memory:
+        rules |= dict.fromkeys(_CALLER_MEMORY, ALLOW)
     rules["tgkill"] = ArgumentRule(0, os.getpid(), ALLOW, deny(errno.EPERM))
     rules["socketpair"] = ArgumentRule(0, _AF_UNIX, ALLOW, deny(errno.EPERM))
     return rules, deny(errno.EPERM)
 
 
-def view_rules(*, network: bool) -> tuple[dict[str, int | ArgumentRule], int]:
+def view_rules(*, network: bool, uses_caller_memory: bool = False) -> tuple[dict[str, int | ArgumentRule], int]:
     """Rules and default for a server that goes on using the view, the network, or both."""
     rules: dict[str, int | ArgumentRule] = dict.fromkeys(_NEVER, deny(errno.EPERM))
+    if uses_caller_memory:
+        for name in _CALLER_MEMORY:
+            del rules[name]
     rules["clone"] = ArgumentRule(0, 0, ALLOW, deny(errno.EPERM), mask=_CLONE_NEWUSER)
     rules["clone3"] = deny(errno.ENOSYS)
     if not network:
@@ -102,15 +118,24 @@ def confine_reader() -> None:
     install_filter(compile_filter(*sealed_rules()))
 
 
-def confine(confinement: Confinement) -> None:
-    """Shut this process in. It must be single-threaded, in a mount namespace of its own, with CAP_SYS_ADMIN there."""
+def confine(confinement: Confinement, *, is_device: bool = False, uses_caller_memory: bool = False) -> None:
+    """Shut this process in. It must be single-threaded, in a mount namespace of its own, with CAP_SYS_ADMIN there.
+
+    The server of a device may learn which process calls it. With `uses_caller_memory` it keeps CAP_SYS_PTRACE in the
+    session's user namespace, without which programs that keep privileges, or an administrator's choice (Yama's
+    ptrace_scope), would put their memory out of its reach.
+    """
     sealed = confinement is Confinement.SEALED
     if sealed:
         _empty_root()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    drop_capabilities()
+    drop_capabilities({CAP_SYS_PTRACE} if uses_caller_memory else ())
     no_new_privileges()
-    rules, default = sealed_rules() if sealed else view_rules(network=confinement is Confinement.NETWORK)
+    if sealed:
+        rules, default = sealed_rules(names_callers=is_device, uses_caller_memory=uses_caller_memory)
+    else:
+        network = confinement is Confinement.NETWORK
+        rules, default = view_rules(network=network, uses_caller_memory=uses_caller_memory)
     install_filter(compile_filter(rules, default))
 
 

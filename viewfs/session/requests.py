@@ -102,7 +102,14 @@ class Connection:
         }, []
 
     async def _mount(self, request: Message, _fds: list[int]) -> Result:
-        for name, default in (("type", None), ("source", ""), ("path", None), ("options", {}), ("operation", "mount")):
+        for name, default in (
+            ("type", None),
+            ("source", ""),
+            ("path", None),
+            ("options", {}),
+            ("cwd", "/"),
+            ("operation", "mount"),
+        ):
             request.setdefault(name, default)
         mount = await self._view.mount(request, self._supervisor.nursery)
         return {"epoch": mount.made_in, "path": mount.path, "type": mount.type}, []
@@ -147,6 +154,7 @@ class Connection:
                 {
                     "module": mount.type,
                     "path": mount.path,
+                    "also": list(mount.also),
                     "source": mount.source,
                     "epoch": mount.made_in,
                     "state": self._state_of(mount, served.server is not None and not running),

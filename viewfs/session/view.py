@@ -7,9 +7,10 @@ the agent has attached a mount, giving up means closing descriptors.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -44,6 +45,8 @@ class ServedMount:
     #: A duplicate of the server's descriptor: its death then does not end the connection before we say so.
     fuse_fd: int | None = None
     counters: Counters | None = None
+    #: Devices are there as long as this is open.
+    control_fd: int | None = None
     #: What another server needs to go on where this one died, if its file system has no state: the source, open, and
     #: the request that it was mounted with.
     source_fd: int | None = None
@@ -57,7 +60,14 @@ class ServedMount:
         self.resumed_at = [time for time in self.resumed_at if now - time < _RESUME_SECONDS]
         return self.source_fd is not None and self.fuse_fd is not None and len(self.resumed_at) < _RESUME_TIMES
 
+    def withdraw(self) -> None:
+        """Take devices away, for those too who have them open. Other mounts have nothing of that kind."""
+        if self.control_fd is not None:
+            os.close(self.control_fd)
+            self.control_fd = None
+
     def release(self) -> None:
+        self.withdraw()
         for fd in (self.fuse_fd, self.source_fd):
             if fd is not None:
                 os.close(fd)
@@ -67,29 +77,24 @@ class ServedMount:
 class _Descriptors:
     """Descriptors that came with a message: closed at the end of the block, but for those handed over by `take`."""
 
-    def __init__(self, fds: list[int]) -> None:
-        self._fds: list[int | None] = list(fds)
+    def __init__(self, fds: list[int], names: Sequence[str] | None = None) -> None:
+        self._fds: dict[str | int, int] = dict(zip(range(len(fds)) if names is None else names, fds, strict=True))
 
-    def __getitem__(self, index: int) -> int:
-        fd = self._fds[index]
-        assert fd is not None
-        return fd
+    def __getitem__(self, key: str | int) -> int:
+        return self._fds[key]
 
-    def take(self, index: int) -> int:
-        fd = self[index]
-        self._fds[index] = None
-        return fd
+    def take(self, key: str | int) -> int:
+        return self._fds.pop(key)
 
-    def __len__(self) -> int:
-        return len(self._fds)
+    def __contains__(self, key: str | int) -> bool:
+        return key in self._fds
 
     def __enter__(self) -> _Descriptors:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for fd in self._fds:
-            if fd is not None:
-                os.close(fd)
+        for fd in self._fds.values():
+            os.close(fd)
 
 
 class View:
@@ -141,7 +146,7 @@ class View:
         """Mount as `request` says; `nursery` will watch the server. Raises `ViewfsError`, nothing having changed."""
         async with self._changing, self.agent.worker("mount", request) as worker:
             report, fds = await worker.answer(f"cannot mount {request['source'] or request['type']}")
-            with _Descriptors(fds) as opened:
+            with _Descriptors(fds, report["descriptors"]) as opened:
                 return await self._place(request, worker, report, opened, nursery)
 
     async def _place(
@@ -152,53 +157,76 @@ class View:
         opened: _Descriptors,
         nursery: trio.Nursery,
     ) -> Mount:
-        """Let the placer make the mount point, attach, record.
-
-        `opened` has the snapshot, then a kernel mount, or else counters and perhaps the source.
-        """
+        """Let the placer make the mount points, attach, record."""
         kernel = report["confinement"] == "kernel"
         doing = f"cannot mount on {report['path']}"
-        wanted = {name: report.get(name) for name in ("path", "type", "directory", "root_mode", "writable")}
+        wanted = {name: report.get(name) for name in ("path", "type", "directory", "root_mode", "writable", "names")}
         served = ServedMount(report["confinement"])
         try:
             with trio.fail_after(_PLACE_SECONDS):
                 async with self.agent.worker("place", wanted | {"source": report["source"]}) as placer:
                     placed, fds = await placer.answer(doing)
-                    # From here on there is no giving up: what is attached gets recorded.
-                    with trio.CancelScope(shield=True), _Descriptors(fds) as place:
-                        await self.agent.call("attach", [opened[1] if kernel else place[2], place[0]])
-                        if not kernel:
-                            await worker.channel.send({"serve": True}, [place[1]])
-                            served.server, served.fuse_fd = worker.child, place.take(1)
-                            served.counters = Counters(opened.take(1))
-                            if len(opened) > 2:
-                                served.source_fd = opened.take(2)
-                        await placer.channel.send({"attached": True})
-                        attached, _none = await placer.answer(doing)
+                    plans = [MountPointPlan.from_json(plan) for plan in placed["plans"]]
+                    with _Descriptors(fds) as made, contextlib.ExitStack() as stack:
+                        count = len(plans)
+                        if kernel:
+                            trees = [opened["tree"]]
+                        elif report.get("names") is None:
+                            trees = [made[count + 1]]
+                        else:
+                            # What is to be attached are files of the mount, and looking at them takes its server.
+                            await self._let_serve(worker, served, made.take(count), opened)
+                            await placer.channel.send({"served": True})
+                            _ok, trees = await placer.answer(doing)
+                            stack.enter_context(_Descriptors(trees))
+                        # From here on there is no giving up: what is attached gets recorded.
+                        with trio.CancelScope(shield=True):
+                            for number, tree in enumerate(trees):
+                                await self.agent.call("attach", [tree, made[number]])
+                            if not kernel and served.server is None:
+                                await self._let_serve(worker, served, made.take(count), opened)
+                            await placer.channel.send({"attached": True})
+                            attached, _none = await placer.answer(doing)
         except trio.TooSlowError:
+            served.release()
             raise ViewfsError(
                 f"{doing}: no answer after {_PLACE_SECONDS} seconds", remedy="does a file system on the way there hang?"
             ) from None
+        except BaseException:
+            served.release()
+            raise
         if report["type"] not in _SHOWS_OTHERS:
             served.device = attached["device"]
-        plan = MountPointPlan.from_json(placed["plan"])
-        self._snapshots[self.epochs.current] = opened.take(0)
+        self._snapshots[self.epochs.current] = opened.take("snapshot")
         mount = self.epochs.mount(
-            plan.path,
+            plans[0].path,
             report["type"],
             report["source"],
             made_from=self._mount_on_device(report["device"]),
             uses_view=report["uses_view"],
+            also=tuple(plan.path for plan in plans[1:]),
             time_ns=time.time_ns(),
             operation=request["operation"],
         )
         served.request = request | {"type": report["type"], "path": report["path"]}
         self.served[mount.made_in] = served
-        self._scaffold.add(mount.made_in, plan)
+        for plan in plans:
+            self._scaffold.add(mount.made_in, plan)
         self._free()
         if served.server is not None:
             nursery.start_soon(self._watch_server, mount, served, served.server)
         return mount
+
+    async def _let_serve(self, worker: WorkerProcess, served: ServedMount, fuse_fd: int, opened: _Descriptors) -> None:
+        """Give the server its /dev/fuse descriptor, and keep what is ours of it."""
+        served.fuse_fd = fuse_fd
+        await worker.channel.send({"serve": True}, [fuse_fd])
+        served.server = worker.child
+        served.counters = Counters(opened.take("counters"))
+        if "source" in opened:
+            served.source_fd = opened.take("source")
+        if "control" in opened:
+            served.control_fd = opened.take("control")
 
     def _mount_on_device(self, number: int | None) -> Epoch | None:
         if number is None:
@@ -223,9 +251,10 @@ class View:
                     remedy=f"`viewfs umount {inside[0].path}` first",
                 )
             # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for.
-            lazy = lazy or mount.type in _SHOWS_OTHERS
+            # And a device can be unplugged while programs have it open.
+            lazy = lazy or mount.type in _SHOWS_OTHERS or self.served[mount.made_in].control_fd is not None
             with trio.CancelScope(shield=True):
-                async with self.agent.worker("unmount", {"path": mount.path, "lazy": lazy}) as worker:
+                async with self.agent.worker("unmount", {"paths": mount.paths, "lazy": lazy}) as worker:
                     _report, (snapshot,) = await worker.answer(f"cannot unmount {mount.path}")
                 self._snapshots[self.epochs.current] = snapshot
                 epoch = self.epochs.remove(mount, time_ns=time.time_ns(), operation=operation)
@@ -242,6 +271,10 @@ class View:
 
     def _free(self) -> None:
         """Let go of the epochs in which something no longer works; the kernel then ends what nobody holds."""
+        alive = self.epochs.alive()
+        for epoch, served in self.served.items():
+            if epoch not in alive:
+                served.withdraw()
         if self._keep_history:
             return
         enterable = set(self.epochs.enterable())

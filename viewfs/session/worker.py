@@ -23,20 +23,23 @@ import stat
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 from viewfs.errors import DamagedSourceError, UsageError, ViewfsError, explain_os_error
-from viewfs.linux.mount import UmountFlags, umount2
+from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
 from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 from viewfs.linux.process import set_name
 from viewfs.modules import registry
 from viewfs.modules.api import Answer, FileSystem, Identities, Module, Mounting, WritableFileSystem
+from viewfs.modules.device import DeviceModule
 from viewfs.modules.kernel import KernelModule
 from viewfs.modules.options import parse_options
 from viewfs.modules.sources import FileSource, open_source
 from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
 from viewfs.mounts.fuse.counters import Counters
+from viewfs.mounts.fuse.device_host import serve_devices
 from viewfs.mounts.fuse.host import serve
 from viewfs.mounts.fuse.protocol import Notify, encode_notification
 from viewfs.mounts.skeleton import MountPointPlan, make_mount_point, plan_mount_point, remove_mount_point
@@ -49,6 +52,9 @@ from viewfs.session.inspection import find_by_content
 __all__ = ["WORKERS", "run_worker"]
 
 log = logging.getLogger("viewfs.worker")
+
+#: Of several devices, the one that is at the place itself.
+MAIN_DEVICE = ".main"
 
 T = TypeVar("T")
 Worker = Callable[[Channel, dict[str, Any], list[int]], None]
@@ -107,21 +113,34 @@ def _mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         if module.takes_path:
             opened["device"] = _device_of(request["source"])
         tree = module.mount(mounting)
-        is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
-        channel.send({"ok": opened | {"confinement": "kernel", "directory": is_directory}}, [snapshot, tree])
+        opened["directory"] = stat.S_ISDIR(os.fstat(tree).st_mode)
+        _report(channel, opened | {"confinement": "kernel"}, {"snapshot": snapshot, "tree": tree})
         return
     counters = Counters.create()
-    file_system, report = _open_confined(module, mounting)
-    # A server of this kind has no state but its source: another can take over where it died. (It must be in memory
-    # already, for reading it from the view could mean waiting for the dead one.)
-    resumable = file_system.immutable and source is not None and found.built_in
-    fds = [snapshot, counters.fd, *([source.fd] if resumable and source is not None else [])]
-    channel.send({"ok": opened | report}, fds)
-    os.close(snapshot)
+    descriptors = {"snapshot": snapshot, "counters": counters.fd}
+    if isinstance(module, DeviceModule):
+        # Whoever has the other end takes the devices away by closing it.
+        control, descriptors["control"] = os.pipe2(os.O_CLOEXEC)
+        serving, report = _open_devices(module, mounting, control)
+    else:
+        file_system, report = _open_confined(module, mounting)
+        serving = partial(serve, file_system)
+        # A server of this kind has no state but its source: another can take over where it died. (It must be in memory
+        # already, for reading it from the view could mean waiting for the dead one.)
+        if file_system.immutable and source is not None and found.built_in:
+            descriptors["source"] = source.fd
+    _report(channel, opened | report, descriptors)
+    for name in {"snapshot", "control"} & set(descriptors):
+        os.close(descriptors[name])
     received = channel.receive()
     if received is not None:  # else the mount was given up
         channel.close()
-        serve(file_system, received[1][0], counters)
+        serving(received[1][0], counters)
+
+
+def _report(channel: Channel, report: dict[str, Any], descriptors: dict[str, int]) -> None:
+    """Tell the supervisor what was found, and give it `descriptors`, by name."""
+    channel.send({"ok": report | {"descriptors": list(descriptors)}}, list(descriptors.values()))
 
 
 def _resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
@@ -151,15 +170,23 @@ def _mounting(module: Module, request: dict[str, Any], source: FileSource | None
     )
 
 
-def _open_confined(module: Module, mounting: Mounting) -> tuple[FileSystem, dict[str, Any]]:
-    """Shut this process in, and only then let the module look at its source: the file system, and what to report."""
+def _shut_in(module: Module) -> Confinement:
+    """Shut this process in, as `module` allows."""
     confinement = Confinement.of(uses_view=module.uses_view, uses_network=module.uses_network)
     set_name(f"viewfs-{module.name}")
     import trio  # noqa: F401  # while it can be read; as a rule it is in memory already, for the agent has it
 
     if confinement is Confinement.SEALED:
         unshare(CloneFlags.NEWNS)  # the snapshot stays as it is; what is emptied is a copy of it
-    confine(confinement)
+    is_device = isinstance(module, DeviceModule)
+    uses_caller_memory = isinstance(module, DeviceModule) and module.uses_caller_memory
+    confine(confinement, is_device=is_device, uses_caller_memory=uses_caller_memory)
+    return confinement
+
+
+def _open_confined(module: Module, mounting: Mounting) -> tuple[FileSystem, dict[str, Any]]:
+    """Shut this process in, and only then let the module look at its source: the file system, and what to report."""
+    confinement = _shut_in(module)
     try:
         file_system = module.open(mounting)
         root_mode = _answer_now(file_system.getattr(file_system.root)).mode
@@ -170,6 +197,33 @@ def _open_confined(module: Module, mounting: Mounting) -> tuple[FileSystem, dict
         "directory": stat.S_ISDIR(root_mode),
         "root_mode": root_mode,
         "writable": isinstance(file_system, WritableFileSystem),
+    }
+
+
+def _open_devices(
+    module: DeviceModule, mounting: Mounting, control: int
+) -> tuple[Callable[[int, Counters], None], dict[str, Any]]:
+    """Shut this process in, and only then let the module make its devices: what serves them, and what to report.
+
+    One device is a mount of its own. Several are files of one mount that is attached nowhere; their mount points show
+    one each. They are called as what is appended to the place, the one at the place itself “.main”.
+    """
+    confinement = _shut_in(module)
+    try:
+        devices = module.devices(mounting)
+    except OSError as error:
+        raise DamagedSourceError(f"cannot read {mounting.source_name}: {error.strerror or error}") from error
+    if not devices or any("/" in name or name.startswith(".") for name in devices):
+        raise ViewfsError(f"module {module.name} has no devices, or no good names for them: {', '.join(devices)}")
+    if list(devices) != [""]:
+        devices = {name or MAIN_DEVICE: device for name, device in devices.items()}
+    serving = partial(serve_devices, devices, control=control, has_memory=module.uses_caller_memory)
+    return serving, {
+        "confinement": "+".join([confinement.value, *(["caller memory"] if module.uses_caller_memory else [])]),
+        "directory": False,
+        "root_mode": stat.S_IFREG if "" in devices else stat.S_IFDIR,
+        "writable": True,
+        "names": list(devices),
     }
 
 
@@ -194,13 +248,18 @@ def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:
     if name is None and os.path.isdir(path):
         name = "bind"
     found = None if name is None else registry.find_module(name)
+    by_option = None
+    if found is not None and found.module.source_option is not None:
+        by_option = request["options"].get(found.module.source_option)
+        if by_option:
+            path = request["source"] = os.path.join(request["cwd"], by_option)
     takes_path = found is not None and issubclass(found.module, KernelModule) and found.module.takes_path
     takes_source = found is None or found.module.takes_source
     if not path and (takes_path or takes_source):
         raise UsageError(f"module {name} needs a source", remedy=f"viewfs mount -t {name} SOURCE DIRECTORY")
-    if found is not None and not found.module.takes_source:
+    if found is not None and not found.module.takes_source and not by_option:
         return found, None
-    source = open_source(path)
+    source = open_source(path, writing=found is not None and found.module.writes_source)
     try:
         return found or find_by_content(source, path), source
     except ViewfsError:
@@ -225,44 +284,80 @@ def _mount_table() -> list[MountEntry]:
 
 
 def _place(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
-    """Make the mount point, and where a `root_mode` is given a FUSE mount to attach to it."""
-    is_directory: bool = request["directory"]
-    plan = plan_mount_point(request["path"], _mount_table())
+    """Make the mount points, and where a `root_mode` is given a FUSE mount to attach to them.
+
+    `names`: each of these files of the mount is to be at a place of its own, so that there are as many mount points.
+    One called "" is the root of the mount.
+    """
+    names: list[str] | None = request["names"]
+    suffixes = ["" if name == MAIN_DEVICE else name for name in names or [""]]
     live = open_namespace("mnt")
-    make_mount_point(plan, is_directory=is_directory, live_namespace=live)
+    plans: list[MountPointPlan] = []
     attached = False
     try:
-        place = os.open(plan.path, os.O_PATH | os.O_CLOEXEC)
-        if stat.S_ISDIR(os.fstat(place).st_mode) != is_directory:
-            there, here = ("a directory", "a file") if is_directory else ("a file", "a directory")
-            raise UsageError(
-                f"cannot mount on {plan.path}: it is {here}, and what is mounted is {there}",
-                remedy=f"name {there}, or a path that does not exist yet",
-            )
-        fds = [place]
+        places = []
+        for suffix in suffixes:
+            plan = plan_mount_point(request["path"] + suffix, _mount_table())
+            make_mount_point(plan, is_directory=request["directory"], live_namespace=live)
+            plans.append(plan)
+            places.append(_open_place(plan.path, is_directory=request["directory"]))
+        fds = places.copy()
+        mount_fd = None
         if request["root_mode"] is not None:
-            fuse = open_fuse_device()
-            mount_fd = create_fuse_mount(
-                fuse,
-                root_mode=request["root_mode"],
-                source=request["source"] or request["type"],
-                subtype=f"viewfs.{request['type']}",
-                writable=request["writable"],
-                uid=os.getuid(),
-                gid=os.getgid(),
-            )
+            fuse, mount_fd = _create_mount(request)
             fds += [fuse, mount_fd]
-        channel.send({"ok": {"plan": asdict(plan)}}, fds)
+        channel.send({"ok": {"plans": [asdict(plan) for plan in plans]}}, fds)
         for fd in fds:
-            os.close(fd)
+            if fd != mount_fd:
+                os.close(fd)
         received = channel.receive()
+        if received is not None and names is not None and mount_fd is not None and received[0].get("served"):
+            channel.send({"ok": {}}, _trees_of_files(mount_fd, names))
+            received = channel.receive()
         attached = received is not None and bool(received[0].get("attached"))
         if attached:
-            here_now = [entry for entry in _mount_table() if entry.mount_point == plan.path]
+            here_now = [entry for entry in _mount_table() if entry.mount_point == plans[0].path]
             channel.send({"ok": {"device": here_now[-1].device if here_now else ""}})
     finally:
         if not attached:
-            remove_mount_point(plan)
+            for plan in reversed(plans):
+                remove_mount_point(plan)
+
+
+def _open_place(path: str, *, is_directory: bool) -> int:
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    if stat.S_ISDIR(os.fstat(place).st_mode) != is_directory:
+        there, here = ("a directory", "a file") if is_directory else ("a file", "a directory")
+        raise UsageError(
+            f"cannot mount on {path}: it is {here}, and what is mounted is {there}",
+            remedy=f"name {there}, or a path that does not exist yet",
+        )
+    return place
+
+
+def _create_mount(request: dict[str, Any]) -> tuple[int, int]:
+    fuse = open_fuse_device()
+    return fuse, create_fuse_mount(
+        fuse,
+        root_mode=request["root_mode"],
+        source=request["source"] or request["type"],
+        subtype=f"viewfs.{request['type']}",
+        writable=request["writable"],
+        uid=os.getuid(),
+        gid=os.getgid(),
+    )
+
+
+def _trees_of_files(mount_fd: int, names: list[str]) -> list[int]:
+    """A detached mount of each of these files of a detached mount, whose server must be answering already."""
+    if names == [""]:
+        # Until it has been looked at it is the property of a user that this user namespace does not have, and can't be
+        # written (inode_permission of the kernel).
+        os.fstat(mount_fd)
+        return [mount_fd]
+    unshare(CloneFlags.NEWNS)  # before Linux 6.15 only what is attached somewhere can be cloned
+    move_mount(mount_fd, "", AT_FDCWD, "/", MoveMount.F_EMPTY_PATH)
+    return [open_tree(mount_fd, name, OpenTree.CLONE) for name in names]
 
 
 def _unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
@@ -271,12 +366,13 @@ def _unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None
     snapshot = _take_snapshot()
     setns(live, CloneFlags.NEWNS)
     flags = UmountFlags.NOFOLLOW | (UmountFlags.DETACH if request["lazy"] else UmountFlags.NONE)
-    try:
-        umount2(request["path"], flags)
-    except OSError as error:
-        reason = (error.strerror or "").lower()
-        remedy = "close what has files or its working directory there, or use --lazy"
-        raise ViewfsError(f"cannot unmount {request['path']}: {reason}", remedy=remedy) from error
+    for path in request["paths"]:
+        try:
+            umount2(path, flags)
+        except OSError as error:
+            reason = (error.strerror or "").lower()
+            remedy = "close what has files or its working directory there, or use --lazy"
+            raise ViewfsError(f"cannot unmount {path}: {reason}", remedy=remedy) from error
     channel.send({"ok": {}}, [snapshot])
 
 

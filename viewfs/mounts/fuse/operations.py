@@ -34,6 +34,7 @@ from viewfs.modules.api import (
 )
 from viewfs.mounts.fuse import protocol
 from viewfs.mounts.fuse.ahead import Ahead
+from viewfs.mounts.fuse.dirents import encode_directory
 from viewfs.mounts.fuse.listings import Listing, Listings
 from viewfs.mounts.fuse.protocol import FOREVER, ROOT_NODE, InitFlags, InitRequest, Opcode, OpenFlags, Request, SetAttr
 
@@ -264,7 +265,7 @@ class Operations:
             return body
 
         def fill(entries: Iterable[DirectoryEntry]) -> bytes:
-            body, taken = protocol.encode_directory(entries, size, self._valid, self._root, plus=plus)
+            body, taken = encode_directory(entries, size, self._valid, self._root, plus=plus)
             if plus and self._writable is not None:
                 for entry in taken:
                     if entry.name not in (b".", b".."):
@@ -276,7 +277,7 @@ class Operations:
 
     def _list_plus(self, directory: InodeNumber, start: int, size: int) -> Listing:
         entries = cast(Iterable[DirectoryEntry], self._fs.readdir(directory, start))  # it is concurrent, so it is plain
-        return protocol.encode_directory(entries, size, self._valid, self._root, plus=True)
+        return encode_directory(entries, size, self._valid, self._root, plus=True)
 
     def _statfs(self, _request: Request) -> Answer[Body]:
         def finish(statistics: FileSystemStatistics) -> bytes:

@@ -14,7 +14,7 @@ from enum import IntEnum, IntFlag
 from struct import Struct, error
 from typing import NamedTuple
 
-from viewfs.modules.api import Attributes, DirectoryEntry, FileSystemStatistics
+from viewfs.modules.api import Attributes, FileSystemStatistics
 
 __all__ = [
     "ATTR_OUT",
@@ -23,17 +23,21 @@ __all__ = [
     "ROOT_NODE",
     "InitFlags",
     "InitRequest",
+    "IOCTL_32BIT",
     "Notify",
     "Opcode",
     "OpenFlags",
+    "POLL_SCHEDULE_NOTIFY",
     "Request",
     "SetAttr",
     "decode",
     "encode_attributes",
-    "encode_directory",
     "encode_entry",
     "encode_error",
     "encode_init",
+    "encode_ioctl",
+    "encode_poll",
+    "encode_poll_wakeup",
     "encode_reply_header",
     "encode_statistics",
     "encode_store_header",
@@ -126,6 +130,9 @@ class OpenFlags(IntFlag):
     KEEP_CACHE = 1 << 1
     NONSEEKABLE = 1 << 2
     CACHE_DIR = 1 << 3
+    STREAM = 1 << 4
+    NOFLUSH = 1 << 5
+    PARALLEL_DIRECT_WRITES = 1 << 6
 
 
 class Notify(IntEnum):
@@ -137,6 +144,12 @@ class Notify(IntEnum):
     STORE = 4
     DELETE = 6
     RESEND = 7
+
+
+#: FUSE_POLL_SCHEDULE_NOTIFY: the caller waits, and wants to be told.
+POLL_SCHEDULE_NOTIFY = 1
+#: FUSE_IOCTL_32BIT: the caller is a program of 32 bits on a kernel of 64.
+IOCTL_32BIT = 1 << 3
 
 
 class SetAttr(IntFlag):
@@ -158,21 +171,22 @@ _IN_HEADER = Struct("=IIQQIIIHH")
 HEADER_SIZE = _IN_HEADER.size
 _OUT_HEADER = Struct("=IiQ")
 #: fuse_attr: ino, size, blocks, three times in seconds and in nanoseconds, mode, nlink, uid, gid, rdev, blksize, flags.
-_ATTR = "QQQqqqIIIIIIIIII"
+ATTR = "QQQqqqIIIIIIIIII"
 #: fuse_attr_out: valid, valid nsec, dummy, attr.
-ATTR_OUT = Struct("=QII" + _ATTR)
+ATTR_OUT = Struct("=QII" + ATTR)
 #: fuse_entry_out: nodeid, generation, entry valid, attr valid, both nsec, attr.
-ENTRY_OUT = Struct("=QQQQII" + _ATTR)
-_DIRENT = Struct("=QQII")
-#: fuse_direntplus up to its name: both in one go, for this is packed once an entry.
-_DIRENTPLUS = Struct("=QQQQII" + _ATTR + "QQII")
+ENTRY_OUT = Struct("=QQQQII" + ATTR)
 _OPEN_OUT = Struct("=QII")
 _INIT_OUT = Struct("=IIIIHHIIHHI28x")
 _STATFS_OUT = Struct("=QQQQQIIII24x")
 _SIZE_OUT = Struct("=II")
 #: fuse_notify_store_out: nodeid, offset, size, padding.
 _STORE_OUT = Struct("=QQI4x")
-_PADDING = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 2, b"\0")
+#: fuse_poll_out, and fuse_notify_poll_wakeup_out.
+_POLL_OUT = Struct("=II")
+_POLL_WAKEUP = Struct("=Q")
+#: fuse_ioctl_out: result, flags, in_iovs, out_iovs; the last three are for unrestricted ioctls.
+_IOCTL_OUT = Struct("=iIII")
 
 #: The fixed part of each request's body.
 _BODY = {
@@ -201,6 +215,8 @@ _BODY = {
     Opcode.ACCESS: Struct("=II"),
     Opcode.CREATE: Struct("=IIII"),
     Opcode.INTERRUPT: Struct("=Q"),
+    Opcode.IOCTL: Struct("=QIIQII"),
+    Opcode.POLL: Struct("=QQII"),
     Opcode.BATCH_FORGET: Struct("=II"),
     Opcode.LSEEK: Struct("=QQII"),
     Opcode.INIT: Struct("=IIII"),
@@ -340,53 +356,24 @@ def negative_entry(valid: tuple[int, int]) -> bytes:
     return ENTRY_OUT.pack(0, 0, valid[0], 0, valid[1], 0, *(0,) * 16)
 
 
-def encode_directory(
-    entries: Iterable[DirectoryEntry], size: int, valid: tuple[int, int], root: int, *, plus: bool
-) -> tuple[bytes, list[DirectoryEntry]]:
-    """As many of `entries` as fit into `size` bytes, and which they are; `plus` for READDIRPLUS.
-
-    `root` is the file system's own number for its root, which the protocol calls `ROOT_NODE`.
-    """
-    parts: list[bytes] = []
-    taken: list[DirectoryEntry] = []
-    seconds, nanoseconds = valid
-    layout = _DIRENTPLUS if plus else _DIRENT
-    fixed, pack = layout.size, layout.pack
-    for entry in entries:
-        name, cookie, attributes = entry
-        length = len(name)
-        needed = (fixed + length + 7) & ~7
-        if needed > size:
-            break
-        if plus:
-            # As `_attr`, written out: nothing else is done so often.
-            (ino, mode, length_of_it, nlink, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns, blocks, blksize, shown) = (
-                attributes
-            )
-            mtime, mtime_rest = divmod(mtime_ns, 1_000_000_000)
-            if atime_ns == mtime_ns == ctime_ns:
-                atime, atime_rest, ctime, ctime_rest = mtime, mtime_rest, mtime, mtime_rest
-            else:
-                atime, atime_rest = divmod(atime_ns, 1_000_000_000)
-                ctime, ctime_rest = divmod(ctime_ns, 1_000_000_000)
-            shown = shown or ino
-            head = pack(
-                ROOT_NODE if ino == root else ino, 0, seconds, seconds, nanoseconds, nanoseconds,
-                shown, length_of_it, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
-                mode, nlink, uid, gid, encode_device(rdev) if rdev else 0, blksize, 0,
-                shown, cookie, length, mode >> 12,
-            )  # fmt: skip
-        else:
-            head = pack(attributes.shown_ino or attributes.ino, cookie, length, attributes.mode >> 12)
-        parts += (head, name, _PADDING[length & 7])
-        size -= needed
-        taken.append(entry)
-    return b"".join(parts), taken
-
-
 def encode_open(handle: int, flags: OpenFlags) -> bytes:
     """fuse_open_out."""
     return _OPEN_OUT.pack(handle, flags, 0)
+
+
+def encode_poll(events: int) -> bytes:
+    """fuse_poll_out."""
+    return _POLL_OUT.pack(events, 0)
+
+
+def encode_poll_wakeup(poll_handle: int) -> bytes:
+    """A whole message: whoever polls the open file that the kernel called `poll_handle` shall look again."""
+    return encode_notification(Notify.POLL, _POLL_WAKEUP.pack(poll_handle))
+
+
+def encode_ioctl(result: int, data: bytes) -> bytes:
+    """fuse_ioctl_out, and behind it what is copied to the caller's structure."""
+    return _IOCTL_OUT.pack(result, 0, 0, 0) + data
 
 
 def encode_size(size: int) -> bytes:

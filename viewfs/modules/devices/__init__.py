@@ -1,0 +1,1 @@
+"""Character devices that come with viewfs."""

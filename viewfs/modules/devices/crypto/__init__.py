@@ -1,0 +1,1 @@
+"""/dev/crypto, with the interface of cryptodev-linux."""

@@ -1,0 +1,155 @@
+"""The algorithms of /dev/crypto, made of the library `cryptography`.
+
+A cipher here is a key and a mode; it keeps nothing from one call to the next. What chains one call to the next, the
+initialization vector, is computed from what went through (NIST SP 800-38A: 6.2 CBC, 6.5 CTR and B.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
+from cryptography.hazmat.primitives import hashes, hmac
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+
+from viewfs.modules.api import Buffer
+from viewfs.modules.devices.crypto.layouts import Algorithm
+
+__all__ = ["CIPHERS", "HASHES", "AeadCipher", "BlockCipher", "CipherSpec", "HashSpec", "InvalidTag", "new_hash"]
+
+_AES_KEYS = (16, 24, 32)
+_AES_BLOCK = 16
+
+
+class CipherSpec(NamedTuple):
+    """A cipher: the kernel's name for it, and its sizes in bytes."""
+
+    name: str
+    key_sizes: tuple[int, ...]
+    #: Data comes in multiples of this.
+    block_size: int
+    iv_size: int
+    algorithm: Callable[[bytes], Any] | None
+    mode: Callable[[bytes], Any]
+    #: The initialization vector of the next call, from this call's and the data and number of its blocks.
+    next_iv: Callable[[bytes, Buffer, int], bytes]
+    is_aead: bool = False
+
+
+def _last_block(iv: bytes, ciphertext: Buffer, _length: int) -> bytes:
+    return bytes(ciphertext[-len(iv) :])
+
+
+def _counted_on(iv: bytes, _ciphertext: Buffer, length: int) -> bytes:
+    blocks = -(-length // _AES_BLOCK)
+    return ((int.from_bytes(iv, "big") + blocks) % (1 << 128)).to_bytes(_AES_BLOCK, "big")
+
+
+def _as_it_was(iv: bytes, _ciphertext: Buffer, _length: int) -> bytes:
+    return iv
+
+
+CIPHERS = {
+    Algorithm.AES_CBC: CipherSpec(
+        "cbc(aes)", _AES_KEYS, 16, 16, algorithms.AES, modes.CBC, _last_block
+    ),
+    Algorithm.AES_ECB: CipherSpec(
+        "ecb(aes)", _AES_KEYS, 16, 0, algorithms.AES, lambda _iv: modes.ECB(), _as_it_was
+    ),
+    Algorithm.AES_CTR: CipherSpec(
+        "ctr(aes)", _AES_KEYS, 1, 16, algorithms.AES, modes.CTR, _counted_on
+    ),
+    Algorithm.AES_XTS: CipherSpec(
+        "xts(aes)", (32, 64), 16, 16, algorithms.AES, modes.XTS, _as_it_was
+    ),
+    Algorithm.AES_GCM: CipherSpec(
+        "gcm(aes)", _AES_KEYS, 1, 12, algorithms.AES, modes.GCM, _as_it_was,
+        is_aead=True,
+    ),
+    Algorithm.TRIPLE_DES_CBC: CipherSpec(
+        "cbc(des3_ede)", (24,), 8, 8, TripleDES, modes.CBC, _last_block
+    ),
+    Algorithm.NULL: CipherSpec("ecb(cipher_null)", tuple(range(65)), 1, 0, None, bytes, _as_it_was),
+}  # fmt: skip
+
+
+class BlockCipher:
+    """A cipher with its key. Raises `ValueError` for a key that it can't have."""
+
+    def __init__(self, spec: CipherSpec, key: bytes) -> None:
+        if len(key) not in spec.key_sizes:
+            raise ValueError(f"{spec.name} has no keys of {len(key)} bytes")
+        self.spec = spec
+        self._key = None if spec.algorithm is None else spec.algorithm(key)
+        if self._key is not None:
+            Cipher(self._key, spec.mode(bytes(spec.iv_size))).encryptor()  # it may be refused for more than its length
+
+    def crypt(self, data: Buffer, iv: bytes, room: memoryview, *, decrypt: bool) -> tuple[Buffer, bytes]:
+        """`data` encrypted or decrypted, and the initialization vector with which the next call would go on.
+
+        What comes out is in `room`, which has a block more than `data`.
+        """
+        spec = self.spec
+        if self._key is None:
+            return data, iv
+        cipher = Cipher(self._key, spec.mode(iv))
+        context: CipherContext = cipher.decryptor() if decrypt else cipher.encryptor()
+        out = room[: context.update_into(data, room)]
+        return out, spec.next_iv(iv, data if decrypt else out, len(data))
+
+
+class AeadCipher:
+    """AES-GCM with its key (NIST SP 800-38D)."""
+
+    #: Bytes of a tag that are allowed (crypto_gcm_check_authsize of the kernel, SP 800-38D 5.2.1.2).
+    TAG_SIZES = (4, 8, 12, 13, 14, 15, 16)
+
+    def __init__(self, spec: CipherSpec, key: bytes) -> None:
+        if len(key) not in spec.key_sizes:
+            raise ValueError(f"{spec.name} has no keys of {len(key)} bytes")
+        self.spec = spec
+        self._key = algorithms.AES(key)
+
+    def seal(self, data: Buffer, associated: Buffer, iv: bytes, tag_size: int) -> bytes:
+        """`data` encrypted, with the tag behind it."""
+        encryptor = Cipher(self._key, modes.GCM(iv)).encryptor()
+        encryptor.authenticate_additional_data(associated)
+        sealed = encryptor.update(data) + encryptor.finalize()
+        return sealed + encryptor.tag[:tag_size]
+
+    def open(self, sealed: Buffer, associated: Buffer, iv: bytes, tag_size: int) -> bytes:
+        """What `seal` was given. Raises `InvalidTag`."""
+        tag = bytes(sealed[len(sealed) - tag_size :])
+        decryptor = Cipher(self._key, modes.GCM(iv, tag, min_tag_length=tag_size)).decryptor()
+        decryptor.authenticate_additional_data(associated)
+        return decryptor.update(sealed[: len(sealed) - tag_size]) + decryptor.finalize()
+
+
+class HashSpec(NamedTuple):
+    """A hash function, or a keyed one."""
+
+    name: str
+    algorithm: Callable[[], hashes.HashAlgorithm]
+    is_keyed: bool
+
+
+def _both(
+    plain: Algorithm, keyed: Algorithm, name: str, make: Callable[[], hashes.HashAlgorithm]
+) -> dict[Algorithm, HashSpec]:
+    return {plain: HashSpec(name, make, False), keyed: HashSpec(f"hmac({name})", make, True)}
+
+
+HASHES = {
+    **_both(Algorithm.SHA1, Algorithm.SHA1_HMAC, "sha1", hashes.SHA1),
+    **_both(Algorithm.SHA2_224, Algorithm.SHA2_224_HMAC, "sha224", hashes.SHA224),
+    **_both(Algorithm.SHA2_256, Algorithm.SHA2_256_HMAC, "sha256", hashes.SHA256),
+    **_both(Algorithm.SHA2_384, Algorithm.SHA2_384_HMAC, "sha384", hashes.SHA384),
+    **_both(Algorithm.SHA2_512, Algorithm.SHA2_512_HMAC, "sha512", hashes.SHA512),
+}
+
+
+def new_hash(spec: HashSpec, key: bytes) -> hashes.HashContext:
+    """A computation that has begun."""
+    return hmac.HMAC(key, spec.algorithm()) if spec.is_keyed else hashes.Hash(spec.algorithm())

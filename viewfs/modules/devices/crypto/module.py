@@ -1,0 +1,228 @@
+"""The device itself: ioctls as calls of sessions, and the caller's buffers in and out.
+
+Everything is read before anything is written, so that buffers may be the same, or overlap. CRIOGET, which wants a new
+descriptor in the caller, is ENOTTY: a server behind FUSE can't give one. (Programs for Linux do not ask, for the header
+says that it is not needed.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import secrets
+from typing import Any
+
+from viewfs.modules.api import Mounting
+from viewfs.modules.device import Call, CallerMemory, CharDevice, DeviceFile, DeviceModule
+from viewfs.modules.devices.crypto.layouts import (
+    CIOCASYMFEAT,
+    CIOCCPHASH,
+    CIOCFSESSION,
+    CIOCGSESSINFO,
+    COP_DECRYPT,
+    COP_ENCRYPT,
+    COP_FLAG_AEAD_SRTP_TYPE,
+    COP_FLAG_AEAD_TLS_TYPE,
+    COP_FLAG_FINAL,
+    COP_FLAG_RESET,
+    COP_FLAG_UPDATE,
+    COP_FLAG_WRITE_IV,
+    SIOP_FLAG_KERNEL_DRIVER_ONLY,
+    CopyHashOp,
+    CryptAuthOp,
+    CryptAuthOp32,
+    CryptOp,
+    CryptOp32,
+    SessionInfoOp,
+    SessionOp,
+    SessionOp32,
+    authcrypt_command,
+    crypt_command,
+    session_command,
+)
+from viewfs.modules.devices.crypto.session import BLOCK, Session, failure
+from viewfs.modules.ioctls import ioctl
+
+__all__ = ["Crypto"]
+
+#: CRYPTO_CIPHER_MAX_KEY_LEN, CRYPTO_HMAC_MAX_KEY_LEN
+_MAX_KEY, _MAX_MAC_KEY = 64, 512
+#: Sessions of one descriptor.
+_MAX_SESSIONS = 1024
+#: Bytes of the buffers that are kept.
+_ROOM = (256 << 10) + BLOCK
+
+
+class _File(DeviceFile):
+    device: _Device
+
+    def __init__(self, device: _Device, call: Call) -> None:
+        super().__init__(device, call)
+        self._sessions: dict[int, Session] = {}
+
+    def _session(self, number: int) -> Session:
+        try:
+            return self._sessions[number]
+        except KeyError:
+            raise failure(errno.EINVAL) from None
+
+    @ioctl(session_command(SessionOp), SessionOp)
+    @ioctl(session_command(SessionOp32), SessionOp32)
+    def begin(self, call: Call, op: Any) -> None:
+        """CIOCGSESSION."""
+        if len(self._sessions) >= _MAX_SESSIONS:
+            raise failure(errno.ENOMEM)
+        if op.keylen > _MAX_KEY or op.mackeylen > _MAX_MAC_KEY:
+            raise failure(errno.EINVAL)
+        key = bytes(call.memory.read(op.key, op.keylen)) if op.cipher else b""
+        mac_key = bytes(call.memory.read(op.mackey, op.mackeylen)) if op.mac else b""
+        session = Session(op.cipher, key, op.mac, mac_key)
+        number = 0
+        while not number or number in self._sessions:
+            number = secrets.randbits(32)
+        self._sessions[number] = session
+        op.ses = number
+
+    @ioctl(CIOCFSESSION, ctypes.c_uint32)
+    def end(self, call: Call, number: ctypes.c_uint32) -> None:
+        self._session(number.value)
+        del self._sessions[number.value]
+
+    @ioctl(CIOCGSESSINFO, SessionInfoOp)
+    def describe(self, call: Call, info: SessionInfoOp) -> None:
+        """Names, and the flag without which OpenSSL's engine uses code of its own instead."""
+        cipher, mac = self._session(info.ses).names
+        for names, name in ((info.cipher_info, cipher), (info.hash_info, mac)):
+            names.cra_name = name.encode()
+            names.cra_driver_name = f"{name}-viewfs".encode() if name else b""
+        info.alignmask = 0
+        info.flags = SIOP_FLAG_KERNEL_DRIVER_ONLY
+
+    @ioctl(CIOCASYMFEAT, ctypes.c_uint32)
+    def asymmetric_features(self, call: Call, features: ctypes.c_uint32) -> None:
+        features.value = 0
+
+    @ioctl(CIOCCPHASH, CopyHashOp)
+    def copy_hash(self, call: Call, op: CopyHashOp) -> None:
+        self._session(op.dst_ses).copy_hash(self._session(op.src_ses))
+
+    @ioctl(crypt_command(CryptOp), CryptOp)
+    @ioctl(crypt_command(CryptOp32), CryptOp32)
+    def crypt(self, call: Call, op: Any) -> None:
+        """CIOCCRYPT."""
+        session, memory = self._session(op.ses), call.memory
+        decrypt = _is_decryption(op)
+        flags = op.flags
+        if session.aead is not None:
+            raise failure(errno.EINVAL)
+        if not flags or flags & COP_FLAG_RESET:
+            session.reset_hash()
+        cipher = session.cipher
+        if cipher is not None:
+            if op.len % cipher.spec.block_size:
+                raise failure(errno.EINVAL)
+            if op.iv and cipher.spec.iv_size:
+                session.iv = bytes(memory.read(op.iv, cipher.spec.iv_size))
+        inbox, outbox = self.device.rooms(op.len)
+        data = inbox[: op.len]
+        memory.read_into(op.src, data)
+        out = session.crypt(data, decrypt=decrypt, room=outbox) if cipher is not None else data
+        # Hashed is what is plain.
+        session.update_hash(out if decrypt else data)
+        if cipher is not None:
+            memory.write(op.dst, out)
+            if op.iv and cipher.spec.iv_size and flags & COP_FLAG_WRITE_IV:
+                memory.write(op.iv, session.iv)
+        if session.hash_spec is not None and (flags & COP_FLAG_FINAL or not flags & COP_FLAG_UPDATE or not op.len):
+            memory.write(op.mac, session.finish_hash())
+
+    @ioctl(authcrypt_command(CryptAuthOp), CryptAuthOp)
+    @ioctl(authcrypt_command(CryptAuthOp32), CryptAuthOp32)
+    def authcrypt(self, call: Call, op: Any) -> None:
+        """CIOCAUTHCRYPT."""
+        session, memory = self._session(op.ses), call.memory
+        decrypt = _is_decryption(op)
+        cipher = session.aead or session.cipher
+        flags = op.flags
+        if cipher is None or (op.iv_len and op.iv_len != cipher.spec.iv_size):
+            raise failure(errno.EINVAL)
+        op.tag_len = tag_size = session.tag_size(op.tag_len)
+        if op.iv and cipher.spec.iv_size:
+            session.iv = bytes(memory.read(op.iv, cipher.spec.iv_size))
+        in_place = flags & (COP_FLAG_AEAD_TLS_TYPE | COP_FLAG_AEAD_SRTP_TYPE)
+        if in_place and op.src != op.dst:
+            raise failure(errno.EINVAL)
+        data, associated = memory.read(op.src, op.len), memory.read(op.auth_src, op.auth_len)
+        if flags & COP_FLAG_AEAD_SRTP_TYPE:
+            self._authcrypt_srtp(call, op, session, data, associated, decrypt=decrypt)
+        elif flags & COP_FLAG_AEAD_TLS_TYPE:
+            out = (
+                session.open_tls(data, associated, tag_size)
+                if decrypt
+                else session.seal_tls(data, associated, tag_size)
+            )
+            memory.write(op.dst, out)
+            op.len = len(out)
+        else:
+            out = session.open(data, associated, tag_size) if decrypt else session.seal(data, associated, tag_size)
+            memory.write(op.dst, out)
+            op.len = len(out)
+            op.tag = op.dst + op.len - (0 if decrypt else tag_size)
+        if op.iv and cipher.spec.iv_size and flags & COP_FLAG_WRITE_IV:
+            memory.write(op.iv, session.iv)
+
+    @staticmethod
+    def _authcrypt_srtp(
+        call: Call, op: Any, session: Session, data: bytearray, associated: bytearray, *, decrypt: bool
+    ) -> None:
+        """`associated` is the packet, and `data` a part of it: encrypted, with what is around it, is what the tag is
+        of."""
+        begin = op.src - op.auth_src
+        if session.cipher is None or not 0 <= begin <= begin + len(data) <= len(associated):
+            raise failure(errno.EINVAL)
+        if decrypt:
+            tag = bytes(call.memory.read(op.tag, op.tag_len))
+            if not secrets.compare_digest(session.authenticate(associated, op.tag_len), tag):
+                raise failure(errno.EBADMSG)
+            call.memory.write(op.dst, session.crypt(data, decrypt=True))
+            return
+        out = session.crypt(data, decrypt=False)
+        associated[begin : begin + len(data)] = out
+        tag = session.authenticate(associated, op.tag_len)
+        call.memory.write(op.dst, out)
+        call.memory.write(op.tag, tag)
+
+    def release(self) -> None:
+        self._sessions.clear()
+
+
+def _is_decryption(op: Any) -> bool:
+    if op.op not in (COP_ENCRYPT, COP_DECRYPT):
+        raise failure(errno.EINVAL)
+    return bool(op.op == COP_DECRYPT)
+
+
+class _Device(CharDevice):
+    file = _File
+
+    def __init__(self) -> None:
+        # Kept from call to call: the pages of new ones would have to be made first.
+        self._rooms = memoryview(bytearray(_ROOM)), memoryview(bytearray(_ROOM))
+
+    def rooms(self, size: int) -> tuple[memoryview, memoryview]:
+        """Two buffers with room for `size` bytes and a block, for this call only. Raises OSError(EINVAL)."""
+        if size > CallerMemory.LIMIT:
+            raise failure(errno.EINVAL)
+        if size + BLOCK > _ROOM:
+            return memoryview(bytearray(size + BLOCK)), memoryview(bytearray(size + BLOCK))
+        return self._rooms
+
+
+class Crypto(DeviceModule):
+    """Ciphers and hashes by ioctl, as cryptodev-linux offers them."""
+
+    name = "crypto"
+    uses_caller_memory = True
+
+    def open_devices(self, mounting: Mounting) -> CharDevice:
+        return _Device()

@@ -1,0 +1,167 @@
+"""What CIOCGSESSION makes: a cipher, a hash, or both, with their keys and what they keep from call to call."""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import os
+
+from cryptography.hazmat.primitives import hashes
+
+from viewfs.modules.api import Buffer
+from viewfs.modules.devices.crypto.algorithms import (
+    CIPHERS,
+    HASHES,
+    AeadCipher,
+    BlockCipher,
+    HashSpec,
+    InvalidTag,
+    new_hash,
+)
+from viewfs.modules.devices.crypto.layouts import Algorithm
+
+__all__ = ["BLOCK", "Session", "failure"]
+
+#: Bytes of the longest block of a cipher.
+BLOCK = 16
+
+
+def failure(number: int) -> OSError:
+    """The error that errno `number` stands for."""
+    return OSError(number, os.strerror(number))
+
+
+class Session:
+    """One session of a descriptor. Data comes in and goes out as bytes; whose memory it is in is no concern of it."""
+
+    def __init__(self, cipher: int, key: bytes, mac: int, mac_key: bytes) -> None:
+        """`cipher` and `mac` are numbers of `Algorithm`, 0 for none. Raises OSError(EINVAL)."""
+        self.cipher: BlockCipher | None = None
+        self.aead: AeadCipher | None = None
+        self.hash_spec: HashSpec | None = None
+        self._mac_key = mac_key
+        try:
+            if cipher:
+                spec = CIPHERS[Algorithm(cipher)]
+                if spec.is_aead:
+                    self.aead = AeadCipher(spec, key)
+                else:
+                    self.cipher = BlockCipher(spec, key)
+                self.iv = bytes(spec.iv_size)
+            if mac:
+                self.hash_spec = HASHES[Algorithm(mac)]
+        except (KeyError, ValueError) as error:
+            raise failure(errno.EINVAL) from error
+        if not cipher and not mac:
+            raise failure(errno.EINVAL)
+        self._hash = self._new_hash()
+
+    def _new_hash(self) -> hashes.HashContext | None:
+        return None if self.hash_spec is None else new_hash(self.hash_spec, self._mac_key)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the kernel would call cipher and hash; empty for one that there is not."""
+        cipher = self.cipher or self.aead
+        return cipher.spec.name if cipher else "", self.hash_spec.name if self.hash_spec else ""
+
+    @property
+    def digest_size(self) -> int:
+        return 0 if self.hash_spec is None else self.hash_spec.algorithm().digest_size
+
+    # -- CIOCCRYPT
+
+    def reset_hash(self) -> None:
+        self._hash = self._new_hash()
+
+    def update_hash(self, data: Buffer) -> None:
+        if self._hash is not None:
+            self._hash.update(data)
+
+    def finish_hash(self) -> bytes:
+        """The digest; the next computation begins."""
+        if self._hash is None:
+            raise failure(errno.EINVAL)
+        digest = self._hash.finalize()
+        self.reset_hash()
+        return digest
+
+    def copy_hash(self, other: Session) -> None:
+        """Go on where `other` is. Raises OSError(EINVAL) if that is another algorithm or has none."""
+        if other._hash is None or other.hash_spec is not self.hash_spec:
+            raise failure(errno.EINVAL)
+        self._hash = other._hash.copy()
+
+    def crypt(self, data: Buffer, *, decrypt: bool, room: memoryview | None = None) -> Buffer:
+        """`data` through the cipher, which goes on from the last call's end unless `iv` has been set.
+
+        What comes out is in `room`, if one is given; it must have a `BLOCK` more than `data`.
+        """
+        if self.cipher is None or len(data) % self.cipher.spec.block_size:
+            raise failure(errno.EINVAL)
+        if not len(data):
+            return data
+        room = memoryview(bytearray(len(data) + BLOCK)) if room is None else room
+        out, self.iv = self.cipher.crypt(data, self.iv, room, decrypt=decrypt)
+        return out
+
+    # -- CIOCAUTHCRYPT
+
+    def tag_size(self, asked: int) -> int:
+        """How long a tag is, if `asked` (0: as long as can be). Raises OSError(EINVAL)."""
+        longest = 16 if self.aead is not None else self.digest_size
+        size = asked or longest
+        if size > longest or (self.aead is not None and size not in AeadCipher.TAG_SIZES):
+            raise failure(errno.EINVAL)
+        return size
+
+    def seal(self, data: Buffer, associated: Buffer, tag_size: int) -> bytes:
+        """Authenticated encryption: what comes out has the tag behind it."""
+        if self.aead is None:
+            raise failure(errno.EINVAL)
+        return self.aead.seal(data, associated, self.iv, tag_size)
+
+    def open(self, sealed: Buffer, associated: Buffer, tag_size: int) -> bytes:
+        """The reverse of `seal`. Raises OSError(EBADMSG) where somebody has changed something."""
+        if self.aead is None or len(sealed) < tag_size:
+            raise failure(errno.EINVAL)
+        try:
+            return self.aead.open(sealed, associated, self.iv, tag_size)
+        except InvalidTag:
+            raise failure(errno.EBADMSG) from None
+
+    def _tag_of(self, *parts: Buffer) -> bytes:
+        self.reset_hash()
+        for part in parts:
+            self.update_hash(part)
+        return self.finish_hash()
+
+    def seal_tls(self, data: Buffer, associated: Buffer, tag_size: int) -> Buffer:
+        """The TLS way: the tag of the plain text goes behind it, padding behind that, and all of it is encrypted."""
+        if self.cipher is None:
+            raise failure(errno.EINVAL)
+        record = bytes(data) + self._tag_of(associated, data)[:tag_size]
+        block = self.cipher.spec.block_size
+        if block > 1:
+            padding = block - len(record) % block
+            record += bytes([padding - 1]) * padding
+        return self.crypt(record, decrypt=False)
+
+    def open_tls(self, sealed: Buffer, associated: Buffer, tag_size: int) -> Buffer:
+        """The reverse of `seal_tls`. Raises OSError(EBADMSG)."""
+        record = bytes(self.crypt(sealed, decrypt=True))
+        good = True
+        if self.cipher is not None and self.cipher.spec.block_size > 1 and record:
+            padding = record[-1] + 1
+            good = padding <= len(record) and record[-padding:] == bytes([padding - 1]) * padding
+            record = record[:-padding] if good else record
+        if tag_size > len(record):
+            raise failure(errno.EBADMSG)
+        data, tag = record[: len(record) - tag_size], record[len(record) - tag_size :]
+        if not hmac.compare_digest(self._tag_of(associated, data)[:tag_size], tag) or not good:
+            raise failure(errno.EBADMSG)
+        return data
+
+    def authenticate(self, data: Buffer, tag_size: int) -> bytes:
+        """The tag of `data`, the SRTP way: it is of what is sent, which is encrypted."""
+        return self._tag_of(data)[:tag_size]

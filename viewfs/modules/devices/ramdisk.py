@@ -1,0 +1,35 @@
+"""/dev/ramdisk: a disk in memory, or one whose sectors are a file."""
+
+from __future__ import annotations
+
+from viewfs.errors import UsageError
+from viewfs.modules.api import Mounting
+from viewfs.modules.device import CharDevice, DeviceModule
+from viewfs.modules.devices.disk import Disk, FileSectors, MemorySectors
+from viewfs.modules.options import size, text
+from viewfs.modules.sources import FileSource
+
+__all__ = ["Ramdisk"]
+
+
+class Ramdisk(DeviceModule):
+    """A disk in memory, or one whose sectors are a file."""
+
+    name = "ramdisk"
+    source_option = "file"
+    writes_source = True
+    options = (
+        size("size", 64 << 20, "bytes of memory it may take, as it is written"),
+        text("file", "", "its sectors are this file's, which is as large as it is"),
+    )
+
+    def open_devices(self, mounting: Mounting) -> CharDevice:
+        if mounting.source is not None:
+            assert isinstance(mounting.source, FileSource)
+            return Disk(FileSectors(mounting.source, 0, mounting.source.size, writable=True))
+        if not mounting.options["size"]:
+            raise UsageError("option size of module ramdisk: a disk has at least one byte")
+        try:
+            return Disk(MemorySectors(mounting.options["size"]))
+        except (OSError, OverflowError, ValueError) as error:
+            raise UsageError(f"a ramdisk of {mounting.options['size']} bytes can't be had: {error}") from None

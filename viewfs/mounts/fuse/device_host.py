@@ -1,0 +1,127 @@
+"""Serving character devices over one /dev/fuse descriptor.
+
+One thread, with trio in it; but an event loop costs more than a request does, so it is used only while it has
+something to do. As long as nothing waits (no read that has no data yet, nothing that a device does by itself) the
+thread blocks in poll(2) until the next request, answers it, and that was all: one poll, one read, one write.
+
+A device can be taken away while programs have it open, as one that is unplugged: whoever holds the other end of the
+control descriptor closes it, and from then on every call is ENODEV, those that wait included.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import select
+from collections.abc import Mapping
+
+import trio
+
+from viewfs.modules.device import CharDevice
+from viewfs.mounts.fuse.counters import Counters
+from viewfs.mounts.fuse.device_operations import DeviceOperations
+from viewfs.mounts.fuse.protocol import Opcode
+from viewfs.mounts.fuse.server import Server
+
+__all__ = ["serve_devices"]
+
+log = logging.getLogger("viewfs.fuse")
+
+
+def serve_devices(
+    devices: Mapping[str, CharDevice], fd: int, counters: Counters, control: int, *, has_memory: bool = False
+) -> None:
+    """Answer the kernel over `fd` until nobody has the devices mounted or open any more.
+
+    `devices` by name; one called "" is the root of the mount itself. `control` becomes readable when they are taken
+    away. `has_memory`: this process may reach into its callers' memory.
+    """
+    os.set_blocking(fd, False)
+    gc.freeze()
+
+    def notify(message: bytes) -> None:
+        try:
+            os.write(fd, message)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # nobody polls any more; unmounted
+                log.error("a notification was refused: %s", error)
+
+    operations = DeviceOperations(devices, notify, has_memory=has_memory)
+    server = _DeviceServer(operations, fd, counters, control, list(devices.values()))
+    try:
+        trio.run(server.serve)
+    finally:
+        server.close()
+        operations.close()
+
+
+class _DeviceServer(Server):
+    def __init__(
+        self, operations: DeviceOperations, fd: int, counters: Counters, control: int, devices: list[CharDevice]
+    ) -> None:
+        super().__init__(operations, fd, counters.rows[0])
+        self._devices = operations
+        self._control = control
+        #: What devices do by themselves, and has not come to its end.
+        self._running = [device for device in devices if type(device).run is not CharDevice.run]
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._poll.register(control, select.POLLIN)
+
+    async def serve(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_control)
+            for device in self._running:
+                nursery.start_soon(self._run_device, device)
+            while True:
+                if not self._is_busy:
+                    self._wait_alone()
+                try:
+                    request = self.receive()
+                except BlockingIOError:
+                    if self._is_busy:
+                        await trio.lowlevel.wait_readable(self.fd)
+                    continue
+                if request is None:
+                    break
+                if request.opcode == Opcode.INTERRUPT:
+                    self.interrupt(request)
+                    continue
+                promise = self.start(request)
+                if promise is not None:
+                    self.start_waiting(nursery, request, promise)
+                elif self._is_busy:
+                    await trio.lowlevel.checkpoint()  # a steady stream of requests must not starve those that wait
+            nursery.cancel_scope.cancel()
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self.waiting or self._running)
+
+    def _wait_alone(self) -> None:
+        """Until there is a request, in this thread: there is nothing else to do for it."""
+        for fd, _event in self._poll.poll():
+            if fd == self._control and not self._devices.withdrawn:
+                self._withdraw()
+
+    async def _watch_control(self) -> None:
+        await trio.lowlevel.wait_readable(self._control)
+        if not self._devices.withdrawn:
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        self._poll.unregister(self._control)
+        self.cancelled = errno.ENODEV
+        self._devices.withdraw()
+        for scope in list(self.waiting.values()):
+            scope.cancel()
+
+    async def _run_device(self, device: CharDevice) -> None:
+        try:
+            await device.run()
+        except Exception:
+            log.exception("what %s does by itself has failed", type(device).__name__)
+        finally:
+            self._running.remove(device)

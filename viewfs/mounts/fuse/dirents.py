@@ -1,0 +1,63 @@
+"""What READDIR and READDIRPLUS answer: directory entries as the kernel takes them. Pure.
+
+Apart from the other structures because nothing else is packed so often, nor written with so much care for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from struct import Struct
+
+from viewfs.modules.api import DirectoryEntry
+from viewfs.mounts.fuse.protocol import ATTR, ROOT_NODE, encode_device
+
+__all__ = ["encode_directory"]
+
+_DIRENT = Struct("=QQII")
+#: fuse_direntplus up to its name: both in one go, for this is packed once an entry.
+_DIRENTPLUS = Struct("=QQQQII" + ATTR + "QQII")
+_PADDING = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 2, b"\0")
+
+
+def encode_directory(
+    entries: Iterable[DirectoryEntry], size: int, valid: tuple[int, int], root: int, *, plus: bool
+) -> tuple[bytes, list[DirectoryEntry]]:
+    """As many of `entries` as fit into `size` bytes, and which they are; `plus` for READDIRPLUS.
+
+    `root` is the file system's own number for its root, which the protocol calls `ROOT_NODE`.
+    """
+    parts: list[bytes] = []
+    taken: list[DirectoryEntry] = []
+    seconds, nanoseconds = valid
+    layout = _DIRENTPLUS if plus else _DIRENT
+    fixed, pack = layout.size, layout.pack
+    for entry in entries:
+        name, cookie, attributes = entry
+        length = len(name)
+        needed = (fixed + length + 7) & ~7
+        if needed > size:
+            break
+        if plus:
+            # As `_attr`, written out: nothing else is done so often.
+            (ino, mode, length_of_it, nlink, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns, blocks, blksize, shown) = (
+                attributes
+            )
+            mtime, mtime_rest = divmod(mtime_ns, 1_000_000_000)
+            if atime_ns == mtime_ns == ctime_ns:
+                atime, atime_rest, ctime, ctime_rest = mtime, mtime_rest, mtime, mtime_rest
+            else:
+                atime, atime_rest = divmod(atime_ns, 1_000_000_000)
+                ctime, ctime_rest = divmod(ctime_ns, 1_000_000_000)
+            shown = shown or ino
+            head = pack(
+                ROOT_NODE if ino == root else ino, 0, seconds, seconds, nanoseconds, nanoseconds,
+                shown, length_of_it, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
+                mode, nlink, uid, gid, encode_device(rdev) if rdev else 0, blksize, 0,
+                shown, cookie, length, mode >> 12,
+            )  # fmt: skip
+        else:
+            head = pack(attributes.shown_ino or attributes.ino, cookie, length, attributes.mode >> 12)
+        parts += (head, name, _PADDING[length & 7])
+        size -= needed
+        taken.append(entry)
+    return b"".join(parts), taken
