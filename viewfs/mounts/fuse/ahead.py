@@ -36,6 +36,8 @@ log = logging.getLogger("viewfs.fuse")
 _SMALL = 64 << 10
 #: Bytes that may be sent unasked for each small file that was asked for, and at most at any time.
 _CREDIT, _CREDIT_MAX = 2 << 20, 8 << 20
+#: A file takes whole pages of the kernel's cache.
+_PAGE = 4096
 #: Listed files that are remembered, in batches as they were listed.
 _BATCHES = 64
 #: After so many reads that follow one another a file is taken to be read to its end.
@@ -181,11 +183,12 @@ class Ahead:
         try:
             while batch.next < len(batch.files):
                 node, size = batch.files[batch.next]
-                if size > self._credit:
+                taken = -(-size // _PAGE) * _PAGE  # of the kernel's memory; what it takes to send is not less for less
+                if taken > self._credit:
                     return
                 batch.next += 1
                 with self._lock:
-                    self._credit -= size
+                    self._credit -= taken
                 self._store(node, 0, size)
         finally:
             batch.waiting = False
