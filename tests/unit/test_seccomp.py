@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from viewfs.linux.numbers import audit_architecture, syscall_number
 from viewfs.linux.seccomp import ALLOW, KILL, ArgumentRule, compile_filter, deny, install_filter
-from viewfs.namespaces.sandbox import sealed_rules, view_rules
+from viewfs.namespaces.sandbox import Needs, sealed_rules, view_rules
 
 EPERM, ENOSYS = deny(errno.EPERM), deny(errno.ENOSYS)
 Rules = dict[str, int | ArgumentRule]
@@ -130,6 +130,26 @@ def test_a_sealed_server_can_serve(name: str) -> None:
 )
 def test_a_sealed_server_can_do_no_more(name: str) -> None:
     assert of(*sealed_rules(), name) == EPERM
+
+
+def test_servers_of_devices_may_do_what_they_need_and_no_more() -> None:
+    pidfd_get_info, fionbio, any_other = 0xC040FF0B, 0x5421, 0x5401
+    for needs in Needs:
+        rules, default = sealed_rules(needs)
+        callers, memory, crypto = (flag in needs for flag in (Needs.CALLERS, Needs.CALLER_MEMORY, Needs.KERNEL_CRYPTO))
+        assert of(rules, default, "pidfd_open") == (ALLOW if callers else EPERM)
+        # (ioctl's command is its second argument.)
+        assert of(rules, default, "ioctl", 0, fionbio) == ALLOW
+        assert of(rules, default, "ioctl", 0, pidfd_get_info) == (ALLOW if callers else EPERM)
+        assert of(rules, default, "ioctl", 0, any_other) == EPERM
+        assert of(rules, default, "process_vm_writev") == (ALLOW if memory else EPERM)
+        assert of(rules, default, "socket", 38) == (ALLOW if crypto else EPERM)
+        for name in ("pidfd_getfd", "ptrace", "openat2"):
+            assert of(rules, default, name) == EPERM
+        assert of(rules, default, "socket", 1) == of(rules, default, "socket", 2) == EPERM
+        rules, default = view_rules(network=False, needs=needs)
+        assert of(rules, default, "process_vm_readv") == (ALLOW if memory else EPERM)
+        assert of(rules, default, "socket", 38) == (ALLOW if crypto else EPERM)
 
 
 def test_numbers_that_the_table_does_not_have_are_denied_to_a_sealed_server() -> None:

@@ -273,6 +273,11 @@ class DeviceModule(Module):
     #: session, and may reach into every process of the view.
     uses_caller_memory: ClassVar[bool] = False
 
+    @classmethod
+    def uses_kernel_crypto(cls, options: Mapping[str, Any]) -> bool:
+        """Will it open AF_ALG sockets, given these options?"""
+        return False
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "name" in cls.__dict__:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from enum import Enum
+from enum import Enum, Flag, auto
 
 from viewfs.linux.mount import (
     AT_FDCWD,
@@ -29,11 +29,12 @@ from viewfs.linux.mount import (
 from viewfs.linux.process import CAP_SYS_PTRACE, PIDFD_GET_INFO, drop_capabilities, no_new_privileges
 from viewfs.linux.seccomp import ALLOW, ArgumentRule, compile_filter, deny, install_filter
 
-__all__ = ["Confinement", "confine", "confine_reader", "sealed_rules", "view_rules"]
+__all__ = ["Confinement", "Needs", "confine", "confine_reader", "sealed_rules", "view_rules"]
 
 _CLONE_THREAD = 0x00010000
 _CLONE_NEWUSER = 0x10000000
 _AF_UNIX = 1
+_AF_ALG = 38
 #: asm-generic/ioctls.h: how Python makes a descriptor non-blocking.
 _FIONBIO = 0x5421
 
@@ -58,6 +59,8 @@ _NEVER = """
 """.split()
 
 
+#: With setsockopt and messages, which everybody may use, all that AF_ALG takes.
+_ALG_SOCKETS = ("bind", "accept", "accept4")
 #: How a device follows the pointers that its callers give it.
 _CALLER_MEMORY = ("process_vm_readv", "process_vm_writev")
 
@@ -76,37 +79,48 @@ class Confinement(Enum):
         return cls.VIEW if uses_view else cls.SEALED
 
 
-def sealed_rules(
-    *, names_callers: bool = False, uses_caller_memory: bool = False
-) -> tuple[dict[str, int | ArgumentRule], int]:
-    """Rules and default for a sealed server. A filter can't see clone3's flags: ENOSYS makes libc use clone.
+class Needs(Flag):
+    """What servers of devices may do besides."""
 
-    `names_callers`: it may ask which process a thread belongs to; `uses_caller_memory`: and reach into its memory.
-    """
+    NONE = 0
+    #: Ask which process a thread belongs to.
+    CALLERS = auto()
+    #: Reach into the memory of processes of the session.
+    CALLER_MEMORY = auto()
+    #: Open sockets of the family AF_ALG.
+    KERNEL_CRYPTO = auto()
+
+
+def sealed_rules(needs: Needs = Needs.NONE) -> tuple[dict[str, int | ArgumentRule], int]:
+    """Rules and default for a sealed server. A filter can't see clone3's flags: ENOSYS makes libc use clone."""
     rules: dict[str, int | ArgumentRule] = dict.fromkeys(_SERVING, ALLOW)
     rules["clone"] = ArgumentRule(0, _CLONE_THREAD, ALLOW, deny(errno.EPERM), mask=_CLONE_THREAD)
     rules["clone3"] = deny(errno.ENOSYS)
-    ioctls = (_FIONBIO, PIDFD_GET_INFO) if names_callers else (_FIONBIO,)
+    ioctls = (_FIONBIO, PIDFD_GET_INFO) if Needs.CALLERS in needs else (_FIONBIO,)
     rules["ioctl"] = ArgumentRule(1, ioctls, ALLOW, deny(errno.EPERM))
-    if names_callers:
+    if Needs.CALLERS in needs:
         rules["pidfd_open"] = ALLOW
-    if uses_caller_memory:
+    if Needs.CALLER_MEMORY in needs:
         rules |= dict.fromkeys(_CALLER_MEMORY, ALLOW)
+    if Needs.KERNEL_CRYPTO in needs:
+        rules |= dict.fromkeys(_ALG_SOCKETS, ALLOW)
+        rules["socket"] = ArgumentRule(0, _AF_ALG, ALLOW, deny(errno.EPERM))
     rules["tgkill"] = ArgumentRule(0, os.getpid(), ALLOW, deny(errno.EPERM))
     rules["socketpair"] = ArgumentRule(0, _AF_UNIX, ALLOW, deny(errno.EPERM))
     return rules, deny(errno.EPERM)
 
 
-def view_rules(*, network: bool, uses_caller_memory: bool = False) -> tuple[dict[str, int | ArgumentRule], int]:
+def view_rules(*, network: bool, needs: Needs = Needs.NONE) -> tuple[dict[str, int | ArgumentRule], int]:
     """Rules and default for a server that goes on using the view, the network, or both."""
     rules: dict[str, int | ArgumentRule] = dict.fromkeys(_NEVER, deny(errno.EPERM))
-    if uses_caller_memory:
+    if Needs.CALLER_MEMORY in needs:
         for name in _CALLER_MEMORY:
             del rules[name]
     rules["clone"] = ArgumentRule(0, 0, ALLOW, deny(errno.EPERM), mask=_CLONE_NEWUSER)
     rules["clone3"] = deny(errno.ENOSYS)
     if not network:
-        rules["socket"] = ArgumentRule(0, _AF_UNIX, ALLOW, deny(errno.EPERM))
+        families = (_AF_UNIX, _AF_ALG) if Needs.KERNEL_CRYPTO in needs else (_AF_UNIX,)
+        rules["socket"] = ArgumentRule(0, families, ALLOW, deny(errno.EPERM))
     return rules, ALLOW
 
 
@@ -118,24 +132,22 @@ def confine_reader() -> None:
     install_filter(compile_filter(*sealed_rules()))
 
 
-def confine(confinement: Confinement, *, is_device: bool = False, uses_caller_memory: bool = False) -> None:
+def confine(confinement: Confinement, needs: Needs = Needs.NONE) -> None:
     """Shut this process in. It must be single-threaded, in a mount namespace of its own, with CAP_SYS_ADMIN there.
 
-    The server of a device may learn which process calls it. With `uses_caller_memory` it keeps CAP_SYS_PTRACE in the
-    session's user namespace, without which programs that keep privileges, or an administrator's choice (Yama's
-    ptrace_scope), would put their memory out of its reach.
+    A server that reaches into its callers' memory keeps CAP_SYS_PTRACE in the session's user namespace, without which
+    programs that keep privileges, or an administrator's choice (Yama's ptrace_scope), would be out of its reach.
     """
     sealed = confinement is Confinement.SEALED
     if sealed:
         _empty_root()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    drop_capabilities({CAP_SYS_PTRACE} if uses_caller_memory else ())
+    drop_capabilities({CAP_SYS_PTRACE} if Needs.CALLER_MEMORY in needs else ())
     no_new_privileges()
     if sealed:
-        rules, default = sealed_rules(names_callers=is_device, uses_caller_memory=uses_caller_memory)
+        rules, default = sealed_rules(needs)
     else:
-        network = confinement is Confinement.NETWORK
-        rules, default = view_rules(network=network, uses_caller_memory=uses_caller_memory)
+        rules, default = view_rules(network=confinement is Confinement.NETWORK, needs=needs)
     install_filter(compile_filter(rules, default))
 
 

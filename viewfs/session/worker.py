@@ -44,7 +44,7 @@ from viewfs.mounts.fuse.host import serve
 from viewfs.mounts.fuse.protocol import Notify, encode_notification
 from viewfs.mounts.skeleton import MountPointPlan, make_mount_point, plan_mount_point, remove_mount_point
 from viewfs.namespaces.enter import open_namespace
-from viewfs.namespaces.sandbox import Confinement, confine
+from viewfs.namespaces.sandbox import Confinement, Needs, confine
 from viewfs.namespaces.user import mapped_ids
 from viewfs.session.channel import Channel
 from viewfs.session.inspection import find_by_content
@@ -170,7 +170,7 @@ def _mounting(module: Module, request: dict[str, Any], source: FileSource | None
     )
 
 
-def _shut_in(module: Module) -> Confinement:
+def _shut_in(module: Module, mounting: Mounting) -> Confinement:
     """Shut this process in, as `module` allows."""
     confinement = Confinement.of(uses_view=module.uses_view, uses_network=module.uses_network)
     set_name(f"viewfs-{module.name}")
@@ -178,15 +178,21 @@ def _shut_in(module: Module) -> Confinement:
 
     if confinement is Confinement.SEALED:
         unshare(CloneFlags.NEWNS)  # the snapshot stays as it is; what is emptied is a copy of it
-    is_device = isinstance(module, DeviceModule)
-    uses_caller_memory = isinstance(module, DeviceModule) and module.uses_caller_memory
-    confine(confinement, is_device=is_device, uses_caller_memory=uses_caller_memory)
+    if isinstance(module, DeviceModule):
+        needs = Needs.CALLERS
+        if module.uses_caller_memory:
+            needs |= Needs.CALLER_MEMORY
+        if module.uses_kernel_crypto(mounting.options):
+            needs |= Needs.KERNEL_CRYPTO
+        confine(confinement, needs)
+    else:
+        confine(confinement)
     return confinement
 
 
 def _open_confined(module: Module, mounting: Mounting) -> tuple[FileSystem, dict[str, Any]]:
     """Shut this process in, and only then let the module look at its source: the file system, and what to report."""
-    confinement = _shut_in(module)
+    confinement = _shut_in(module, mounting)
     try:
         file_system = module.open(mounting)
         root_mode = _answer_now(file_system.getattr(file_system.root)).mode
@@ -208,7 +214,7 @@ def _open_devices(
     One device is a mount of its own. Several are files of one mount that is attached nowhere; their mount points show
     one each. They are called as what is appended to the place, the one at the place itself “.main”.
     """
-    confinement = _shut_in(module)
+    confinement = _shut_in(module, mounting)
     try:
         devices = module.devices(mounting)
     except OSError as error:

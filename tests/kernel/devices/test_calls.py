@@ -198,6 +198,25 @@ def test_a_device_can_be_taken_away_while_it_is_open(own_probe: View, client: Pa
     assert own_probe.json("lsmod")["modules"] == []
 
 
+def test_a_server_keeps_what_its_module_declares(probe: View) -> None:
+    """CAP_SYS_PTRACE for who reaches into callers' memory, nothing for others; a filter and no way to more for all."""
+    probe("insmod", "useless", "/dev/plain")
+
+    def status(pid: int) -> dict[str, str]:
+        return dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+
+    servers = {row["path"]: (row["confinement"], status(row["server"])) for row in probe.json("lsmod")["modules"]}
+    probe("rmmod", "useless")
+    kept = {"/dev/probe": ("sealed+caller memory", 1 << 19), "/dev/plain": ("sealed", 0)}
+    for path, (confinement, capabilities) in kept.items():
+        shown, server = servers[path]
+        assert shown == confinement
+        for name in ("CapEff", "CapPrm", "CapBnd"):
+            assert int(server[name], 16) == capabilities, f"{path} {name}"
+        assert (server["CapInh"], server["CapAmb"]) == ("0" * 16, "0" * 16)
+        assert (server["Seccomp"], server["NoNewPrivs"]) == ("2", "1")
+
+
 def test_at_any_place(open_view: Callable[..., View], client: Path, tmp_path: Path) -> None:
     view = open_view()
     view("insmod", HERE / "probe.py", tmp_path / "deep/er/probe")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.kernel.conftest import View
 from tests.kernel.devices.conftest import shared_view
+from viewfs.modules.devices.crypto.kernel import is_available
 
 AES128 = "2b7e151628aed2a6abf7158809cf4f3c"
 AES256 = "603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4"
@@ -216,7 +217,20 @@ def test_32_sessions_of_a_descriptor(ask: Ask) -> None:
 
 def test_sessions_are_described_as_a_driver_s(ask: Ask) -> None:
     assert ask([f"info 11 {AES128} 18 {'0b' * 20}", "info 0 - 14 -", f"info 50 {AES128} 0 -"]) == [
-        "cbc(aes)/cbc(aes)-viewfs/hmac(sha256)/hmac(sha256)-viewfs 0 1 0",
-        "//sha1/sha1-viewfs 0 1 0",
-        "gcm(aes)/gcm(aes)-viewfs// 0 1 0",
+        "cbc(aes)/cbc(aes)-cryptography/hmac(sha256)/hmac(sha256)-cryptography 0 1 0",
+        "//sha1/sha1-cryptography 0 1 0",
+        "gcm(aes)/gcm(aes)-cryptography// 0 1 0",
     ]
+
+
+def test_the_kernel_s_own_ciphers(open_view: Callable[..., View], compiled: Callable[..., Path]) -> None:
+    """Where there is AF_ALG they give the same; where there is none that is said."""
+    view = open_view()
+    loaded = view("insmod", "-o", "backend=kernel", "crypto", check=False)
+    if not is_available():
+        assert (loaded.code, loaded.err.count("\n")) == (3, 1) and "AF_ALG" in loaded.err
+        return
+    commands = [f"crypt {cipher} {key} {iv} 0 4 {plain}" for cipher, key, iv, plain, _text, _next in CIPHERS.values()]
+    script = "".join(f"{command}\n" for command in commands)
+    said = view.viewfs("enter", view.name, "--", compiled("crypto", "-static"), "/dev/crypto", stdin=script)
+    assert said.out.splitlines() == [f"{text} {after}" for *_given, text, after in CIPHERS.values()]

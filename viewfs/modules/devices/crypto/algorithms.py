@@ -7,7 +7,7 @@ initialization vector, is computed from what went through (NIST SP 800-38A: 6.2 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
@@ -17,7 +17,20 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from viewfs.modules.api import Buffer
 from viewfs.modules.devices.crypto.layouts import Algorithm
 
-__all__ = ["CIPHERS", "HASHES", "AeadCipher", "BlockCipher", "CipherSpec", "HashSpec", "InvalidTag", "new_hash"]
+__all__ = [
+    "CIPHERS",
+    "HASHES",
+    "LIBRARY",
+    "TAG_SIZES",
+    "Aead",
+    "Backend",
+    "BlockCipher",
+    "CipherSpec",
+    "HashContext",
+    "HashSpec",
+    "InvalidTag",
+    "check_key",
+]
 
 _AES_KEYS = (16, 24, 32)
 _AES_BLOCK = 16
@@ -75,12 +88,21 @@ CIPHERS = {
 }  # fmt: skip
 
 
+#: Bytes of a tag of AES-GCM that are allowed (crypto_gcm_check_authsize of the kernel, SP 800-38D 5.2.1.2).
+TAG_SIZES = (4, 8, 12, 13, 14, 15, 16)
+
+
+def check_key(spec: CipherSpec, key: bytes) -> None:
+    """Raises `ValueError` for a key that is not of a length that the cipher has."""
+    if len(key) not in spec.key_sizes:
+        raise ValueError(f"{spec.name} has no keys of {len(key)} bytes")
+
+
 class BlockCipher:
     """A cipher with its key. Raises `ValueError` for a key that it can't have."""
 
     def __init__(self, spec: CipherSpec, key: bytes) -> None:
-        if len(key) not in spec.key_sizes:
-            raise ValueError(f"{spec.name} has no keys of {len(key)} bytes")
+        check_key(spec, key)
         self.spec = spec
         self._key = None if spec.algorithm is None else spec.algorithm(key)
         if self._key is not None:
@@ -99,32 +121,45 @@ class BlockCipher:
         out = room[: context.update_into(data, room)]
         return out, spec.next_iv(iv, data if decrypt else out, len(data))
 
+    def close(self) -> None:
+        """Its session has ended."""
 
-class AeadCipher:
+
+class Aead(Protocol):
     """AES-GCM with its key (NIST SP 800-38D)."""
 
-    #: Bytes of a tag that are allowed (crypto_gcm_check_authsize of the kernel, SP 800-38D 5.2.1.2).
-    TAG_SIZES = (4, 8, 12, 13, 14, 15, 16)
+    spec: CipherSpec
 
+    def seal(self, data: Buffer, associated: Buffer, iv: bytes, tag_size: int) -> bytes:
+        """`data` encrypted, with the tag behind it."""
+
+    def open(self, sealed: Buffer, associated: Buffer, iv: bytes, tag_size: int) -> bytes:
+        """What `seal` was given. Raises `InvalidTag`."""
+
+    def close(self) -> None:
+        """Its session has ended."""
+
+
+class _AeadCipher:
     def __init__(self, spec: CipherSpec, key: bytes) -> None:
-        if len(key) not in spec.key_sizes:
-            raise ValueError(f"{spec.name} has no keys of {len(key)} bytes")
+        check_key(spec, key)
         self.spec = spec
         self._key = algorithms.AES(key)
 
     def seal(self, data: Buffer, associated: Buffer, iv: bytes, tag_size: int) -> bytes:
-        """`data` encrypted, with the tag behind it."""
         encryptor = Cipher(self._key, modes.GCM(iv)).encryptor()
         encryptor.authenticate_additional_data(associated)
         sealed = encryptor.update(data) + encryptor.finalize()
         return sealed + encryptor.tag[:tag_size]
 
     def open(self, sealed: Buffer, associated: Buffer, iv: bytes, tag_size: int) -> bytes:
-        """What `seal` was given. Raises `InvalidTag`."""
         tag = bytes(sealed[len(sealed) - tag_size :])
         decryptor = Cipher(self._key, modes.GCM(iv, tag, min_tag_length=tag_size)).decryptor()
         decryptor.authenticate_additional_data(associated)
         return decryptor.update(sealed[: len(sealed) - tag_size]) + decryptor.finalize()
+
+    def close(self) -> None:
+        pass
 
 
 class HashSpec(NamedTuple):
@@ -150,6 +185,28 @@ HASHES = {
 }
 
 
-def new_hash(spec: HashSpec, key: bytes) -> hashes.HashContext:
+class HashContext(Protocol):
     """A computation that has begun."""
+
+    def update(self, data: Buffer) -> None: ...
+
+    def finalize(self) -> bytes:
+        """The digest; it is the end of the computation."""
+
+    def copy(self) -> HashContext: ...
+
+
+def _new_hash(spec: HashSpec, key: bytes) -> HashContext:
     return hmac.HMAC(key, spec.algorithm()) if spec.is_keyed else hashes.Hash(spec.algorithm())
+
+
+class Backend(NamedTuple):
+    """Who computes. Each is made of a specification and a key; `ValueError` for a key that can't be."""
+
+    name: str
+    block_cipher: Callable[[CipherSpec, bytes], BlockCipher]
+    aead: Callable[[CipherSpec, bytes], Aead]
+    new_hash: Callable[[HashSpec, bytes], HashContext]
+
+
+LIBRARY = Backend("cryptography", BlockCipher, _AeadCipher, _new_hash)

@@ -10,10 +10,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
+from viewfs.errors import MachineError
 from viewfs.modules.api import Mounting
 from viewfs.modules.device import Call, CallerMemory, CharDevice, DeviceFile, DeviceModule
+from viewfs.modules.devices.crypto.algorithms import LIBRARY, Backend
+from viewfs.modules.devices.crypto.kernel import KERNEL, is_available
 from viewfs.modules.devices.crypto.layouts import (
     CIOCASYMFEAT,
     CIOCCPHASH,
@@ -42,11 +46,13 @@ from viewfs.modules.devices.crypto.layouts import (
 )
 from viewfs.modules.devices.crypto.session import BLOCK, Session, failure
 from viewfs.modules.ioctls import ioctl
+from viewfs.modules.options import choice
 
 __all__ = ["Crypto"]
 
 #: CRYPTO_CIPHER_MAX_KEY_LEN, CRYPTO_HMAC_MAX_KEY_LEN
 _MAX_KEY, _MAX_MAC_KEY = 64, 512
+_BACKENDS = {backend.name: backend for backend in (LIBRARY, KERNEL)}
 #: Sessions of one descriptor.
 _MAX_SESSIONS = 1024
 #: Bytes of the buffers that are kept.
@@ -76,7 +82,7 @@ class _File(DeviceFile):
             raise failure(errno.EINVAL)
         key = bytes(call.memory.read(op.key, op.keylen)) if op.cipher else b""
         mac_key = bytes(call.memory.read(op.mackey, op.mackeylen)) if op.mac else b""
-        session = Session(op.cipher, key, op.mac, mac_key)
+        session = Session(op.cipher, key, op.mac, mac_key, self.device.backend)
         number = 0
         while not number or number in self._sessions:
             number = secrets.randbits(32)
@@ -85,7 +91,7 @@ class _File(DeviceFile):
 
     @ioctl(CIOCFSESSION, ctypes.c_uint32)
     def end(self, call: Call, number: ctypes.c_uint32) -> None:
-        self._session(number.value)
+        self._session(number.value).close()
         del self._sessions[number.value]
 
     @ioctl(CIOCGSESSINFO, SessionInfoOp)
@@ -94,7 +100,7 @@ class _File(DeviceFile):
         cipher, mac = self._session(info.ses).names
         for names, name in ((info.cipher_info, cipher), (info.hash_info, mac)):
             names.cra_name = name.encode()
-            names.cra_driver_name = f"{name}-viewfs".encode() if name else b""
+            names.cra_driver_name = f"{name}-{self.device.backend.name}".encode() if name else b""
         info.alignmask = 0
         info.flags = SIOP_FLAG_KERNEL_DRIVER_ONLY
 
@@ -193,6 +199,8 @@ class _File(DeviceFile):
         call.memory.write(op.tag, tag)
 
     def release(self) -> None:
+        for session in self._sessions.values():
+            session.close()
         self._sessions.clear()
 
 
@@ -205,7 +213,8 @@ def _is_decryption(op: Any) -> bool:
 class _Device(CharDevice):
     file = _File
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
         # Kept from call to call: the pages of new ones would have to be made first.
         self._rooms = memoryview(bytearray(_ROOM)), memoryview(bytearray(_ROOM))
 
@@ -223,6 +232,17 @@ class Crypto(DeviceModule):
 
     name = "crypto"
     uses_caller_memory = True
+    options = (choice("backend", _BACKENDS, LIBRARY.name, "who computes: the library, or the kernel (AF_ALG)"),)
+
+    @classmethod
+    def uses_kernel_crypto(cls, options: Mapping[str, Any]) -> bool:
+        return bool(options["backend"] == KERNEL.name)
 
     def open_devices(self, mounting: Mounting) -> CharDevice:
-        return _Device()
+        backend = _BACKENDS[mounting.options["backend"]]
+        if backend is KERNEL and not is_available():
+            raise MachineError(
+                "cannot use the kernel's ciphers: it has no AF_ALG",
+                remedy="load the module (modprobe af_alg), or leave backend= out",
+            )
+        return _Device(backend)

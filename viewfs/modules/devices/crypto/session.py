@@ -6,17 +6,18 @@ import errno
 import hmac
 import os
 
-from cryptography.hazmat.primitives import hashes
-
 from viewfs.modules.api import Buffer
 from viewfs.modules.devices.crypto.algorithms import (
     CIPHERS,
     HASHES,
-    AeadCipher,
+    LIBRARY,
+    TAG_SIZES,
+    Aead,
+    Backend,
     BlockCipher,
+    HashContext,
     HashSpec,
     InvalidTag,
-    new_hash,
 )
 from viewfs.modules.devices.crypto.layouts import Algorithm
 
@@ -34,30 +35,37 @@ def failure(number: int) -> OSError:
 class Session:
     """One session of a descriptor. Data comes in and goes out as bytes; whose memory it is in is no concern of it."""
 
-    def __init__(self, cipher: int, key: bytes, mac: int, mac_key: bytes) -> None:
+    def __init__(self, cipher: int, key: bytes, mac: int, mac_key: bytes, backend: Backend = LIBRARY) -> None:
         """`cipher` and `mac` are numbers of `Algorithm`, 0 for none. Raises OSError(EINVAL)."""
+        self._backend = backend
         self.cipher: BlockCipher | None = None
-        self.aead: AeadCipher | None = None
+        self.aead: Aead | None = None
         self.hash_spec: HashSpec | None = None
         self._mac_key = mac_key
         try:
             if cipher:
                 spec = CIPHERS[Algorithm(cipher)]
                 if spec.is_aead:
-                    self.aead = AeadCipher(spec, key)
+                    self.aead = backend.aead(spec, key)
                 else:
-                    self.cipher = BlockCipher(spec, key)
+                    self.cipher = backend.block_cipher(spec, key)
                 self.iv = bytes(spec.iv_size)
             if mac:
                 self.hash_spec = HASHES[Algorithm(mac)]
+            self._hash = self._new_hash()
         except (KeyError, ValueError) as error:
             raise failure(errno.EINVAL) from error
         if not cipher and not mac:
             raise failure(errno.EINVAL)
-        self._hash = self._new_hash()
 
-    def _new_hash(self) -> hashes.HashContext | None:
-        return None if self.hash_spec is None else new_hash(self.hash_spec, self._mac_key)
+    def _new_hash(self) -> HashContext | None:
+        return None if self.hash_spec is None else self._backend.new_hash(self.hash_spec, self._mac_key)
+
+    def close(self) -> None:
+        """The session has ended."""
+        for part in (self.cipher, self.aead):
+            if part is not None:
+                part.close()
 
     @property
     def names(self) -> tuple[str, str]:
@@ -111,7 +119,7 @@ class Session:
         """How long a tag is, if `asked` (0: as long as can be). Raises OSError(EINVAL)."""
         longest = 16 if self.aead is not None else self.digest_size
         size = asked or longest
-        if size > longest or (self.aead is not None and size not in AeadCipher.TAG_SIZES):
+        if size > longest or (self.aead is not None and size not in TAG_SIZES):
             raise failure(errno.EINVAL)
         return size
 
