@@ -248,6 +248,19 @@ static int command(const char *name, int argc, char **argv)
         told("poll", poll(&entry, 1, 20000));
         printf("revents: %s\n", entry.revents & (POLLERR | POLLHUP) ? "ERR" : "?");
         told("close", close(fd));
+    } else if (!strcmp(name, "much")) {
+        /* One read(2) of more than fits into one request of the protocol. */
+        static char room[3 << 20];
+        told("read", read(opened(O_RDONLY), room, sizeof room));
+    } else if (!strcmp(name, "write-much")) {
+        /* One write(2) of N bytes, which a signal may interrupt. */
+        struct sigaction action = {.sa_handler = on_signal};
+        sigaction(SIGINT, &action, NULL);
+        static char data[3 << 20];
+        int fd = opened(O_WRONLY);
+        puts("writing");
+        fflush(stdout);
+        told("write", write(fd, data, atoi(argv[0])));
     } else if (!strcmp(name, "fill")) {
         /* Writes until it would have to wait; how much went in. */
         int fd = opened(O_WRONLY | O_NONBLOCK);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +84,41 @@ def test_pipe_holds_a_writer_back(open_view: Callable[..., View], client: Path, 
     assert view.sh("head -c 16384 /dev/pipe | wc -c").out == "16384\n"
     assert writer.rest() == ["write: 4"]
     assert view.sh("cat /dev/pipe").out == "more"
+
+
+def test_pipe_gives_what_it_has_to_a_reader_who_wants_more(open_view: Callable[..., View], client: Path) -> None:
+    """A read(2) of 3 MiB comes as several requests, of which the later ones must not wait."""
+    view = open_view()
+    view("insmod", "-o", "size=2M", "pipe")
+    for size in (1 << 20, (1 << 20) + 5, 100):
+        # The reader has the pipe open for writing too, by the shell, so that there is no end to be seen.
+        said = view.sh(f"exec 3<>/dev/pipe; head -c {size} /dev/zero >&3; {client} /dev/pipe much").out
+        assert said == f"read: {size}\n"
+
+
+def test_an_interrupted_write_is_a_short_one(open_view: Callable[..., View], client: Path, start: Start) -> None:
+    view = open_view()
+    view("insmod", "-o", "size=16K", "pipe")
+    writer = start(view, client, "/dev/pipe", "write-much", "20000")
+    assert writer.line() == "writing"
+    pid = client_pid(writer)
+    wait_until(lambda: "request_wait" in wchan(pid), "the writer waits")
+    os.kill(pid, signal.SIGINT)
+    assert writer.rest() == ["write: 16384"]
+    writer = start(view, client, "/dev/pipe", "write-much", "10")
+    assert writer.line() == "writing"
+    pid = client_pid(writer)
+    wait_until(lambda: "request_wait" in wchan(pid), "the writer waits, with nothing written")
+    os.kill(pid, signal.SIGINT)
+    assert writer.rest() == ["write: EINTR"]
+
+
+def test_a_large_write_goes_through_a_small_pipe(open_view: Callable[..., View], client: Path, start: Start) -> None:
+    view = open_view()
+    view("insmod", "-o", "size=16K", "pipe")
+    writer = start(view, client, "/dev/pipe", "write-much", f"{3 << 20}")
+    assert view.sh(f"head -c {3 << 20} /dev/pipe | wc -c").out == f"{3 << 20}\n"
+    assert writer.rest() == ["writing", f"write: {3 << 20}"]
 
 
 def test_pipe_polls(open_view: Callable[..., View], client: Path, start: Start) -> None:

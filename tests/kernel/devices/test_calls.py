@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from tests.kernel.conftest import View, wait_until
@@ -196,6 +197,52 @@ def test_a_device_can_be_taken_away_while_it_is_open(own_probe: View, client: Pa
     assert said == ["read: ENODEV", "write: ENODEV", "ioctl: ENODEV", "poll: 1", "revents: ERR", "close: 0"]
     assert own_probe.sh("test -e /dev/probe || echo gone").out == "gone\n"
     assert own_probe.json("lsmod")["modules"] == []
+
+
+def test_a_server_that_is_killed_leaves_nobody_waiting(own_probe: View, client: Path, start: Start) -> None:
+    reader = start(own_probe, client, "/dev/probe", "read")
+    pid = client_pid(reader)
+    wait_until(lambda: "request_wait" in wchan(pid), "it waits for the device")
+    os.kill(own_probe.json("lsmod")["modules"][0]["server"], signal.SIGKILL)
+    (said,) = reader.rest()
+    assert said in ("read: ECONNABORTED", "read: ENOTCONN")
+    assert run(own_probe, client, "read") in (["open: ENOTCONN"], ["open: ECONNABORTED"])
+    own_probe("rmmod", "probe")
+    own_probe("insmod", HERE / "probe.py")
+    assert run(own_probe, client, "nonblock")[0] == "nonblock: EAGAIN"
+
+
+@pytest.mark.parametrize("option", ["--pid", "--as-root"])
+def test_callers_are_known_in_every_kind_of_view(open_view: Callable[..., View], client: Path, option: str) -> None:
+    """Process numbers of the view's own, and programs that keep capabilities, whose memory is harder to reach."""
+    view = open_view(option, "--load", HERE / "probe.py")
+    assert run(view, client, "who")[1:] == ["pid tid uid gid", "flags: RDWR APPEND", "thread: pid tid"]
+    assert run(view, client, "memory")[:2] == ["UPPER: 64", "POINTERS inside the structure"]
+
+
+def test_a_device_in_a_view_inside_a_view(own_probe: View, client: Path) -> None:
+    """It works there too. The caller has no number that the outer view's server could know."""
+    said = own_probe.sh(f"viewfs run -- {client} /dev/probe nonblock").out.splitlines()
+    assert said == ["nonblock: EAGAIN", "write: 7", "blocking: 7 message"]
+
+
+def test_ctrl_c_at_a_terminal(probe: View) -> None:
+    """The shell that waits for cat goes on."""
+    child = pexpect.spawn(
+        "viewfs",
+        ["enter", probe.name, "--", "bash", "--norc"],
+        env=probe.viewfs.environment | {"PS1": "now> "},
+        timeout=20,
+    )
+    child.expect_exact("now> ")
+    child.sendline("cat /dev/probe")
+    wait_until(lambda: any("request_wait" in wchan(pid) for pid in descendants(child.pid)), "cat waits")
+    child.sendcontrol("c")
+    child.expect_exact("now> ")
+    child.sendline("echo status $?; exit")
+    child.expect_exact("status 130")
+    child.expect(pexpect.EOF)
+    child.close()
 
 
 def test_a_server_keeps_what_its_module_declares(probe: View) -> None:

@@ -3,8 +3,9 @@
 Three loops serve the same `Operations`. As long as every answer is at hand, as those of an image are, a plain blocking
 loop gives them: one read(2), one write, no event loop between. A file system that any thread may ask gets several such
 loops, so that one answers while another decompresses or copies, and one thread more that sends ahead what will be asked
-for (`ahead`). And the first method that turns out to be `async` moves the server to trio for good, where each request
-that waits has a task and a cancel scope of its own, so that FUSE_INTERRUPT can end it.
+for (`ahead`); one that never changes but knows nothing of threads gets the latter, and a lock (`serial`). And the first
+method that turns out to be `async` moves the server to trio for good, where each request that waits has a task and a
+cancel scope of its own, so that FUSE_INTERRUPT can end it.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from viewfs.modules.api import FileSystem
 from viewfs.mounts.fuse.ahead import Ahead
 from viewfs.mounts.fuse.counters import MAX_ROWS, Counters, Row
 from viewfs.mounts.fuse.operations import Body, Operations
 from viewfs.mounts.fuse.protocol import Opcode, Request
+from viewfs.mounts.fuse.serial import OneAtATime, is_plain
 from viewfs.mounts.fuse.server import Server
 
 if TYPE_CHECKING:
     pass
 
 __all__ = ["serve"]
+
+_First: TypeAlias = tuple[Request, Awaitable[Body]]
 
 log = logging.getLogger("viewfs.fuse")
 
@@ -46,16 +50,19 @@ def serve(file_system: FileSystem, fd: int, counters: Counters) -> None:
     try:
         if file_system.immutable and file_system.concurrent:
             _serve_with_threads(file_system, fd, counters)
+        elif file_system.immutable and is_plain(file_system):
+            _serve_sending_ahead(file_system, fd, counters)
         else:
             _serve_alone(file_system, fd, counters)
     finally:
         file_system.close()
 
 
-def _serve_alone(file_system: FileSystem, fd: int, counters: Counters) -> None:
+def _serve_alone(file_system: FileSystem, fd: int, counters: Counters, first: _First | None = None) -> None:
+    """`first` is a request that has been read already, and its promise."""
     server = _Server(Operations(file_system), fd, counters.rows[0])
     try:
-        first = server.serve_blocking()
+        first = first or server.serve_blocking()
         if first is not None:
             import trio
 
@@ -63,6 +70,21 @@ def _serve_alone(file_system: FileSystem, fd: int, counters: Counters) -> None:
             trio.run(server.serve_trio, *first)
     finally:
         server.close()
+
+
+def _serve_sending_ahead(file_system: FileSystem, fd: int, counters: Counters) -> None:
+    """As one thread, with another that sends ahead in between."""
+    lock = threading.Lock()
+    ahead = Ahead(OneAtATime(file_system, lock, never_waits=True), fd, counters.rows[1])
+    operations = Operations(OneAtATime(file_system, lock, never_waits=False), ahead)
+    server = _Server(operations, fd, counters.rows[0])
+    try:
+        first = server.serve_blocking()
+    finally:
+        server.close()
+        ahead.close()
+    if first is not None:
+        _serve_alone(file_system, fd, counters, first)
 
 
 class _Lead:

@@ -260,9 +260,13 @@ class Operations:
         _handle, offset, size = request.fields[:3]
         plus = request.opcode == Opcode.READDIRPLUS
         if plus and self._ahead is not None and self._listings is not None:
-            body, taken = self._listings.answer(self._inode(request.node), offset, size)
-            self._ahead.listed(taken)
-            return body
+            try:
+                body, taken = self._listings.answer(self._inode(request.node), offset, size)
+            except BlockingIOError:
+                pass  # it is promised, and that can't be prepared
+            else:
+                self._ahead.listed(taken)
+                return body
 
         def fill(entries: Iterable[DirectoryEntry]) -> bytes:
             body, taken = encode_directory(entries, size, self._valid, self._root, plus=plus)
@@ -276,7 +280,10 @@ class Operations:
         return _then(self._fs.readdir(self._inode(request.node), offset), fill)
 
     def _list_plus(self, directory: InodeNumber, start: int, size: int) -> Listing:
-        entries = cast(Iterable[DirectoryEntry], self._fs.readdir(directory, start))  # it is concurrent, so it is plain
+        entries = self._fs.readdir(directory, start)
+        if isinstance(entries, Awaitable):
+            cast(Any, entries).close()
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return encode_directory(entries, size, self._valid, self._root, plus=True)
 
     def _statfs(self, _request: Request) -> Answer[Body]:
