@@ -70,7 +70,7 @@ class View:
         self.name = name
         # The command ends when its input does, so the session can't outlive the test.
         self.process = subprocess.Popen(
-            ["viewfs", "run", "--name", name, *map(str, options), "--", "sh", "-c", "echo ready; cat"],
+            ["viewfs", "run", "--name", name, *map(str, options), "--", "sh", "-c", "echo ready; exec cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -20,8 +20,8 @@ FILES = {
 
 #: What readers of formats have in common.
 READERS_MAY_IMPORT = {
-    "viewfs.modules.api", "viewfs.modules.options", "viewfs.modules.cache", "viewfs.modules.damage",
-    "viewfs.modules.owners", "viewfs.modules.sources", "viewfs.errors",
+    "viewfs.modules.api", "viewfs.modules.image", "viewfs.modules.options", "viewfs.modules.cache",
+    "viewfs.modules.damage", "viewfs.modules.owners", "viewfs.modules.sources", "viewfs.errors",
 }  # fmt: skip
 #: Package (or module) → what of viewfs it may import, besides itself. cli → session → mounts → modules.api;
 #: session → namespaces; everything → linux → errors. The longest name that fits a module is the one that counts.
@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "viewfs.modules.options": {"viewfs.errors"},
     "viewfs.modules.nodes": {"viewfs.modules.api"},
     "viewfs.modules.device": {"viewfs.modules.api", "viewfs.modules.ioctls", "viewfs.modules.options", "viewfs.linux"},
+    "viewfs.modules.image": {"viewfs.modules.api"},
     "viewfs.modules.ioctls": set(),
     "viewfs.modules.ext": READERS_MAY_IMPORT,
     "viewfs.modules.squashfs": READERS_MAY_IMPORT,

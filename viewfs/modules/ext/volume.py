@@ -62,6 +62,7 @@ class Volume:
         #: What is wrong with the image although it can be read: to be shown, one line each.
         self.warnings = recovered.warnings
         #: There are no extended attributes anywhere.
+        self.root = ROOT
         self.no_xattrs = Compat.EXT_ATTR not in superblock.compat
 
     @classmethod

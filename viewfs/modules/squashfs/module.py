@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
-from viewfs.modules.api import (
-    Attributes,
-    Content,
-    DirectoryEntry,
-    FileSystem,
-    FileSystemStatistics,
-    InodeNumber,
-    Module,
-    Mounting,
-    Source,
-)
+from viewfs.modules.api import FileSystem, Module, Mounting, Source
+from viewfs.modules.image import ImageFileSystem
 from viewfs.modules.options import Option, size
 from viewfs.modules.owners import OWNER, Owners
 from viewfs.modules.squashfs.volume import Volume
@@ -26,50 +17,14 @@ __all__ = ["Squashfs", "SquashfsFileSystem"]
 _READ_AHEAD = 256 << 10
 
 
-class SquashfsFileSystem(FileSystem):
-    """A `Volume`. Nothing in it changes, nothing waits, and several threads may ask at once."""
-
-    immutable = True
-    concurrent = True
+class SquashfsFileSystem(ImageFileSystem):
+    """A `Volume`, whose blocks are decompressed ahead."""
 
     def __init__(self, volume: Volume) -> None:
-        self._volume = volume
+        super().__init__(volume)
         volume.call_before_work(lambda: self.about_to_work())
-        self.root = InodeNumber(volume.root)
-        self.no_xattrs = volume.no_xattrs
         self.caches = volume.caches
         self.read_ahead = max(2 * volume.block_size, _READ_AHEAD)
-
-    def getattr(self, inode: InodeNumber) -> Attributes:
-        return self._volume.attributes(inode)
-
-    def lookup(self, directory: InodeNumber, name: bytes) -> Attributes | None:
-        node = self._volume.lookup(directory, name)
-        return None if node is None else self._volume.attributes(node)
-
-    def readdir(self, directory: InodeNumber, start: int) -> Iterator[DirectoryEntry]:
-        attributes = self._volume.attributes
-        for name, cookie, node, kind in self._volume.entries(directory, start):
-            try:
-                yield DirectoryEntry(name, cookie, attributes(node))
-            except OSError:
-                # A name whose inode is damaged is shown; stat on it says what is wrong.
-                yield DirectoryEntry(name, cookie, Attributes(InodeNumber(node), kind << 12))
-
-    def read(self, inode: InodeNumber, offset: int, size: int) -> Content:
-        return self._volume.read_pieces(inode, offset, size)
-
-    def readlink(self, inode: InodeNumber) -> bytes:
-        return self._volume.readlink(inode)
-
-    def listxattr(self, inode: InodeNumber) -> Iterable[bytes]:
-        return list(self._volume.xattrs(inode))
-
-    def getxattr(self, inode: InodeNumber, name: bytes) -> bytes | None:
-        return self._volume.xattrs(inode).get(name)
-
-    def statfs(self) -> FileSystemStatistics:
-        return self._volume.statistics()
 
 
 class Squashfs(Module):

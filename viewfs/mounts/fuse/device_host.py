@@ -22,7 +22,6 @@ import trio
 from viewfs.modules.device import CharDevice
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.device_operations import DeviceOperations
-from viewfs.mounts.fuse.protocol import Opcode
 from viewfs.mounts.fuse.server import Server
 
 __all__ = ["serve_devices"]
@@ -86,13 +85,8 @@ class _DeviceServer(Server):
                     continue
                 if request is None:
                     break
-                if request.opcode == Opcode.INTERRUPT:
-                    self.interrupt(request)
-                    continue
-                promise = self.start(request)
-                if promise is not None:
-                    self.start_waiting(nursery, request, promise)
-                elif self._is_busy:
+                self.handle(request, nursery)
+                if self._is_busy:
                     await trio.lowlevel.checkpoint()  # a steady stream of requests must not starve those that wait
             nursery.cancel_scope.cancel()
 

@@ -178,12 +178,7 @@ class _Server(Server):
                     continue
                 if request is None:
                     break
-                if request.opcode == Opcode.INTERRUPT:
-                    self.interrupt(request)
-                    continue
-                promise = self.start(request)
-                if promise is not None:
-                    self.start_waiting(nursery, request, promise)
-                elif self.waiting:
+                self.handle(request, nursery)
+                if self.waiting:
                     await trio.lowlevel.checkpoint()  # a steady stream of requests must not starve those that wait
             nursery.cancel_scope.cancel()

@@ -152,7 +152,16 @@ class Server:
         """ENOENT: the caller has gone away and with it the request; ENODEV: so has the mount."""
         return error.errno in (errno.ENOENT, errno.ENODEV)
 
-    def interrupt(self, request: Request) -> None:
+    def handle(self, request: Request, nursery: trio.Nursery) -> None:
+        """Answer a request, at once or by a task in `nursery`; or end the task that an interrupt is for."""
+        if request.opcode == Opcode.INTERRUPT:
+            self._interrupt(request)
+            return
+        promise = self.start(request)
+        if promise is not None:
+            self.start_waiting(nursery, request, promise)
+
+    def _interrupt(self, request: Request) -> None:
         scope = self.waiting.get(request.fields[0])
         if scope is not None:
             scope.cancel()

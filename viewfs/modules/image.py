@@ -1,0 +1,86 @@
+"""What readers of images have in common as file systems: a volume answers, and nothing in it ever changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
+
+from viewfs.modules.api import Attributes, Content, DirectoryEntry, FileSystem, FileSystemStatistics, InodeNumber
+
+__all__ = ["ImageFileSystem", "Volume"]
+
+
+class Volume(Protocol):
+    """An image that has been opened. Any thread may call it; damage is OSError."""
+
+    @property
+    def root(self) -> int:
+        """The inode number of the root."""
+
+    @property
+    def no_xattrs(self) -> bool:
+        """There are no extended attributes in all of it."""
+
+    def attributes(self, inode: int) -> Attributes: ...
+
+    def lookup(self, directory: int, name: bytes) -> int | None: ...
+
+    def entries(self, directory: int, start: int) -> Iterable[tuple[bytes, int, int, int]]:
+        """Name, cookie, inode number and the format's number for a type, of the names after cookie `start`."""
+
+    def read_pieces(self, inode: int, offset: int, size: int) -> Content: ...
+
+    def readlink(self, inode: int) -> bytes: ...
+
+    def xattrs(self, inode: int) -> Mapping[bytes, bytes]: ...
+
+    def statistics(self) -> FileSystemStatistics: ...
+
+
+class ImageFileSystem(FileSystem):
+    """A `Volume`. Nothing in it changes, nothing waits, and several threads may ask at once."""
+
+    immutable = True
+    concurrent = True
+    #: What the format's number for a type is as type bits of a mode; here, those of dirent.h (DT_*).
+    type_bits: Callable[[int], int] = staticmethod(lambda kind: kind << 12)
+
+    def __init__(self, volume: Volume, translate: Callable[[Attributes], Attributes] | None = None) -> None:
+        """`translate` gives inodes the owners that they shall have in the view."""
+        self._volume = volume
+        self.root = InodeNumber(volume.root)
+        self.no_xattrs = volume.no_xattrs
+        self._attributes: Callable[[int], Attributes] = volume.attributes
+        if translate is not None:
+            self._attributes = lambda inode: translate(volume.attributes(inode))
+
+    def getattr(self, inode: InodeNumber) -> Attributes:
+        return self._attributes(inode)
+
+    def lookup(self, directory: InodeNumber, name: bytes) -> Attributes | None:
+        number = self._volume.lookup(directory, name)
+        return None if number is None else self._attributes(number)
+
+    def readdir(self, directory: InodeNumber, start: int) -> Iterator[DirectoryEntry]:
+        attributes = self._attributes
+        for name, cookie, inode, kind in self._volume.entries(directory, start):
+            try:
+                yield DirectoryEntry(name, cookie, attributes(inode))
+            except OSError:
+                # A name whose inode is damaged is shown; stat on it says what is wrong.
+                yield DirectoryEntry(name, cookie, Attributes(InodeNumber(inode), self.type_bits(kind)))
+
+    def read(self, inode: InodeNumber, offset: int, size: int) -> Content:
+        return self._volume.read_pieces(inode, offset, size)
+
+    def readlink(self, inode: InodeNumber) -> bytes:
+        return self._volume.readlink(inode)
+
+    def listxattr(self, inode: InodeNumber) -> Iterable[bytes]:
+        return list(self._volume.xattrs(inode))
+
+    def getxattr(self, inode: InodeNumber, name: bytes) -> bytes | None:
+        return self._volume.xattrs(inode).get(name)
+
+    def statfs(self) -> FileSystemStatistics:
+        return self._volume.statistics()
