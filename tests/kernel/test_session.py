@@ -85,7 +85,7 @@ def _pids_of(view: View, name: str) -> list[int]:
     return [pid for pid, command in own_processes().items() if command == name]
 
 
-@pytest.mark.parametrize("victim", ["front", "supervisor", "agent", "shell", "server"])
+@pytest.mark.parametrize("victim", ["front", "supervisor", "agent", "command", "server"])
 @pytest.mark.parametrize("options", [(), ("--pid",)])
 def test_nothing_is_left_whoever_is_killed(
     open_view: Callable[..., View], image: Callable[..., Path], victim: str, options: tuple[str, ...]
@@ -103,10 +103,10 @@ def test_nothing_is_left_whoever_is_killed(
     names = {"supervisor": "viewfs-supervis", "agent": "viewfs-agent", "server": "viewfs-ext"}
     if victim == "front":
         view.process.kill()
-    elif victim == "shell":
+    elif victim == "command":
         # The view's command is below its front; with a pid namespace a process that stands for it is between.
         near = {pid for pid in own_processes() if _try_parent(pid) == view.process.pid} | {view.process.pid}
-        kill(next(pid for pid in _pids_of(view, "sh") if _try_parent(pid) in near))
+        kill(next(pid for pid in _pids_of(view, "cat") if _try_parent(pid) in near))
     else:
         for pid in _pids_of(view, names[victim]):
             kill(pid)
@@ -117,7 +117,7 @@ def test_nothing_is_left_whoever_is_killed(
     assert inside.wait(60) != 0
     inside.stdout.close()
     code = view.process.wait(60)
-    assert code == {"front": -signal.SIGKILL, "shell": 137, "supervisor": 1, "agent": 1, "server": 0}[victim]
+    assert code == {"front": -signal.SIGKILL, "command": 137, "supervisor": 1, "agent": 1, "server": 0}[victim]
     if victim in ("supervisor", "agent"):
         assert view.process.stderr is not None
         assert view.process.stderr.read() == f"viewfs: the session ended: its {victim} was killed by SIGKILL\n"
