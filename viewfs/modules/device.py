@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from viewfs.linux.process import process_vm_readv, process_vm_writev, thread_group_of
 from viewfs.modules.api import Answer, Buffer, Module, Mounting
 from viewfs.modules.ioctls import IoctlHandler, handlers_of
-from viewfs.modules.options import flag, permissions
+from viewfs.modules.options import Option, flag, permissions
 
 if TYPE_CHECKING:
     from trio.lowlevel import ParkingLot
@@ -262,7 +262,14 @@ class CharDevice:
 #: Options that every device has.
 _COMMON_OPTIONS = (
     flag("exclusive", "one open at a time; others get EBUSY, or what the device says instead"),
-    permissions("mode", -1, "permission bits; by default the device's own"),
+    Option(
+        "mode",
+        permissions("mode", 0, "").parse,
+        None,
+        "permission bits",
+        "OCTAL",
+        show=lambda bits: "the device's own" if bits is None else f"{bits:o}",
+    ),
 )
 
 
@@ -298,6 +305,6 @@ class DeviceModule(Module):
         devices = {"": opened} if isinstance(opened, CharDevice) else dict(opened)
         for device in devices.values():
             device.exclusive = device.exclusive or mounting.options["exclusive"]
-            if mounting.options["mode"] >= 0:
+            if mounting.options["mode"] is not None:
                 device.permissions = mounting.options["mode"]
         return devices

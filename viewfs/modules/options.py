@@ -58,7 +58,7 @@ class Option(Generic[T]):
 
 def text(name: str, default: str, help: str) -> Option[str]:
     """An option that takes any text."""
-    return Option(name, str, default, help, "TEXT")
+    return Option(name, str, default, help, "TEXT", show=lambda given: given or "none")
 
 
 def integer(name: str, default: int, help: str, *, minimum: int = 0, maximum: int | None = None) -> Option[int]:

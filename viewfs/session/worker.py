@@ -262,7 +262,10 @@ def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:
     takes_path = found is not None and issubclass(found.module, KernelModule) and found.module.takes_path
     takes_source = found is None or found.module.takes_source
     if not path and (takes_path or takes_source):
-        raise UsageError(f"module {name} needs a source", remedy=f"viewfs mount -t {name} SOURCE DIRECTORY")
+        by_name = (
+            "" if found is None or found.module.source_option is None else f" (or -o {found.module.source_option}=)"
+        )
+        raise UsageError(f"module {name} needs a source", remedy=f"viewfs mount -t {name} SOURCE DIRECTORY{by_name}")
     if found is not None and not found.module.takes_source and not by_option:
         return found, None
     source = open_source(path, writing=found is not None and found.module.writes_source)

@@ -264,3 +264,29 @@ def test_several_devices_leave_one_trace_in_the_log(
     assert "/dev/d2" in view("resolve", "/dev/d2").out or "partitions" in view("resolve", "/dev/d2").out
     view("umount", "/dev/d1")
     assert view.sh("ls -d /dev/d /dev/d? 2>/dev/null || true").out == ""
+
+
+def test_what_can_t_be_loaded_is_told_in_a_line(open_view: Callable[..., View], tmp_path: Path) -> None:
+    view = open_view()
+    wrong: list[tuple[tuple[str, ...], int, str]] = [
+        (("-o", "size=1", "pipe"), 2, "at least 4096 bytes"),
+        (("-o", "size=99999999999999999", "ramdisk"), 2, "no memory for a ramdisk"),
+        (("-o", "size=0", "ramdisk"), 2, "at least one byte"),
+        (("-o", "frob=1", "zero"), 2, "it has exclusive, mode"),
+        (("-o", "mode=9", "zero"), 2, "permission bits in octal"),
+        (("partitions",), 2, "-o file="),
+        (("-o", "file=/", "partitions"), 2, "is a directory"),
+        (("useless", "/dev"), 2, "cannot mount on /dev: it is a directory"),
+    ]
+    for arguments, code, said in wrong:
+        refused = view("insmod", *arguments, check=False)
+        assert (refused.code, refused.err.count("\n")) == (code, 1), refused
+        assert said in refused.err
+    assert view.json("lsmod")["modules"] == []
+    assert len(view.json("epochs")["epochs"]) == 1
+
+
+def test_modules_are_listed_with_what_they_take(open_view: Callable[..., View]) -> None:
+    shown = open_view()("lsmod", "--available").out
+    assert "permission bits (default: the device's own)" in shown
+    assert "backend=cryptography|kernel" in shown

@@ -32,4 +32,8 @@ class Ramdisk(DeviceModule):
         try:
             return Disk(MemorySectors(mounting.options["size"]))
         except (OSError, OverflowError, ValueError) as error:
-            raise UsageError(f"a ramdisk of {mounting.options['size']} bytes can't be had: {error}") from None
+            reason = (error.strerror if isinstance(error, OSError) else None) or "too large"
+            raise UsageError(
+                f"no memory for a ramdisk of {mounting.options['size']} bytes: {reason.lower()}",
+                remedy="a smaller size=, or file= for one on a disk",
+            ) from None
