@@ -106,7 +106,7 @@ def _image(image: Image, figures: Figures, results: Results) -> str:
     if rows := list(_times(image.name, names, figures, results.settings["timeout"])):
         parts.append(_table(("ms", *names), rows))
     if rows := list(_cpu(image.name, names, figures)):
-        parts.append("Processor time, cold, in ms: of those who read + of the server.")
+        parts.append("Processor time in ms: of those who read + of the server.")
         parts.append(_table(("CPU ms", *names), rows))
     servers = [name for name in names if any(figures.spread(image.name, name, key, "memory") for key in MEMORY)]
     if rows := list(_memory(image.name, servers, figures)):
@@ -157,9 +157,11 @@ def _number(value: float) -> str:
 
 def _cpu(image: str, names: Sequence[str], figures: Figures) -> Iterator[list[str]]:
     for measurement in MEASUREMENTS:
-        pairs = [figures.cpu(image, name, measurement, "cold") for name in names]
-        if any(pairs):
-            yield [title_of(measurement), *(f"{p[0] * 1000:.0f} + {p[1] * 1000:.0f}" if p else "" for p in pairs)]
+        for phase in ("cold", "warm"):
+            pairs = [figures.cpu(image, name, measurement, phase) for name in names]
+            if any(pairs):
+                cells = (f"{p[0] * 1000:.0f} + {p[1] * 1000:.0f}" if p else "" for p in pairs)
+                yield [f"{title_of(measurement)}, {phase}", *cells]
 
 
 def _memory(image: str, names: Sequence[str], figures: Figures) -> Iterator[list[str]]:

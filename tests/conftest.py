@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
 import shutil
@@ -63,15 +62,12 @@ def no_leaked_descriptors() -> Iterator[None]:
     """A test closes what it opened."""
     before = set(os.listdir("/proc/self/fd"))
     yield
-    if _opened_since(before):
-        gc.collect()  # what only a cycle of objects holds is closed by this, and counts as closed
-        leaked = _opened_since(before)
-        assert not leaked, f"descriptors left open: {leaked}"
+    import gc
 
-
-def _opened_since(before: set[str]) -> dict[str, str]:
-    targets = {fd: _target(fd) for fd in set(os.listdir("/proc/self/fd")) - before}
-    return {fd: target for fd, target in targets.items() if target is not None}
+    gc.collect()
+    leaked = {fd: _target(fd) for fd in set(os.listdir("/proc/self/fd")) - before}
+    leaked = {fd: target for fd, target in leaked.items() if target is not None}
+    assert not leaked, f"descriptors left open: {leaked}"
 
 
 def _target(fd: str) -> str | None:

@@ -119,7 +119,8 @@ def test_the_tables() -> None:
     ) in section
     assert "| `tar` of the small files, cold | 3 000 | > 60 s<br>**< 0.05** |  |" in section
     assert "failed: no such thing" in section
-    assert "| `find -ls` of the whole tree | 500 + 250 | 500 + 250 | 500 + 250 |" in section
+    assert "| `find -ls` of the whole tree, cold | 500 + 250 | 500 + 250 | 500 + 250 |" in section
+    assert "| `tar` of the small files, warm | 500 + 250 |  | 500 + 250 |" in section
     assert "| private memory of the idle server | 50.0 |" in section
     assert "Without ratarmount: it says no." in section
     assert "| a kernel |" in section

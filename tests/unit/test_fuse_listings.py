@@ -203,49 +203,44 @@ def test_an_error_is_raised_to_who_asks(run_later: Callable[[Work], object]) -> 
 # -- several threads
 
 
+class Slow(Tree):
+    """Whose directory 2 takes until it is told to go on."""
+
+    def __init__(self, names: dict[int, list[int]]) -> None:
+        super().__init__(names)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def make(self, directory: InodeNumber, start: int, size: int) -> Listing:
+        listing = super().make(directory, start, size)
+        if directory == 2:
+            self.begun.set()
+            assert self.go_on.wait(SECONDS)
+        return listing
+
+
 def test_who_asks_for_what_is_being_made_waits_for_it() -> None:
-    begun, go_on = threading.Event(), threading.Event()
-
-    class Slow(Tree):
-        def make(self, directory: InodeNumber, start: int, size: int) -> Listing:
-            listing = super().make(directory, start, size)
-            if directory == 2:
-                begun.set()
-                assert go_on.wait(SECONDS)
-            return listing
-
     tree = Slow(SMALL)
     with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(4) as threads:
         listings = tree.listings(other.submit)
         ask(listings, ROOT)
-        assert begun.wait(SECONDS)
+        assert tree.begun.wait(SECONDS)
         asking: list[Future[Listing]] = [threads.submit(ask, listings, 2)]
         assert ask(listings, 4) == tree.listing(4, 0, 4096), "others are answered meanwhile"
         assert not asking[0].done()
-        go_on.set()
+        tree.go_on.set()
         assert asking[0].result(SECONDS) == tree.listing(2, 0, 4096)
     # (That 4 was asked for could have made it be forgotten; then it was made by who asked.)
     assert tree.asked.count((2, 0, 4096)) <= 2
 
 
 def test_it_is_made_once_for_who_waits() -> None:
-    begun, go_on = threading.Event(), threading.Event()
-
-    class Slow(Tree):
-        def make(self, directory: InodeNumber, start: int, size: int) -> Listing:
-            listing = super().make(directory, start, size)
-            if directory == 2:
-                begun.set()
-                assert go_on.wait(SECONDS)
-            return listing
-
     tree = Slow(SMALL)
     with ThreadPoolExecutor(1) as other, ThreadPoolExecutor(1) as threads:
         listings = tree.listings(other.submit)
         ask(listings, ROOT)
-        assert begun.wait(SECONDS)
+        assert tree.begun.wait(SECONDS)
         waiting = threads.submit(ask, listings, 2)
-        go_on.set()
+        tree.go_on.set()
         assert waiting.result(SECONDS) == tree.listing(2, 0, 4096)
     assert tree.asked.count((2, 0, 4096)) == 1
 
