@@ -66,7 +66,7 @@ LIBRARIES = {
     "prctl": {"viewfs.linux"},
     "crc32c": {"viewfs.modules.ext"},
     "cryptography": {"viewfs.modules.devices"},
-    "pytsk3": {"viewfs.modules.devices.partitions"},
+    "pytsk3": {"viewfs.modules.devices.partitions", "viewfs.modules.sleuthkit", "viewfs.modules.vfat"},
     **{key: {"viewfs.modules.squashfs.codecs"} for key in ("deflate", "lz4", "lzallright", "backports")},
 }
 

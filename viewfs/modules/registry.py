@@ -34,10 +34,11 @@ BUILT_IN = {
     "tmp": "viewfs.modules.kernel:Temporary",
     "unreal": "viewfs.modules.kernel:Unreal",
     "useless": "viewfs.modules.devices.useless:Useless",
+    "vfat": "viewfs.modules.vfat:Vfat",
     "zero": "viewfs.modules.devices.constant:Zero",
 }
 #: Those of them that know a source by its content. (Importing all the others to find that out would take long.)
-KNOW_CONTENT = ("ext", "squashfs")
+KNOW_CONTENT = ("ext", "squashfs", "vfat")
 
 
 @dataclass(frozen=True)

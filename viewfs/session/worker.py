@@ -21,6 +21,7 @@ import logging
 import os
 import stat
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
@@ -176,6 +177,7 @@ def _shut_in(module: Module, mounting: Mounting) -> Confinement:
     set_name(f"viewfs-{module.name}")
     import trio  # noqa: F401  # while it can be read; as a rule it is in memory already, for the agent has it
 
+    _read_time_zone()
     if confinement is Confinement.SEALED:
         unshare(CloneFlags.NEWNS)  # the snapshot stays as it is; what is emptied is a copy of it
     if isinstance(module, DeviceModule):
@@ -188,6 +190,13 @@ def _shut_in(module: Module, mounting: Mounting) -> Confinement:
     else:
         confine(confinement)
     return confinement
+
+
+def _read_time_zone() -> None:
+    """Have the C library read the time zone while it can: it looks at the default one again whenever it converts a
+    time, and would go on with UTC; at one that TZ names (tzset(3)) it doesn't."""
+    os.environ.setdefault("TZ", ":/etc/localtime")
+    time.tzset()
 
 
 def _open_confined(module: Module, mounting: Mounting) -> tuple[FileSystem, dict[str, Any]]:

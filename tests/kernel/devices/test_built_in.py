@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 from collections.abc import Callable
@@ -147,12 +148,18 @@ def test_ramdisk_is_made_a_file_system_and_mounted(open_view: Callable[..., View
     assert view.json("lsmod")["modules"] == []
 
 
-@pytest.mark.needs("mkfs.vfat")
-def test_ramdisk_takes_a_vfat(open_view: Callable[..., View]) -> None:
+@pytest.mark.needs("mkfs.vfat", "mcopy")
+def test_ramdisk_is_made_a_vfat_and_mounted(open_view: Callable[..., View], tmp_path: Path) -> None:
     view = open_view()
     view("insmod", "-o", "size=8M", "ramdisk")
+    content = random.Random(1).randbytes(300_000)
+    (tmp_path / "A long name.bin").write_bytes(content)
     view.sh("mkfs.vfat -n LABEL /dev/ramdisk && fsck.vfat -n /dev/ramdisk")
-    assert b"LABEL" in view.sh("head -c 512 /dev/ramdisk").out.encode(errors="surrogateescape")
+    view.sh(f"mmd -i /dev/ramdisk ::directory && mcopy -i /dev/ramdisk {tmp_path}/A* ::directory")
+    view("mount", "/dev/ramdisk", "/mnt/disk")
+    assert view.sh("find /mnt/disk -printf '%P\\n'").out == "\ndirectory\ndirectory/A long name.bin\n"
+    assert view.sh(f"cmp /mnt/disk/directory/A* {tmp_path}/A* && echo same").out == "same\n"
+    assert view.json("lsmod")["modules"][-1]["module"] == "vfat"
 
 
 def test_ramdisk_of_a_file(open_view: Callable[..., View], tmp_path: Path) -> None:
