@@ -126,6 +126,12 @@ class EpochStack:
         self.mounts[mount.made_in] = replace(self.mounts[mount.made_in], removed_in=epoch)
         return epoch
 
+    def note(self, operation: str, *, source: str = "", time_ns: int = 0) -> Epoch:
+        """A new epoch in which the same is mounted; what was in the one before it is kept as it was."""
+        epoch = Epoch(self.current + 1)
+        self.changes.append(Change(epoch, time_ns, operation, source=source))
+        return epoch
+
     def in_epoch(self, epoch: Epoch) -> list[Mount]:
         """What is mounted in `epoch`, oldest first."""
         return [mount for mount in self.mounts.values() if mount.in_epoch(epoch)]

@@ -37,7 +37,8 @@ class Viewfs:
         self.directory = directory
         self.runtime = directory / "runtime"
         self.runtime.mkdir(mode=0o700)
-        self.environment = os.environ | {"XDG_RUNTIME_DIR": str(self.runtime)}
+        self.state = directory / "state"
+        self.environment = os.environ | {"XDG_RUNTIME_DIR": str(self.runtime), "XDG_STATE_HOME": str(self.state)}
         self.environment.pop("VIEWFS_SESSION", None)
 
     def __call__(self, *arguments: str | Path, check: bool = True, stdin: str | None = None) -> Result:

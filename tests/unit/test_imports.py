@@ -28,12 +28,15 @@ READERS_MAY_IMPORT = {
 MAY_IMPORT = {
     "viewfs": set(),
     "viewfs.__main__": {"viewfs.cli"},
-    "viewfs.cli": {"viewfs", "viewfs.session", "viewfs.doctor", "viewfs.modules", "viewfs.linux", "viewfs.errors"},
+    "viewfs.cli": {
+        "viewfs", "viewfs.session", "viewfs.cow", "viewfs.doctor", "viewfs.modules", "viewfs.linux", "viewfs.errors",
+    },
     "viewfs.doctor": {"viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.linux", "viewfs.errors"},
     "viewfs.session": {
-        "viewfs", "viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.epochs", "viewfs.linux",
+        "viewfs", "viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.cow", "viewfs.epochs", "viewfs.linux",
         "viewfs.errors",
     },
+    "viewfs.cow": {"viewfs.mounts.overlay", "viewfs.linux", "viewfs.errors"},
     "viewfs.mounts": {
         "viewfs.modules.api", "viewfs.modules.damage", "viewfs.modules.device", "viewfs.modules.ioctls", "viewfs.linux",
         "viewfs.errors",

@@ -13,11 +13,13 @@ from viewfs.errors import UsageError
 from viewfs.modules.options import split_options
 
 __all__ = [
+    "COW",
     "LOAD",
     "MOUNT",
     "ChangesInOrder",
     "absolute",
     "module_option",
+    "parse_cow",
     "parse_load",
     "parse_mount",
     "session_option",
@@ -78,8 +80,16 @@ def load_request(name: str, place: str | None, options: list[str]) -> dict[str, 
     }
 
 
+def parse_cow(text: str) -> list[dict[str, Any]]:
+    """PATH[,PATH…] as requests to make each copy-on-write; a backslash before a comma makes it part of a path."""
+    paths = [path.replace("\\,", ",") for path in re.split(r"(?<!\\),", text)]
+    if not all(paths):
+        raise UsageError(f"--cow {text}: not of the form PATH[,PATH…]")
+    return [{"request": "cow", "path": absolute(path)} for path in paths]
+
+
 class _Change(_ParamType):
-    """A --mount or --load."""
+    """A --mount, --load or --cow."""
 
     def __init__(self, name: str, metavar: str) -> None:
         self.name = name
@@ -89,17 +99,18 @@ class _Change(_ParamType):
         return self._metavar
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, dict):
+        if not isinstance(value, str):
             return value
-        return parse_mount(value) if self.name == "mount" else parse_load(value)
+        return {"mount": parse_mount, "load": parse_load, "cow": parse_cow}[self.name](value)
 
 
 MOUNT = _Change("mount", "SRC:DST[:TYPE[,opt=val…]]")
 LOAD = _Change("load", "MODULE[:DST][,opt=val…]")
+COW = _Change("cow", "PATH[,…]")
 
 
 class ChangesInOrder(click.Command):
-    """A command with --mount and --load, in whose context they stand under `viewfs.changes` in the order given.
+    """A command with --mount, --load and --cow, in whose context they stand under `viewfs.changes` in the order given.
 
     (click has the values of each option together.)
     """
@@ -108,7 +119,7 @@ class ChangesInOrder(click.Command):
         _values, _rest, order = self.make_parser(ctx).parse_args(args=list(args))
         rest = super().parse_args(ctx, args)
         if not ctx.resilient_parsing:
-            given = {name: iter(ctx.params[name]) for name in ("mounts", "loads")}
+            given = {name: iter(ctx.params[name]) for name in ("mounts", "loads", "cows")}
             ctx.meta["viewfs.changes"] = [next(given[param.name]) for param in order if param.name in given]
         return rest
 

@@ -25,6 +25,14 @@ _COMMANDS = {
         "insmod": ("viewfs.cli.change:insmod", "Load a module."),
         "rmmod": ("viewfs.cli.change:rmmod", "Remove a module."),
     },
+    "Change anything, keep or discard it": {
+        "cow": ("viewfs.cli.cow:cow", "Make a tree copy-on-write."),
+        "diff": ("viewfs.cli.cow:diff", "What was changed."),
+        "commit": ("viewfs.cli.cow:commit", "Make the changes outside of the view too."),
+        "discard": ("viewfs.cli.cow:discard", "Throw the changes away."),
+        "checkpoint": ("viewfs.cli.cow:checkpoint", "Keep the state as it is now."),
+        "rollback": ("viewfs.cli.cow:rollback", "Go back to a state that was kept."),
+    },
     "Look at the view": {
         "lsmod": ("viewfs.cli.look:lsmod", "What is loaded, or can be."),
         "epochs": ("viewfs.cli.look:epochs", "The log of the view's changes."),

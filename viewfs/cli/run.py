@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from viewfs.cli.arguments import LOAD, MOUNT, ChangesInOrder
+from viewfs.cli.arguments import COW, LOAD, MOUNT, ChangesInOrder
 from viewfs.cli.main import warn
 from viewfs.errors import UsageError
 from viewfs.session.agent import AgentPlan
@@ -23,6 +23,7 @@ __all__ = ["run", "shell"]
 _OPTIONS = (
     click.option("--mount", "mounts", type=MOUNT, multiple=True, help="Mount this first. Repeatable, in order."),
     click.option("--load", "loads", type=LOAD, multiple=True, help="Load this module first. Repeatable, in order."),
+    click.option("--cow", "cows", type=COW, multiple=True, help="Make these copy-on-write. Repeatable, in order."),
     click.option("--name", help="Call the session that; `viewfs enter NAME` joins it."),
     click.option("--keep", is_flag=True, help="Keep the session after the command has ended."),
     click.option("--history", is_flag=True, help="Keep every epoch enterable: what is unmounted lives on."),
@@ -42,14 +43,15 @@ def _plan(command: list[str], environment: dict[str, str], given: dict[str, Any]
     hostname = given["hostname"]
     if hostname is not None and not 0 < len(hostname.encode()) <= 64:
         raise UsageError(f"“{hostname}” can't be a host name", remedy="1 to 64 bytes")
-    changes = click.get_current_context().meta.get("viewfs.changes", [])
+    groups = click.get_current_context().meta.get("viewfs.changes", [])
+    changes = [change for group in groups for change in (group if isinstance(group, list) else [group])]
     return SessionPlan(
         command=command,
         name=None if given["name"] is None else check_name(given["name"]),
         keep=given["keep"],
         history=given["history"],
         view=AgentPlan(as_root=given["as_root"], hostname=hostname, pid_namespace=given["pid_namespace"]),
-        changes=tuple(InitialChange(change) for change in changes),
+        changes=tuple(InitialChange(change.pop("request", "mount"), change) for change in changes),
         environment=environment,
     )
 
@@ -80,6 +82,7 @@ def run(command: tuple[str, ...], **given: Any) -> None:
     Examples:
       viewfs run -- id
       viewfs run --mount disk.img:/mnt -- ls -l /mnt
+      viewfs run --cow . -- make install
       viewfs run --as-root --hostname box -- sh -c 'id; hostname'
     """
     sys.exit(run_session(_plan(list(command), {}, given), warn))

@@ -70,17 +70,19 @@ def enter(name: str, command: tuple[str, ...]) -> None:
 
 @click.command()
 @session_option
-@click.argument("epoch", type=int, metavar="N")
+@click.argument("epoch", metavar="N")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def at(session: str | None, epoch: int, command: tuple[str, ...]) -> None:
-    """Run COMMAND (default: your shell) in the view as it was in epoch N. Its exit status is the result.
+def at(session: str | None, epoch: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND (default: your shell) in the view as it was in epoch N, or in the state that `viewfs checkpoint` kept
+    under that name. Its exit status is the result.
 
     \b
     Example:
       viewfs at 0 -- ls /mnt
     """
     with closing(find_session(session)) as found:
-        sys.exit(_run_in(found, list(command), epoch))
+        number = int(epoch) if epoch.isdecimal() else found.request("state", state=epoch)["epoch"]
+        sys.exit(_run_in(found, list(command), number))
 
 
 def _run_in(session: Session, command: list[str], epoch: int | None) -> int:

@@ -50,6 +50,10 @@ class Session:
             os.close(fd)
         return result
 
+    def request_fds(self, op: str, /, **arguments: Any) -> tuple[dict[str, Any], list[int]]:
+        """As `request`, for what is answered with descriptors, which the caller closes."""
+        return self._channel.call(op, **arguments)
+
     def namespaces(self, epoch: int | None = None) -> Namespaces:
         """The namespaces of the live view or of an epoch, for a process that may join them; the caller closes them."""
         from viewfs.namespaces.enter import Namespaces  # a client that only asks does without system calls of its own

@@ -44,6 +44,7 @@ _BLAME_SECONDS = 0.3
 class InitialChange:
     """A mount or module that is there when the command starts: a request of the control socket, without its id."""
 
+    request: str
     arguments: dict[str, object]
 
 
@@ -105,6 +106,7 @@ class _Front:
             supervisor_main(
                 SessionHandles(
                     name=self.name,
+                    named=self._plan.name is not None,
                     plan=self._plan.view,
                     command=list(self._plan.command),
                     history=self._plan.history,
@@ -150,7 +152,8 @@ class _Front:
         session = Session.connect(self._runtime, self.name)
         try:
             for change in self._plan.changes:
-                session.request("mount", **change.arguments)
+                for message in session.request(change.request, **change.arguments).get("messages", ()):
+                    self._warn(message)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_TERMINAL)
             session.close()
@@ -221,7 +224,12 @@ class _Front:
         pidfd = pidfd_open(pid)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        if not poll.poll(_END_SECONDS * 1000):
+        poll.register(self._to_supervisor.fileno(), select.POLLIN)
+        in_time = bool(poll.poll(_END_SECONDS * 1000))
+        if in_time and (received := self._to_supervisor.receive()) is not None:
+            for path in received[0].get("discarding", ()):
+                self._warn(f"what was changed in {path} is discarded with the view (to keep it: --name)")
+        elif not in_time:
             self._warn("the supervisor does not end; it is killed")
             pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)

@@ -36,6 +36,11 @@ class Connection:
             "status": self._status,
             "mount": self._mount,
             "umount": self._umount,
+            "cow": self._cow,
+            "layers": self._layers,
+            "layer": self._layer,
+            "state": self._state,
+            "keep": self._keep,
             "lsmod": self._lsmod,
             "stats": self._stats,
             "epochs": self._epochs,
@@ -113,6 +118,43 @@ class Connection:
             request.setdefault(name, default)
         mount = await self._view.mount(request, self._supervisor.nursery)
         return {"epoch": mount.made_in, "path": mount.path, "type": mount.type}, []
+
+    async def _cow(self, request: Message, _fds: list[int]) -> Result:
+        mount, messages = await self._view.cover(request)
+        return {"epoch": mount.made_in, "path": mount.path, "type": mount.type, "messages": messages}, []
+
+    async def _layers(self, _request: Message, _fds: list[int]) -> Result:
+        """What is copy-on-write; `layer` gives the descriptors of one."""
+        names = self._view.layers.names
+        rows = [
+            {
+                "path": layer.path,
+                "lower": layer.lower,
+                "states": [{"epoch": epoch, "name": names.get(epoch, "")} for epoch in sorted(layer.states)],
+            }
+            for layer in self._view.layers.layers()
+        ]
+        return {"layers": rows, "epoch": self._view.epochs.current}, []
+
+    async def _layer(self, request: Message, _fds: list[int]) -> Result:
+        """Descriptors of the layer at `path`: its lower tree, its directory, what the view shows, what `states` did."""
+        held = next((layer for layer in self._view.layers.layers() if layer.path == request["path"]), None)
+        if held is None:
+            raise NotFoundError(f"{request['path']} is not copy-on-write", remedy="`viewfs cow PATH` makes it so")
+        wanted = [self._view.layers.find_state(str(name)) for name in request.get("states", ())]
+        states = [held.states.get(epoch, held.lower_fd) for epoch in wanted]  # it may have been covered later
+        fds = [held.lower_fd, held.layer_fd, held.view_fd, *states]
+        return {"path": held.path, "lower": held.lower, "epochs": wanted}, [os.dup(fd) for fd in fds]
+
+    async def _state(self, request: Message, _fds: list[int]) -> Result:
+        """The epoch that a state is kept of, by number or name."""
+        return {"epoch": self._view.layers.find_state(str(request["state"]))}, []
+
+    async def _keep(self, request: Message, _fds: list[int]) -> Result:
+        """End the epoch, with the state that the client has copied to `directory` of each layer."""
+        operation = str(request.get("operation", "checkpoint"))
+        ended = await self._view.keep_state(str(request["name"]), str(request["directory"]), operation)
+        return {"epoch": ended, "current": self._view.epochs.current}, []
 
     async def _umount(self, request: Message, _fds: list[int]) -> Result:
         mount = self._named_mount(request)

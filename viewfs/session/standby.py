@@ -34,6 +34,8 @@ class SessionHandles:
     """What the supervisor is given at its birth."""
 
     name: str
+    #: The name was given, not made up.
+    named: bool
     plan: AgentPlan
     #: What runs in it, for people to read.
     command: list[str]

@@ -6,6 +6,7 @@ it was made for has ended, when it is told to, or when the agent is gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from collections import deque
 
 import trio
 
+from viewfs.cow.layers import state_directory
 from viewfs.linux.namespaces import namespace_id
 from viewfs.session.agent_link import AgentLink
 from viewfs.session.async_channel import AsyncChannel
@@ -22,6 +24,7 @@ from viewfs.session.protocol import ProtocolError
 from viewfs.session.requests import Connection
 from viewfs.session.standby import SessionHandles
 from viewfs.session.view import View
+from viewfs.session.view_layers import ViewLayers
 
 __all__ = ["Supervisor", "run_supervisor"]
 
@@ -43,7 +46,12 @@ class Supervisor:
         self.own = own
         self._agent_pidfd = agent_pidfd
         self.agent = AgentLink(handles.link.socket)
-        self.view = View(self.agent, namespaces["mnt"], keep_history=handles.history, log=self.log)
+        # Without a name nobody takes them up again, and no two sessions may ever share them.
+        directory = handles.name if handles.named else f"unnamed.{handles.name}.{self.started_ns}"
+        # A socket is not one any more when it is seen through an overlay; ours must be found.
+        sockets = [os.path.realpath(handles.runtime.path)]
+        layers = ViewLayers(self.agent, directory, state_directory(), sockets)
+        self.view = View(self.agent, namespaces["mnt"], layers, keep_history=handles.history, log=self.log)
         self.ending = trio.Event()
         #: The process that the user started need not be there for the session to go on.
         self.kept = handles.kept
@@ -66,7 +74,12 @@ class Supervisor:
     def end(self) -> None:
         """End everything that lives in the session."""
         spare = self.own | self.view.server_pids()
+        discarded = [] if self.handles.named else self.view.layers.changed_paths()
         end_session(namespace_id(self.namespaces["user"]), spare=spare, release=self._release, agent=self._agent_pidfd)
+        if not self.handles.named:
+            with contextlib.suppress(OSError):  # the front is gone; or something is left, in a directory of its own
+                self.handles.front.send({"discarding": discarded})
+                self.view.layers.discard()
 
     def _release(self) -> None:
         self.view.close()

@@ -22,6 +22,7 @@ from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.skeleton import MountPointPlan
 from viewfs.session.agent_link import AgentLink, Child, WorkerProcess
 from viewfs.session.scaffold import Scaffold
+from viewfs.session.view_layers import ViewLayers
 
 __all__ = ["ServedMount", "View"]
 
@@ -101,9 +102,16 @@ class View:
     """The epochs of a live view, and the changes that make them."""
 
     def __init__(
-        self, agent: AgentLink, live_namespace: int, *, keep_history: bool, log: Callable[[str], None]
+        self,
+        agent: AgentLink,
+        live_namespace: int,
+        layers: ViewLayers,
+        *,
+        keep_history: bool,
+        log: Callable[[str], None],
     ) -> None:
         self.agent = agent
+        self.layers = layers
         self.epochs = EpochStack.begin(time.time_ns())
         self.served: dict[Epoch, ServedMount] = {}
         self._live_namespace = live_namespace
@@ -237,6 +245,38 @@ class View:
             (epoch for epoch, served in self.served.items() if served.device == device and epoch in alive), None
         )
 
+    async def cover(self, request: dict[str, Any]) -> tuple[Mount, list[str]]:
+        """Make a tree copy-on-write; also what there was to say. Raises `ViewfsError`, nothing having changed."""
+        async with self._changing:
+            first = self._snapshots.get(Epoch(0), self._live_namespace)
+            mount, messages = await self.layers.cover(self, request, first)
+            await self.layers.take_up_states(self, mount)
+        return mount, messages
+
+    def record_cover(self, report: dict[str, Any], snapshot: int) -> Mount:
+        """What `ViewLayers.cover` has mounted."""
+        self._snapshots[self.epochs.current] = snapshot
+        others = tuple(root for root in report["roots"] if root != report["path"])
+        made_from = self._mount_on_device(report["device"])
+        mount = self.epochs.mount(
+            report["path"], "cow", made_from=made_from, also=others, time_ns=time.time_ns(), operation="cow"
+        )
+        self.served[mount.made_in] = ServedMount("kernel")
+        self._free()
+        return mount
+
+    async def keep_state(self, name: str, directory: str, operation: str) -> Epoch:
+        """End the current epoch, whose state is kept; returns it. Raises `ViewfsError`, nothing having changed."""
+        async with self._changing:
+            return await self.layers.keep_state(self, name, directory, operation=operation)
+
+    def record_state(self, namespace: int, name: str, operation: str) -> Epoch:
+        """The current epoch ends, and `namespace` shows it from now on."""
+        ended = self.epochs.current
+        self._snapshots[ended] = namespace
+        self.epochs.note(operation, source=name, time_ns=time.time_ns())
+        return ended
+
     async def unmount(self, mount: Mount, *, lazy: bool, operation: str) -> Epoch:
         """Take `mount` out of the view. Raises `ViewfsError`, nothing having changed."""
         async with self._changing:
@@ -253,11 +293,16 @@ class View:
             # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for.
             # And a device can be unplugged while programs have it open.
             lazy = lazy or mount.type in _SHOWS_OTHERS or self.served[mount.made_in].control_fd is not None
+            paths: Sequence[str] = mount.paths
+            if (covered := self.layers.trees.get(mount.made_in)) is not None:
+                paths = covered.roots
+                lazy = lazy or len(covered.points) > 1
             with trio.CancelScope(shield=True):
-                async with self.agent.worker("unmount", {"paths": mount.paths, "lazy": lazy}) as worker:
+                async with self.agent.worker("unmount", {"paths": paths, "lazy": lazy}) as worker:
                     _report, (snapshot,) = await worker.answer(f"cannot unmount {mount.path}")
                 self._snapshots[self.epochs.current] = snapshot
                 epoch = self.epochs.remove(mount, time_ns=time.time_ns(), operation=operation)
+                self.layers.release(mount.made_in)
                 self._free()
                 await self._tidy()
         return epoch
@@ -314,6 +359,7 @@ class View:
         """Close every descriptor that keeps a file system or an epoch alive."""
         for served in self.served.values():
             served.release()
+        self.layers.close()
         for fd in self._snapshots.values():
             os.close(fd)
         self._snapshots.clear()

@@ -48,6 +48,7 @@ from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.sandbox import Confinement, Needs, confine
 from viewfs.namespaces.user import mapped_ids
 from viewfs.session.channel import Channel
+from viewfs.session.cow import cover, show_state
 from viewfs.session.inspection import find_by_content
 
 __all__ = ["WORKERS", "run_worker"]
@@ -404,4 +405,12 @@ def _tidy(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     channel.send({"ok": {}})
 
 
-WORKERS: dict[str, Worker] = {"mount": _mount, "resume": _resume, "place": _place, "unmount": _unmount, "tidy": _tidy}
+WORKERS: dict[str, Worker] = {
+    "mount": _mount,
+    "resume": _resume,
+    "place": _place,
+    "unmount": _unmount,
+    "tidy": _tidy,
+    "cover": cover,
+    "show_state": show_state,
+}

@@ -1,0 +1,165 @@
+"""Showing what differs between two states of a tree: lines for people with the changes of text in them, or JSON."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import click
+
+from viewfs.cli.main import printable
+from viewfs.cow.changes import Change, Kind
+from viewfs.cow.trees import Entry, Tree, split
+
+__all__ = ["count_line", "shown_change", "to_json", "unified"]
+
+_COLOURS = {Kind.ADDED: "green", Kind.CHANGED: "yellow", Kind.DELETED: "red", Kind.RENAMED: "cyan"}
+#: Text that is longer is told by its size.
+_TEXT_LIMIT = 512 << 10
+_LOOKED_AT = 8000
+_KINDS = {
+    stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket", stat.S_IFCHR: "character device", stat.S_IFBLK: "block device",
+}  # fmt: skip
+
+
+def size(number: int) -> str:
+    """A length for people."""
+    if number < 1024:
+        return f"{number} bytes"
+    power = min((number.bit_length() - 1) // 10, 4)
+    return f"{number / (1 << 10 * power):.1f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
+
+
+def _permissions(entry: Entry) -> str:
+    return f"{stat.S_IMODE(entry.mode):o}"
+
+
+def shown_change(change: Change, path: str, source: str | None) -> str:
+    """One line: what has become of `path` (for one that was renamed, `source`)."""
+    word = click.style(f"{change.kind:<8}", fg=_COLOURS[change.kind])
+    name = printable(path) if source is None else f"{printable(source)} → {printable(path)}"
+    entry = change.new or change.old
+    directory = "/" if entry is not None and entry.is_directory else ""
+    return f"{word} {name}{directory}" + "".join(f"  {detail}" for detail in _details(change))
+
+
+def _details(change: Change) -> Iterator[str]:
+    old, new = change.old, change.new
+    if old is None or new is None:
+        entry = new or old
+        if entry is not None and entry.is_file:
+            yield size(entry.size)
+        elif entry is not None and stat.S_ISLNK(entry.mode):
+            yield f"→ {printable(os.fsdecode(entry.target))}"
+        elif entry is not None and not entry.is_directory:
+            yield _KINDS[entry.kind]
+        return
+    if "type" in change.aspects:
+        yield f"{_KINDS[old.kind]} → {_KINDS[new.kind]}"
+    if "content" in change.aspects:
+        yield f"{size(old.size)} → {size(new.size)}" if old.size != new.size else f"{size(new.size)}, others"
+    if "target" in change.aspects:
+        yield f"{printable(os.fsdecode(old.target))} → {printable(os.fsdecode(new.target))}"
+    if "mode" in change.aspects:
+        yield f"mode {_permissions(old)} → {_permissions(new)}"
+    if "owner" in change.aspects:
+        yield f"owner {old.uid}:{old.gid} → {new.uid}:{new.gid}"
+    if "xattrs" in change.aspects:
+        yield from _xattr_details(dict(old.xattrs), dict(new.xattrs))
+    if change.aspects == {"times"}:
+        yield "times"
+
+
+def _xattr_details(old: dict[str, bytes], new: dict[str, bytes]) -> Iterator[str]:
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            sign = "+" if name not in old else "-" if name not in new else "~"
+            yield f"{sign}{printable(name)}"
+
+
+def unified(change: Change, old: Tree, new: Tree, shown: str) -> Iterator[str]:
+    """The lines of a unified diff, or none where it isn't text or nothing of the content differs."""
+    entries = [entry for entry in (change.old, change.new) if entry is not None]
+    if not any(entry.is_file for entry in entries) or (change.old and change.new and "content" not in change.aspects):
+        return
+    before, after = _lines(old, change.old, change.source or change.path), _lines(new, change.new, change.path)
+    if before is None or after is None:
+        return
+    name = printable(shown)
+    old_name, new_name = ("/dev/null" if entry is None else name for entry in (change.old, change.new))
+    for line in difflib.unified_diff(before, after, old_name, new_name, lineterm=""):
+        colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+        text = printable(line)
+        yield click.style(text, fg=colour, bold=line.startswith(("+++", "---"))) if colour else text
+
+
+def _lines(tree: Tree, entry: Entry | None, path: bytes) -> list[str] | None:
+    """The lines of a file; none of what is none; None for what is not text, or too much of it."""
+    if entry is None or not entry.is_file:
+        return []
+    if entry.size > _TEXT_LIMIT:
+        return None
+    with open(tree.open(path), "rb") as file:
+        data = file.read(_TEXT_LIMIT + 1)
+    if b"\0" in data[:_LOOKED_AT]:
+        return None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    lines = text.split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    elif lines:
+        lines[-1] += " (no newline at the end)"
+    return lines
+
+
+def count_line(changes: Iterable[Change]) -> str:
+    """How many of each kind."""
+    counts: dict[Kind, int] = {}
+    for change in changes:
+        counts[change.kind] = counts.get(change.kind, 0) + 1
+    return ", ".join(f"{counts[kind]} {kind}" for kind in Kind if kind in counts) or "nothing has changed"
+
+
+def to_json(change: Change, path: str, source: str | None, names: list[str]) -> dict[str, Any]:
+    """As scripts get it; `names` are other names of the same file among the changes."""
+    return {
+        "path": path,
+        "kind": str(change.kind),
+        "from": source,
+        "aspects": sorted(change.aspects),
+        "links": names,
+        "old": _entry_json(change.old),
+        "new": _entry_json(change.new),
+    }
+
+
+def _entry_json(entry: Entry | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    return {
+        "type": _KINDS[entry.kind],
+        "mode": _permissions(entry),
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "size": entry.size,
+        "mtime_ns": entry.mtime_ns,
+        "target": os.fsdecode(entry.target) if entry.target else None,
+        "xattrs": {name: value.hex() for name, value in entry.xattrs},
+    }
+
+
+def in_listing(change: Change) -> bool:
+    """Is it news? A directory whose times follow from what was done in it is not."""
+    return not (change.only_times and change.is_directory)
+
+
+def directory_of(path: bytes) -> bytes:
+    """The directory that `path` is in."""
+    return split(path)[0]

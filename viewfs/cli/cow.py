@@ -1,0 +1,337 @@
+"""`viewfs cow`, `diff`, `commit`, `discard`, `checkpoint`, `rollback`: changing anything, and what becomes of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from viewfs.cli.arguments import absolute, session_option
+from viewfs.cli.changes import count_line, in_listing, shown_change, to_json, unified
+from viewfs.cli.main import printable, tell, warn
+from viewfs.cli.output import json_option, print_json
+from viewfs.cow.changes import Change, Kind, with_renames
+from viewfs.cow.trees import Tree
+from viewfs.errors import UsageError, ViewfsError
+from viewfs.session.client import find_session
+from viewfs.session.layer_access import OpenLayer, OpenLayers, Request, opened_layers
+
+__all__ = ["checkpoint", "commit", "cow", "diff", "discard", "rollback"]
+
+_RANGE = re.compile(r"([^/\s]+)?\.\.([^/\s]+)?")
+_paths = click.argument("paths", nargs=-1, metavar="[PATH]…")
+
+
+@contextmanager
+def _layers(session: str | None, paths: tuple[str, ...], states: tuple[str, ...] = ()) -> Iterator[OpenLayers]:
+    request = Request(
+        session, [os.path.realpath(path) if session is None else absolute(path) for path in paths], states
+    )
+    with opened_layers(request) as opened:
+        for message in filter(None, opened.messages):
+            warn(message)
+        yield opened
+
+
+@click.command()
+@session_option
+@json_option
+@click.argument("path")
+def cow(session: str | None, as_json: bool, path: str) -> None:
+    """Make PATH, a directory, a mount or /, copy-on-write: everything can be written, and nothing of it is changed.
+
+    \b
+    Examples:
+      viewfs cow ~/project
+      viewfs diff
+      viewfs commit
+    """
+    with closing(find_session(session)) as found:
+        result = found.request("cow", path=absolute(path))
+    for message in result.pop("messages"):
+        warn(message)
+    if as_json:
+        print_json(**result)
+    else:
+        tell(f"epoch {result['epoch']}: {result['path']} is copy-on-write")
+
+
+@click.command()
+@session_option
+@click.option("--stat", is_flag=True, help="A line for each path, without the changes of text, and how many.")
+@click.option("--name-only", is_flag=True, help="Nothing but the paths.")
+@json_option
+@click.argument("what", nargs=-1, metavar="[A..B] [PATH]…")
+def diff(session: str | None, stat: bool, name_only: bool, as_json: bool, what: tuple[str, ...]) -> None:
+    """What was changed under PATH, or anywhere: added, changed, deleted, renamed, and how text differs.
+
+    A..B compares two states that `viewfs checkpoint` kept, by epoch or name; without B, a state and now.
+
+    \b
+    Examples:
+      viewfs diff
+      viewfs diff --stat ~/project
+      viewfs diff before..after
+    """
+    between = None
+    if what and (match := _RANGE.fullmatch(what[0])) and (match[1] or match[2]) and not os.path.lexists(what[0]):
+        between, what = (match[1], match[2]), what[1:]
+    states = tuple(one for one in between or () if one)
+    listed: list[dict[str, Any]] = []
+    total: list[Change] = []
+    with _layers(session, what, states) as opened:
+        for layer in opened.layers:
+            old, new, found = _compared(layer, between)
+            changes = [change for change in with_renames(found, old, new) if in_listing(change)]
+            total += changes
+            if as_json:
+                listed += _listed(layer, changes)
+                continue
+            for change in changes:
+                _print_change(layer, change, old, new, name_only=name_only, stat=stat)
+    if as_json:
+        print_json(changes=listed)
+    elif stat:
+        click.echo(count_line(total))
+
+
+def _compared(layer: OpenLayer, between: tuple[str | None, str | None] | None) -> tuple[Tree, Tree, Iterator[Change]]:
+    """The two trees and what differs between them."""
+    if between is None:
+        return layer.lower, layer.view, layer.changes()
+    trees, directories = list(layer.states), list(layer.state_directories)
+    if between[1] is None:
+        trees.append(layer.view)
+        directories.append("upper")
+    if between[0] is None:
+        trees.insert(0, layer.lower)
+        directories.insert(0, None)
+    old, new = trees
+    return old, new, layer.changes_between(old, new, directories)
+
+
+def _source(layer: OpenLayer, change: Change) -> str | None:
+    return None if change.source is None else layer.shown(change.source)
+
+
+def _listed(layer: OpenLayer, changes: list[Change]) -> list[dict[str, Any]]:
+    names: dict[tuple[int, int], list[str]] = {}
+    for change in changes:
+        if change.new is not None and change.new.nlink > 1 and not change.new.is_directory:
+            names.setdefault(change.new.identity, []).append(layer.shown(change.path))
+    rows = []
+    for change in changes:
+        path = layer.shown(change.path)
+        same = names.get(change.new.identity, []) if change.new is not None else []
+        rows.append(to_json(change, path, _source(layer, change), [name for name in same if name != path]))
+    return rows
+
+
+def _print_change(layer: OpenLayer, change: Change, old: Tree, new: Tree, *, name_only: bool, stat: bool) -> None:
+    path = layer.shown(change.path)
+    if name_only:
+        click.echo(printable(path))
+        return
+    click.echo(shown_change(change, path, _source(layer, change)))
+    if not stat and change.kind is not Kind.RENAMED:
+        for line in unified(change, old, new, path):
+            click.echo(line)
+
+
+@click.command()
+@session_option
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--force", is_flag=True, help="Also where the file outside was changed too: what is there is lost.")
+@click.option("--keep-theirs", is_flag=True, help="The same, but keep what is there as NAME.viewfs-theirs.")
+@json_option
+@_paths
+def commit(
+    session: str | None, dry_run: bool, force: bool, keep_theirs: bool, as_json: bool, paths: tuple[str, ...]
+) -> None:
+    """Make the changes under PATH, or all of them, where they would have been made without the view.
+
+    Nothing is done if what is there was changed as well. A commit that is interrupted is finished or undone by the next
+    command that looks at the changes.
+
+    \b
+    Examples:
+      viewfs commit --dry-run
+      viewfs commit ~/project/src
+    """
+    from viewfs.cow.commit import Commit
+
+    done: list[dict[str, Any]] = []
+    failed: list[str] = []
+    all_changes: list[Change] = []
+    with _layers(session, paths) as opened, _all_locked(opened.layers):
+        commits = []
+        for layer in opened.layers:
+            _check_writable(layer)
+            commits.append(
+                Commit(layer.layer, layer.lower, layer.view, layer.selection, keep_theirs=keep_theirs and not dry_run)
+            )
+        at_odds = [
+            (layer.shown(conflict.path), conflict.why)
+            for layer, one in zip(opened.layers, commits, strict=True)
+            for conflict in one.conflicts
+        ]
+        if at_odds and not (force or keep_theirs):
+            _refuse(at_odds)
+        for layer, one in zip(opened.layers, commits, strict=True):
+            outcome = None if dry_run else one.carry_out(_progress(one))
+            changes = [c for c in (one.plan.changes if outcome is None else outcome.changes) if in_listing(c)]
+            all_changes += changes
+            done += _listed(layer, changes)
+            for path, why in outcome.failed if outcome is not None else ():
+                failed.append(f"{layer.shown(path)}: {why}")
+            if not as_json and dry_run:
+                for change in changes:
+                    click.echo(shown_change(change, layer.shown(change.path), None))
+    if as_json:
+        print_json(changes=done, failed=failed)
+    elif not all_changes and not failed:
+        tell("nothing has changed")
+    else:
+        click.echo(f"{'would commit' if dry_run else 'committed'}: {count_line(all_changes)}")
+    if failed:
+        for line in failed[1:]:
+            warn(f"not committed: {line}")
+        raise ViewfsError(f"not committed: {failed[0]}", remedy="it is still in the view; see `viewfs diff`")
+
+
+@contextmanager
+def _all_locked(layers: list[OpenLayer]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(layer.layer.locked())
+        yield
+
+
+def _check_writable(layer: OpenLayer) -> None:
+    record = layer.layer.record
+    if os.fstatvfs(layer.lower.root).f_flag & os.ST_RDONLY:
+        raise UsageError(
+            f"what {record.path} was before ({record.lower.source or record.lower.type}) can't be written",
+            remedy="`viewfs commit --to FILE` makes a new image of it",
+        )
+
+
+def _refuse(at_odds: list[tuple[str, str]]) -> None:
+    for path, why in at_odds[1:]:
+        warn(f"{path}: {why}")
+    raise ViewfsError(
+        f"nothing is committed: {at_odds[0][0]}: {at_odds[0][1]}",
+        remedy="--force overwrites what is there, --keep-theirs keeps it beside",
+    )
+
+
+def _progress(_commit: Any) -> Any:
+    return lambda _bytes: None
+
+
+@click.command()
+@session_option
+@json_option
+@_paths
+def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
+    """Throw away the changes under PATH, or all of them: the view shows again what was there before.
+
+    \b
+    Example:
+      viewfs discard ~/project/build
+    """
+    import time
+
+    from viewfs.cow.restore import restore
+
+    done: list[dict[str, Any]] = []
+    total: list[Change] = []
+    with _layers(session, paths) as opened, _all_locked(opened.layers):
+        for layer in opened.layers:
+            changes = list(layer.changes())
+            undone = restore(changes, layer.lower, layer.view, layer.selection)
+            layer.layer.write(layer.layer.record.rebased(layer.selection.paths, time.time_ns()))
+            undone = [change for change in undone if in_listing(change)]
+            total += undone
+            done += _listed(layer, undone)
+    if as_json:
+        print_json(changes=done)
+    else:
+        click.echo(f"discarded: {count_line(total)}")
+
+
+@click.command()
+@session_option
+@json_option
+@click.argument("name", required=False)
+def checkpoint(session: str | None, as_json: bool, name: str | None) -> None:
+    """Keep the state of all that is copy-on-write, as NAME. What is done from now on belongs to the next epoch.
+
+    \b
+    Examples:
+      viewfs checkpoint before-upgrade
+      viewfs diff before-upgrade..
+      viewfs rollback before-upgrade
+    """
+    with _layers(session, ()) as opened:
+        answer = _keep(opened, name or "", "checkpoint")
+    if as_json:
+        print_json(**answer)
+    else:
+        click.echo(f"epoch {answer['epoch']} is kept as {answer['name']}; this is epoch {answer['current']}")
+
+
+def _keep(opened: OpenLayers, name: str, operation: str) -> dict[str, Any]:
+    from viewfs.cow.states import keep_state
+
+    if opened.session is None:
+        raise UsageError("the state of a view can be kept while it is there only", remedy="open it with --name")
+    if not name:
+        there = opened.session.request("layers")
+        taken = {state["name"] for layer in there["layers"] for state in layer["states"]}
+        names = (f"epoch-{there['epoch']}{suffix}" for suffix in ("", *(f".{number}" for number in range(2, 1000))))
+        name = next(one for one in names if one not in taken)
+    with _all_locked(opened.layers):
+        directory = keep_state([layer.layer for layer in opened.layers], name)
+    # Not under the locks: the session writes the state down itself.
+    answer = opened.session.request("keep", name=name, directory=directory, operation=operation)
+    return {"name": name} | answer
+
+
+@click.command()
+@session_option
+@json_option
+@click.argument("epoch")
+@_paths
+def rollback(session: str | None, as_json: bool, epoch: str, paths: tuple[str, ...]) -> None:
+    """Make the state that was kept of EPOCH (a number or a name) the newest, under PATH or everywhere.
+
+    The state so far is kept as well, as an epoch of its own.
+
+    \b
+    Example:
+      viewfs rollback before-upgrade
+    """
+    from viewfs.cow.restore import restore
+
+    total: list[Change] = []
+    with _layers(session, paths, (epoch,)) as opened:
+        answer = _keep(opened, "", "rollback")
+        with _all_locked(opened.layers):
+            for layer in opened.layers:
+                (state,), (directory,) = layer.states, layer.state_directories
+                changes = list(layer.changes_between(state, layer.view, [directory, "upper"]))
+                total += restore(changes, state, layer.view, layer.selection)
+                layer.layer.write(replace(layer.layer.record, unsettled=True))
+    if as_json:
+        print_json(**answer, undone=len(total))
+    else:
+        undone = count_line([change for change in total if in_listing(change)])
+        click.echo(
+            f"epoch {answer['epoch']} is kept; this is epoch {answer['current']}, as {epoch} was ({undone}: undone)"
+        )

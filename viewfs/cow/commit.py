@@ -1,0 +1,281 @@
+"""Making the lower tree what the view shows, so that it can be interrupted at any moment and nothing is lost.
+
+    plan      which steps (`planning`), and whether the lower tree was changed meanwhile
+    journal   the steps are written down
+    stage     everything that is new is copied beside its place, under a temporary name, and synced
+    journal   “staged”
+    apply     renames, removals, attributes
+    journal   removed
+
+Until “staged” an interrupted commit is undone by removing the temporary names; the lower tree has not changed. After it
+the steps are simply done again: each finds out whether it has been. The layer keeps what it has until it is settled, so
+a step that fails leaves a change uncommitted, and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from viewfs.cow.changes import Change, Kind, differences, with_renames
+from viewfs.cow.copying import TreeCopier, decode_attributes, remove_tree, set_attributes
+from viewfs.cow.journal import Journal, Operation, Step
+from viewfs.cow.layers import Layer
+from viewfs.cow.planning import THEIRS, Selection, plan_commit
+from viewfs.cow.trees import Entry, Tree, split
+from viewfs.errors import ViewfsError, explain_os_error
+from viewfs.linux.files import syncfs
+from viewfs.mounts.overlay import ORIGIN
+
+__all__ = ["Commit", "Conflict", "Outcome", "recover"]
+
+#: With more files than that to stage, the file system is synced once instead of each file.
+_SYNC_EACH = 500
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A path that was changed in the view and outside of it."""
+
+    path: bytes
+    why: str
+
+
+@dataclass
+class Outcome:
+    """What was done."""
+
+    changes: list[Change]
+    #: Steps that could not be done, with the reason; the layer still has these changes.
+    failed: list[tuple[bytes, str]] = field(default_factory=list)
+
+
+def _nothing(_done: int) -> None:
+    pass
+
+
+class Commit:
+    """One commit of a layer; the caller holds the layer's lock, and has called `recover`."""
+
+    def __init__(self, layer: Layer, lower: Tree, view: Tree, selection: Selection, *, keep_theirs: bool) -> None:
+        """Plans it, changing nothing. Raises `ViewfsError` and OSError."""
+        self._layer, self._lower, self._view = layer, lower, view
+        unchanged: dict[tuple[int, int], bytes] = {}
+        upper = layer.directory("upper")
+        try:
+            self._upper = Tree(upper)
+            found = list(differences(lower, view, [self._upper], unchanged=unchanged))
+            self.conflicts = list(self._find_conflicts(found, selection))
+        finally:
+            os.close(upper)
+        theirs = None
+        if keep_theirs:
+            at_odds = {conflict.path for conflict in self.conflicts}
+            theirs = lambda path: _free_name(lower, path + THEIRS) if path in at_odds else b""  # noqa: E731
+        token = secrets.token_hex(4).encode()
+        self.plan = plan_commit(found, selection, view, token, unchanged, theirs)
+
+    def _find_conflicts(self, found: list[Change], selection: Selection) -> Iterator[Conflict]:
+        record = self._layer.record
+        moved = self._maybe_moved(found)
+        inside: bytes | None = None
+        for change in found:
+            if not selection.has(change.path):
+                continue
+            since = record.base_ns(change.path)
+            if change.old is not None and change.old.ctime_ns > since and not (change.old.is_directory and change.new):
+                if change.kind is Kind.DELETED and inside is not None and change.path.startswith(inside + b"/"):
+                    continue  # told with the directory
+                yield Conflict(change.path, "it was changed outside too")
+                inside = change.path
+            elif change.kind is Kind.ADDED and change.path not in moved and self._was_copied_up(change.path):
+                yield Conflict(change.path, "it was removed outside")
+
+    def _maybe_moved(self, found: list[Change]) -> set[bytes]:
+        """The new files that may have been others, under other names: nothing says that it was not this one.
+
+        (An overlay of a user namespace does not say which file another was copied up from.)
+        """
+        told = with_renames(found, self._lower, self._view)
+        if any(change.kind is Kind.DELETED and change.old is not None and change.old.is_file for change in told):
+            return {change.path for change in found if change.kind is Kind.ADDED}
+        return {change.path for change in told if change.kind is Kind.RENAMED}
+
+    def _was_copied_up(self, path: bytes) -> bool:
+        """Says the layer that it is of a file outside? (overlayfs.rst, trusted.overlay.origin)"""
+        entry = self._upper.entry(path)
+        return entry is not None and entry.is_file and ORIGIN in dict(entry.xattrs)
+
+    def carry_out(self, progress: Callable[[int], None] = _nothing) -> Outcome:
+        """Do it all; `progress` is told how many bytes have been staged.
+
+        Raises `ViewfsError`, nothing having been changed.
+        """
+        journal = Journal(self._layer.fd)
+        if not self.plan.steps:
+            return Outcome([])
+        try:
+            journal.begin(self.plan.selection.paths, self.plan.steps)
+            try:
+                self._stage(progress)
+                journal.staged()
+            except BaseException:
+                _undo(self._lower, self.plan.steps)
+                journal.end()
+                raise
+        except OSError as error:
+            raise explain_os_error(f"cannot stage the changes of {self._layer.record.path}", error) from error
+        failed = _apply(self._lower, self.plan.steps)
+        _finish(self._layer, journal, self.plan.selection.paths, self.plan.steps, failed)
+        undone = {path for path, _why in failed}
+        return Outcome([change for change in self.plan.changes if change.path not in undone], failed)
+
+    def _stage(self, progress: Callable[[int], None]) -> None:
+        """Copy all that is new beside its place, and have it on the disk."""
+        done = 0
+
+        def copied(path: bytes, entry: Entry) -> None:
+            nonlocal done
+            after = self._view.entry(path)
+            if after is None or (after.ctime_ns, after.size) != (entry.ctime_ns, entry.size):
+                raise ViewfsError(
+                    f"/{path.decode(errors='replace')} is being written", remedy="commit when the program has ended"
+                )
+            done += entry.size
+            progress(done)
+
+        selection = self.plan.selection
+        sync_each = len(self.plan.changes) <= _SYNC_EACH
+        copier = TreeCopier(self._view, self._lower, links=self.plan.unchanged, sync=sync_each, copied=copied)
+        for step in self.plan.installs():
+            copier.copy(step.path, step.temporary, lambda path: selection.has(path) or selection.leads_to(path))
+        if not sync_each:
+            syncfs(self._lower.root)
+        for directory in copier.directories if sync_each else ():
+            with self._lower.directory(directory) as fd:
+                os.fsync(fd)
+
+
+def recover(layer: Layer, lower: Tree) -> str | None:
+    """Finish or undo a commit that was interrupted: what was done, for a person to read; None if none was.
+
+    The caller holds the layer's lock. Raises `ViewfsError` and OSError.
+    """
+    journal = Journal(layer.fd)
+    found = journal.read()
+    if found is None:
+        return None
+    paths, steps, staged = found
+    if not staged:
+        _undo(lower, steps)
+        journal.end()
+        return f"an interrupted commit to {layer.record.path} was undone"
+    _finish(layer, journal, paths, steps, _apply(lower, steps))
+    return f"an interrupted commit to {layer.record.path} was finished"
+
+
+def _finish(
+    layer: Layer, journal: Journal, paths: Sequence[bytes], steps: Sequence[Step], failed: Sequence[tuple[bytes, str]]
+) -> None:
+    undone = {path for path, _why in failed}
+    done = [step.path for step in steps if step.path not in undone] if failed else paths
+    layer.write(layer.record.rebased(done, time.time_ns()))
+    journal.end()
+
+
+def _undo(lower: Tree, steps: Sequence[Step]) -> None:
+    for step in steps:
+        if step.temporary:
+            directory, name = split(step.temporary)
+            try:
+                with lower.directory(directory) as parent:
+                    remove_tree(parent, name)
+            except FileNotFoundError:
+                continue
+
+
+def _apply(lower: Tree, steps: Sequence[Step]) -> list[tuple[bytes, str]]:
+    """Do each step that has not been done; what could not be, with the reason."""
+    failed = []
+    for step in steps:
+        try:
+            _do(lower, step)
+        except OSError as error:
+            failed.append((step.path, os.strerror(error.errno or errno.EIO).lower()))
+            _give_up(lower, step)
+    for directory in {split(step.path)[0] for step in steps}:
+        try:
+            with lower.directory(directory) as fd:
+                os.fsync(fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EACCES):
+                raise
+    return failed
+
+
+def _do(lower: Tree, step: Step) -> None:
+    directory, name = split(step.path)
+    with lower.directory(directory) as parent:
+        if step.operation is Operation.ATTRIBUTES:
+            set_attributes(parent, name or b".", decode_attributes(step.attributes))
+            return
+        temporary = split(step.temporary)[1]
+        old = temporary + b".old"
+        installing = step.operation is Operation.INSTALL and _exists(parent, temporary)
+        if installing or step.operation is Operation.REMOVE:
+            there = _inode(parent, name)
+            if there is not None and (installing or there == step.inode):
+                _put_aside(
+                    parent, name, split(step.theirs)[1] if step.theirs else old, installing=installing, step=step
+                )
+            if installing:
+                os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+        remove_tree(parent, old)
+
+
+def _put_aside(parent: int, name: bytes, aside: bytes, *, installing: bool, step: Step) -> None:
+    """Make room, unless rename(2) will: a file that replaces a file does so in one step."""
+    temporary = split(step.temporary)[1]
+    if installing and not step.theirs and not any(_is_directory(parent, one) for one in (name, temporary)):
+        return
+    os.rename(name, aside, src_dir_fd=parent, dst_dir_fd=parent)
+
+
+def _give_up(lower: Tree, step: Step) -> None:
+    """Of a step that can't be done leave nothing: what had to make room comes back."""
+    if step.operation is Operation.ATTRIBUTES:
+        return
+    directory, name = split(step.path)
+    temporary = split(step.temporary)[1]
+    with contextlib.suppress(OSError), lower.directory(directory) as parent:
+        if not _exists(parent, name) and _exists(parent, temporary + b".old"):
+            os.rename(temporary + b".old", name, src_dir_fd=parent, dst_dir_fd=parent)
+        remove_tree(parent, temporary)
+
+
+def _exists(parent: int, name: bytes) -> bool:
+    return _inode(parent, name) is not None
+
+
+def _inode(parent: int, name: bytes) -> int | None:
+    try:
+        return os.stat(name, dir_fd=parent, follow_symlinks=False).st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _is_directory(parent: int, name: bytes) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+
+
+def _free_name(tree: Tree, wanted: bytes) -> bytes:
+    name, number = wanted, 2
+    while tree.entry(name) is not None:
+        name, number = b"%s.%d" % (wanted, number), number + 1
+    return name

@@ -1,0 +1,249 @@
+"""Copying files from one tree to another with all that belongs to them: holes, modes, times, attributes, links."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+from viewfs.cow.trees import Entry, Tree, data_extents, split
+
+__all__ = [
+    "TreeCopier",
+    "copy_content",
+    "copy_node",
+    "decode_attributes",
+    "encode_attributes",
+    "make_node",
+    "remove_tree",
+    "set_attributes",
+]
+
+_CHUNK = 8 << 20
+#: What says that two files are on file systems between which the kernel does not copy.
+_BY_HAND = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM, errno.EIO)
+
+
+def copy_content(source: int, target: int, size: int) -> None:
+    """Give the empty open file `target` the `size` bytes of `source`. Holes stay holes. Raises OSError."""
+    by_hand = False
+    for begin, end in data_extents(source, size):
+        offset = begin
+        while offset < end:
+            copied = 0
+            if not by_hand:
+                try:
+                    copied = os.copy_file_range(source, target, min(_CHUNK, end - offset), offset, offset)
+                except OSError as error:
+                    if error.errno not in _BY_HAND:
+                        raise
+                by_hand = copied == 0
+            if not copied:
+                data = os.pread(source, min(_CHUNK, end - offset), offset)
+                if not data:
+                    break  # it is shorter by now
+                copied = os.pwrite(target, data, offset)
+            offset += copied
+    os.ftruncate(target, size)
+
+
+def make_node(directory: int, name: bytes, entry: Entry) -> None:
+    """Make what `entry` describes, anything but a regular file, as `name` in the open `directory`. Raises OSError."""
+    if stat.S_ISLNK(entry.mode):
+        os.symlink(entry.target, name, dir_fd=directory)
+    elif stat.S_ISDIR(entry.mode):
+        os.mkdir(name, 0o700, dir_fd=directory)
+    else:
+        os.mknod(name, entry.kind | 0o600, entry.rdev, dir_fd=directory)
+
+
+def set_attributes(directory: int, name: bytes, entry: Entry) -> None:
+    """Give `name` in the open `directory` the mode, owner, attributes and times of `entry`. Raises OSError.
+
+    A group that this user can't give away to is left as it is.
+    """
+    there = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if (there.st_uid, there.st_gid) != (entry.uid, entry.gid):
+        with contextlib.suppress(PermissionError, OSError):
+            os.chown(name, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
+    path = b"/proc/self/fd/%d/%s" % (directory, name)
+    if not stat.S_ISLNK(entry.mode):
+        os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=directory)
+        _set_xattrs(path, entry)
+    os.utime(name, ns=(entry.atime_ns, entry.mtime_ns), dir_fd=directory, follow_symlinks=False)
+
+
+def _set_xattrs(path: bytes, entry: Entry) -> None:
+    wanted = dict(entry.xattrs)
+    try:
+        there = os.listxattr(path, follow_symlinks=False)
+    except OSError:
+        there = []
+    for key in there:
+        if key.startswith(("user.", "system.posix_acl_")) and key not in wanted:
+            os.removexattr(path, key, follow_symlinks=False)
+    for key, value in wanted.items():
+        os.setxattr(path, key, value, follow_symlinks=False)
+
+
+def remove_tree(directory: int, name: bytes) -> None:
+    """Remove `name` in the open `directory` and all below it, if it is there. Raises OSError."""
+    try:
+        os.unlink(name, dir_fd=directory)
+        return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+    open_directories = [(directory, name, _open_for_removal(directory, name))]
+    while open_directories:
+        parent, here, fd = open_directories[-1]
+        inner = _remove_files(fd)
+        if inner is not None:
+            open_directories.append((fd, inner, _open_for_removal(fd, inner)))
+            continue
+        os.close(fd)
+        os.rmdir(here, dir_fd=parent)
+        open_directories.pop()
+
+
+def _open_for_removal(directory: int, name: bytes) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if status.st_mode & 0o700 != 0o700 and stat.S_ISDIR(status.st_mode):
+            os.chmod(name, 0o700, dir_fd=directory)
+        return os.open(name, flags, dir_fd=directory)
+    except PermissionError:
+        return os.open(name, flags, dir_fd=directory)
+
+
+def _remove_files(fd: int) -> bytes | None:
+    """Remove what is no directory from an open one; the name of a directory that is left in it."""
+    for name in map(os.fsencode, os.listdir(fd)):
+        try:
+            os.unlink(name, dir_fd=fd)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.EPERM):
+                raise
+            return name
+    return None
+
+
+def encode_attributes(entry: Entry) -> dict[str, Any]:
+    """What `set_attributes` needs of an entry, as JSON takes it."""
+    return {
+        "mode": entry.mode,
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "atime_ns": entry.atime_ns,
+        "mtime_ns": entry.mtime_ns,
+        "xattrs": [[key, value.hex()] for key, value in entry.xattrs],
+    }
+
+
+def decode_attributes(value: dict[str, Any]) -> Entry:
+    """The inverse of `encode_attributes`; what it leaves out is zero."""
+    return Entry(
+        mode=value["mode"],
+        uid=value["uid"],
+        gid=value["gid"],
+        size=0,
+        rdev=0,
+        nlink=1,
+        identity=(0, 0),
+        atime_ns=value["atime_ns"],
+        mtime_ns=value["mtime_ns"],
+        ctime_ns=0,
+        xattrs=tuple((key, bytes.fromhex(data)) for key, data in value["xattrs"]),
+    )
+
+
+class TreeCopier:
+    """Copies parts of one tree into another. Names of one file become names of one file."""
+
+    def __init__(
+        self,
+        source: Tree,
+        target: Tree,
+        *,
+        links: dict[tuple[int, int], bytes] | None = None,
+        sync: bool = False,
+        copied: Callable[[bytes, Entry], None] = lambda _path, _entry: None,
+    ) -> None:
+        """`links`: where in `target` files are already, by their identity in `source`.
+
+        `sync`: each file is on the disk before the next is begun. `copied` is told of each file.
+        """
+        self._source, self._target = source, target
+        self._links = {} if links is None else links
+        self._sync = sync
+        self._copied = copied
+        #: Directories of `target` that were written to.
+        self.directories: set[bytes] = set()
+
+    def copy(self, path: bytes, place: bytes, wanted: Callable[[bytes], bool] = lambda _path: True) -> None:
+        """Copy `path` and what is `wanted` below it to `place`, where nothing is. Raises OSError."""
+        filled: list[tuple[bytes, Entry]] = []
+        for here, entry in self._source.walk(path):
+            if not wanted(here):
+                continue
+            there = place + here[len(path) :]
+            self._copy_one(here, entry, there)
+            if entry.is_directory:
+                filled.append((there, entry))
+        for there, entry in reversed(filled):
+            directory, name = split(there)
+            with self._target.directory(directory) as parent:
+                set_attributes(parent, name, entry)
+
+    def renamed(self, place: bytes, path: bytes) -> None:
+        """What was copied to `place` is called `path` now."""
+        for identity, there in self._links.items():
+            if there == place or there.startswith(place + b"/"):
+                self._links[identity] = path + there[len(place) :]
+
+    def _copy_one(self, path: bytes, entry: Entry, place: bytes) -> None:
+        directory, name = split(place)
+        self.directories.add(directory)
+        with self._target.directory(directory) as parent:
+            if entry.nlink > 1 and not entry.is_directory:
+                other = self._links.setdefault(entry.identity, place)
+                if other != place:
+                    with self._target.directory(split(other)[0]) as there:
+                        os.link(split(other)[1], name, src_dir_fd=there, dst_dir_fd=parent, follow_symlinks=False)
+                    return
+            copy_node(self._source, path, entry, parent, name, sync=self._sync)
+        if entry.is_file:
+            self._copied(path, entry)
+
+
+def copy_node(source: Tree, path: bytes, entry: Entry, directory: int, name: bytes, *, sync: bool = False) -> None:
+    """Make what `entry` at `path` of `source` is as `name` in the open `directory`; of a directory, an empty one.
+
+    A name that is there is an error. Attributes of a directory are the caller's to set once it is full. Raises OSError.
+    """
+    if not entry.is_file:
+        make_node(directory, name, entry)
+        if not entry.is_directory:
+            set_attributes(directory, name, entry)
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    content = source.open(path)
+    try:
+        target = os.open(name, flags, 0o600, dir_fd=directory)
+        try:
+            copy_content(content, target, os.fstat(content).st_size)
+            set_attributes(directory, name, entry)
+            if sync:
+                os.fsync(target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(content)

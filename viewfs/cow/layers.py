@@ -1,0 +1,273 @@
+"""Where layers are kept: `$XDG_STATE_HOME/viewfs/NAME/…`, one directory for each copy-on-write mount of a session.
+
+NAME/                    the session's, locked while it lives
+  project-3b1c…/         one layer: what was changed below one mount point
+    layer.json           what it is a layer of
+    upper/, work/        the overlay's
+    checkpoints/         older states of upper/
+    commit.journal       while a commit is under way
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from viewfs.cow.copying import remove_tree, set_attributes
+from viewfs.cow.trees import Entry
+from viewfs.errors import UsageError, ViewfsError, explain_os_error
+
+__all__ = ["Checkpoint", "Layer", "LayerRecord", "LayerSet", "Lower", "state_directory"]
+
+_RECORD = "layer.json"
+_LOCK = ".lock"
+#: See `viewfs.cow.journal`.
+JOURNAL = "commit.journal"
+_SCHEMA = 1
+
+
+def state_directory() -> str:
+    """Where all of it is (XDG Base Directory Specification)."""
+    state = os.environ.get("XDG_STATE_HOME")
+    if not state or not os.path.isabs(state):
+        state = os.path.join(os.path.expanduser("~"), ".local/state")
+    return os.path.join(state, "viewfs")
+
+
+@dataclass(frozen=True)
+class Lower:
+    """What a layer is over: a directory of the host, or a mount of the view, which only the view has."""
+
+    #: "host", or the type of the mount.
+    type: str
+    #: What the mount was made from.
+    source: str = ""
+
+    @property
+    def is_host(self) -> bool:
+        return self.type == "host"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An older state of a layer that is kept."""
+
+    epoch: int
+    name: str
+    time_ns: int
+    #: The directory below `checkpoints/`.
+    directory: str
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What layer.json says."""
+
+    #: The mount point.
+    path: str
+    lower: Lower
+    #: When it was begun: what was changed later in the lower tree is in conflict with what the layer changes.
+    opened_ns: int
+    checkpoints: tuple[Checkpoint, ...] = ()
+    #: As `opened_ns`, for paths that were committed or discarded by themselves since.
+    bases: dict[str, int] = field(default_factory=dict)
+    #: The upper directory has entries that are no changes any more, because they were committed or discarded.
+    unsettled: bool = False
+
+    def base_ns(self, path: bytes) -> int:
+        """The time from which on a change of `path` in the lower tree is a conflict."""
+        here = os.fsdecode(path)
+        return max([self.opened_ns, *(time for base, time in self.bases.items() if _covers(base, here))])
+
+    def rebased(self, paths: Sequence[bytes], now_ns: int) -> LayerRecord:
+        """After `paths` (b"": all of it) have been made the same in the lower tree and in the view."""
+        if b"" in paths:
+            return replace(self, opened_ns=now_ns, bases={}, unsettled=True)
+        return replace(self, bases=self.bases | {os.fsdecode(path): now_ns for path in paths}, unsettled=True)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> LayerRecord:
+        return cls(
+            path=value["path"],
+            lower=Lower(**value["lower"]),
+            opened_ns=value["opened_ns"],
+            checkpoints=tuple(Checkpoint(**one) for one in value["checkpoints"]),
+            bases=value["bases"],
+            unsettled=value["unsettled"],
+        )
+
+
+def _covers(base: str, path: str) -> bool:
+    return path == base or path.startswith(base + "/")
+
+
+class Layer:
+    """One layer, by its directory, whose descriptor it owns."""
+
+    def __init__(self, fd: int, record: LayerRecord) -> None:
+        self.fd = fd
+        self.record = record
+
+    @classmethod
+    def open(cls, fd: int) -> Layer:
+        """The layer in an open directory. Raises `ViewfsError` for what is none."""
+        try:
+            text = _read(fd, _RECORD)
+            value = json.loads(text)
+            if value.get("schema") != _SCHEMA:
+                raise ViewfsError(f"a layer of another version of viewfs (schema {value.get('schema')})")
+            return cls(fd, LayerRecord.from_json(value))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ViewfsError(f"a layer's {_RECORD} can't be read: {error}") from error
+
+    @property
+    def has_journal(self) -> bool:
+        """Was a commit begun that has not ended?"""
+        return JOURNAL in os.listdir(self.fd)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time commits, discards or keeps a state."""
+        fd = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ViewfsError(
+                    f"the layer of {self.record.path} is being worked on by another command",
+                    remedy="try again when it has ended",
+                ) from None
+            self.record = Layer.open(self.fd).record
+            yield
+        finally:
+            os.close(fd)
+
+    def write(self, record: LayerRecord) -> None:
+        """Replace layer.json, for good. Raises OSError."""
+        write_durably(self.fd, _RECORD, json.dumps({"schema": _SCHEMA} | asdict(record), indent=1))
+        self.record = record
+
+    def directory(self, name: str, flags: int = os.O_RDONLY) -> int:
+        """A descriptor of a directory in it; the caller closes it."""
+        return os.open(name, flags | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+
+    def make_directories(self, root: Entry) -> None:
+        """An upper directory like `root`, if there is none, and its work directory. Raises OSError."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("work", 0o700, dir_fd=self.fd)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("upper", 0o700, dir_fd=self.fd)
+            set_attributes(self.fd, b"upper", root)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class LayerSet:
+    """The layers of one session, in an open directory of its own."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    @classmethod
+    def of_session(cls, name: str, *, create: bool = False, directory: str | None = None) -> LayerSet | None:
+        """Those of session `name`; None where it has none and none are to be made. Raises `ViewfsError`."""
+        path = os.path.join(directory or state_directory(), name)
+        try:
+            if create:
+                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path, 0o700)
+            return cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise explain_os_error("cannot keep layers in", error) from error
+
+    def layers(self) -> Iterator[Layer]:
+        """All that are there, by path; the caller closes them."""
+        found = []
+        for name in os.listdir(self.fd):
+            with contextlib.suppress(OSError, ViewfsError):
+                found.append(self._open(name))
+        yield from sorted(found, key=lambda layer: layer.record.path)
+
+    def _open(self, name: str) -> Layer:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            return Layer.open(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def layer(self, path: str, lower: Lower, root: Entry, *, now_ns: int) -> Layer:
+        """The layer of mount point `path`, as it was left, or a new one; `root` is what is there now.
+
+        Raises `UsageError` if it was made over something else, and OSError.
+        """
+        name = _directory_name(path)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self.fd)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            if _RECORD in os.listdir(fd):
+                layer = Layer.open(fd)
+                if layer.record.lower != lower:
+                    before, here = layer.record.lower, lower
+                    raise UsageError(
+                        f"the changes of {path} were made over {before.source or before.type}, and now there is"
+                        f" {here.source or here.type}",
+                        remedy="`viewfs discard` them, or use another --name",
+                    )
+                layer.make_directories(root)
+                return layer
+            layer = Layer(fd, LayerRecord(path, lower, now_ns))
+            layer.make_directories(root)
+            layer.write(layer.record)
+            return layer
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def remove(self) -> None:
+        """Throw all of them away. Raises OSError."""
+        remove_tree(_AT_FDCWD, os.fsencode(self.path))
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(self.path))  # if that was the last session's
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+_AT_FDCWD = -100
+
+
+def _directory_name(path: str) -> str:
+    """A name that says to a person which layer it is, and is that of no other path."""
+    last = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(path)).strip(".-")[:40]
+    return f"{last or 'root'}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+
+
+def _read(directory: int, name: str) -> str:
+    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), encoding="utf-8") as file:
+        return file.read()
+
+
+def write_durably(directory: int, name: str, text: str) -> None:
+    """Make or replace a file so that after a crash the old or the new one is there. Raises OSError."""
+    aside = f"{name}.new"
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(aside, name, src_dir_fd=directory, dst_dir_fd=directory)
+    os.fsync(directory)

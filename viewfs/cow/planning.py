@@ -1,0 +1,114 @@
+"""Which steps make the lower tree what the view shows: from the differences between the two to the plan of a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from viewfs.cow.changes import Change, Kind
+from viewfs.cow.copying import encode_attributes
+from viewfs.cow.journal import Operation, Step
+from viewfs.cow.trees import Entry, Tree, join, split
+from viewfs.errors import UsageError
+
+__all__ = ["Plan", "Selection", "plan_commit"]
+
+#: Aspects that can be changed in place; whatever else differs is replaced by a new file.
+_IN_PLACE = frozenset({"mode", "owner", "xattrs", "times"})
+_MARK = b".viewfs-"
+#: What a file of the host is called that a commit did not want to lose.
+THEIRS = b".viewfs-theirs"
+
+
+class Selection:
+    """The paths that were named, and what is below them; b"" is everything."""
+
+    def __init__(self, paths: Sequence[bytes]) -> None:
+        self.paths = tuple(paths)
+
+    def has(self, path: bytes) -> bool:
+        """Is it one of them, or below one?"""
+        return any(not one or path == one or path.startswith(one + b"/") for one in self.paths)
+
+    def leads_to(self, path: bytes) -> bool:
+        """Is one of them below `path`?"""
+        return any(not path or one.startswith(path + b"/") for one in self.paths)
+
+
+@dataclass
+class Plan:
+    """What a commit does."""
+
+    selection: Selection
+    #: The changes that are made, for a person to read.
+    changes: list[Change] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    #: Files that are what they were but for their attributes, by identity in the view: other names of the same file
+    #: become links to these.
+    unchanged: dict[tuple[int, int], bytes] = field(default_factory=dict)
+
+    def installs(self) -> list[Step]:
+        return [step for step in self.steps if step.operation is Operation.INSTALL]
+
+
+def plan_commit(
+    changes: Iterable[Change],
+    selection: Selection,
+    view: Tree,
+    token: bytes,
+    unchanged: dict[tuple[int, int], bytes],
+    theirs: Callable[[bytes], bytes] | None = None,
+) -> Plan:
+    """The plan that makes `changes` in the lower tree, as far as they are in `selection`.
+
+    `token` makes temporary names unlike those of another commit. `theirs` gives the name under which to keep what is
+    there, for paths where that is wanted, or b"". Raises `UsageError` where only a part of something indivisible was
+    selected.
+    """
+    plan = Plan(selection, unchanged=dict(unchanged))
+    covered: bytes | None = None  # below this all is done by one step
+    touched: set[bytes] = set()
+    attributes: dict[bytes, Entry] = {}
+    for change in changes:
+        path = change.path
+        if covered is not None and path.startswith(covered + b"/"):
+            if selection.has(path):
+                plan.changes.append(change)
+            continue
+        covered = None
+        chosen = selection.has(path)
+        on_the_way = not chosen and selection.leads_to(path)
+        if not chosen and not on_the_way:
+            continue
+        in_place = change.kind is Kind.CHANGED and change.aspects <= _IN_PLACE
+        if on_the_way:
+            if "type" in change.aspects:
+                raise UsageError(f"/{path.decode(errors='replace')} has become another kind of file", remedy="name it")
+            if change.kind is not Kind.ADDED:
+                continue
+        else:
+            plan.changes.append(change)
+        if in_place:
+            assert change.new is not None
+            attributes[path] = change.new
+            if change.new.is_file:
+                plan.unchanged.setdefault(change.new.identity, path)
+            continue
+        directory = split(path)[0]
+        touched.add(directory)
+        temporary = join(directory, b"%s%s-%d" % (_MARK, token, len(plan.steps)))
+        kept = theirs(path) if theirs is not None and change.old is not None else b""
+        inode = change.old.identity[1] if change.old is not None else 0
+        operation = Operation.REMOVE if change.kind is Kind.DELETED else Operation.INSTALL
+        plan.steps.append(Step(operation, path, temporary, inode, kept))
+        if change.is_directory or (change.old is not None and change.old.is_directory):
+            covered = path
+    for directory in filter(selection.has, touched):  # of others the kernel updates the times
+        entry = view.entry(directory)
+        if entry is not None and directory not in attributes:
+            attributes[directory] = entry
+    plan.steps += [
+        Step(Operation.ATTRIBUTES, path, attributes=encode_attributes(attributes[path]))
+        for path in sorted(attributes, reverse=True)  # what is inside a directory before the directory's own times
+    ]
+    return plan

@@ -1,0 +1,63 @@
+"""Making one tree what another is, by ordinary file operations: discarding changes of a view, going back to a state.
+
+The tree that is changed is a view that programs may be using, so it is changed as a program would, through the mount,
+and never behind the overlay's back. A file is replaced by renaming, so that nobody sees half of it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+
+from viewfs.cow.changes import Change, Kind
+from viewfs.cow.copying import TreeCopier, remove_tree, set_attributes
+from viewfs.cow.planning import Selection
+from viewfs.cow.trees import Entry, Tree, join, split
+
+__all__ = ["restore"]
+
+_IN_PLACE = frozenset({"mode", "owner", "xattrs", "times"})
+
+
+def restore(changes: Iterable[Change], state: Tree, view: Tree, selection: Selection) -> list[Change]:
+    """Undo `changes`, which lead from `state` to `view`, as far as they are in `selection`; those that were undone.
+
+    Raises OSError where something can't be written; doing it again then does the rest.
+    """
+    temporary_name = b".viewfs-" + secrets.token_hex(4).encode()
+    copier = TreeCopier(state, view)
+    undone: list[Change] = []
+    covered: bytes | None = None
+    directories: dict[bytes, Entry] = {}
+    for change in changes:
+        path = change.path
+        if not selection.has(path):
+            continue
+        undone.append(change)
+        if covered is not None and path.startswith(covered + b"/"):
+            continue
+        covered = None
+        parent = split(path)[0]
+        if path and (entry := state.entry(parent)) is not None and entry.is_directory:
+            directories[parent] = entry
+        if change.kind is Kind.CHANGED and change.aspects <= _IN_PLACE:
+            assert change.old is not None
+            directories[path] = change.old
+            continue
+        if change.is_directory or (change.old is not None and change.old.is_directory):
+            covered = path
+        with view.directory(parent) as fd:
+            name = split(path)[1]
+            if change.old is not None:
+                copier.copy(path, join(parent, temporary_name))
+            if covered is not None or change.old is None:
+                remove_tree(fd, name)  # rename(2) replaces a file, but nothing that is full
+            if change.old is not None:
+                os.rename(temporary_name, name, src_dir_fd=fd, dst_dir_fd=fd)
+                copier.renamed(join(parent, temporary_name), path)
+    for path in sorted(directories, reverse=True):
+        directory, name = split(path)
+        with view.directory(directory) as fd:
+            set_attributes(fd, name or b".", directories[path])
+    return undone

@@ -1,0 +1,101 @@
+"""Taking out of a layer what is no change any more, because it was committed or discarded while the view was in use.
+
+Under an overlay that is mounted the upper directory must not be touched, so that this is done when a layer is taken up
+again, or by a command while no session has it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import replace
+
+from viewfs.cow.changes import Change, differences, is_opaque, same_content
+from viewfs.cow.copying import remove_tree
+from viewfs.cow.layers import Layer
+from viewfs.cow.trees import Entry, Tree, join, split
+from viewfs.mounts.overlay import PRIVATE
+
+__all__ = ["settle"]
+
+
+def settle(layer: Layer, lower: Tree) -> None:
+    """Remove from the upper directory what is the same in the lower tree. The caller holds the layer's lock.
+
+    An empty layer begins anew: what is changed outside from now on is in conflict, and not what was before.
+    """
+    upper = layer.directory("upper")
+    try:
+        if layer.record.unsettled:
+            _settle_directory(Tree(upper), lower, b"")
+            layer.write(replace(layer.record, unsettled=False))
+        if not os.listdir(upper) and not layer.record.checkpoints:
+            layer.write(replace(layer.record, opened_ns=time.time_ns(), bases={}))
+    finally:
+        os.close(upper)
+
+
+def _settle_directory(upper: Tree, lower: Tree, top: bytes) -> None:
+    """Each directory after what is in it."""
+    waiting: list[tuple[bytes, bool]] = [(top, False)]
+    while waiting:
+        path, seen = waiting.pop()
+        if seen:
+            _settle_emptied(upper, lower, path)
+            continue
+        if path != top and is_opaque(upper, path):
+            # It holds all that is seen of it.
+            if all(_is_private(change) for change in differences(lower, upper, None, path)):
+                _remove(upper, path)
+            continue
+        waiting.append((path, True))
+        for name in upper.names(path):
+            here = join(path, name)
+            entry = upper.entry(here)
+            if entry is None:
+                continue
+            if entry.is_directory:
+                waiting.append((here, False))
+            elif _is_same(upper, entry, lower, here):
+                _remove(upper, here)
+
+
+def _settle_emptied(upper: Tree, lower: Tree, path: bytes) -> None:
+    if not path or upper.names(path):
+        return
+    mine, other = upper.entry(path), lower.entry(path)
+    if mine is not None and other is not None and _same_attributes(mine, other):
+        _remove(upper, path)
+
+
+def _is_private(change: Change) -> bool:
+    """Only what the overlay keeps for itself differs, or times."""
+    if change.old is None or change.new is None or change.aspects - {"xattrs", "times"}:
+        return False
+    return _xattrs(change.old) == _xattrs(change.new)
+
+
+def _xattrs(entry: Entry) -> dict[str, bytes]:
+    return {key: value for key, value in entry.xattrs if not key.startswith(PRIVATE.decode())}
+
+
+def _is_same(upper: Tree, mine: Entry, lower: Tree, path: bytes) -> bool:
+    other = lower.entry(path)
+    if stat.S_ISCHR(mine.mode) and mine.rdev == 0:
+        return other is None  # a whiteout of what is gone
+    if other is None or mine.kind != other.kind or not _same_attributes(mine, other) or mine.mtime_ns != other.mtime_ns:
+        return False
+    if mine.target != other.target or mine.rdev != other.rdev or mine.size != other.size:
+        return False
+    return not mine.is_file or same_content(path, upper, lower, mine.size)
+
+
+def _same_attributes(mine: Entry, other: Entry) -> bool:
+    return (mine.mode, mine.uid, mine.gid) == (other.mode, other.uid, other.gid) and _xattrs(mine) == _xattrs(other)
+
+
+def _remove(upper: Tree, path: bytes) -> None:
+    directory, name = split(path)
+    with upper.directory(directory) as parent:
+        remove_tree(parent, name)

@@ -1,0 +1,209 @@
+"""Covering a tree of mounts with another: which mounts lie at and below a path, and putting others in their places.
+
+An overlay is of one mount, so that a tree with mounts below it takes an overlay of each. What is not covered comes
+along as it is: the kernel's own file systems, and what is mounted on a single file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from viewfs.errors import UsageError
+from viewfs.linux.mount import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    MountAttr,
+    MoveMount,
+    OpenTree,
+    mount_setattr,
+    move_mount,
+    open_tree,
+)
+from viewfs.linux.mountinfo import MountEntry
+
+__all__ = [
+    "Part",
+    "Treatment",
+    "assemble",
+    "attach_aside",
+    "can_be_covered",
+    "mount_id_at",
+    "open_parts",
+    "roots_of",
+    "visible_below",
+]
+
+#: File systems that show the kernel rather than keep files (Documentation/filesystems).
+_KERNELS_OWN = frozenset(
+    "autofs binder binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue"
+    " nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
+)
+#: Of the root, what belongs to the machine as it runs.
+#: Directories that can be covered where overlays are made.
+_ASIDE = ("/sys", "/dev", "/tmp")
+_MACHINES_OWN = frozenset({"dev", "proc", "run", "sys"})
+
+
+class Treatment(Enum):
+    """What becomes of one mount, or of one directory."""
+
+    #: It gets a cover.
+    COVER = "cover"
+    #: It is shown as it is.
+    SHOW = "show"
+    #: It is shown, and can't be written: a single file that is mounted.
+    GUARD = "guard"
+    #: The same with all below it, most of which is covered for itself: a directory below which something is mounted
+    #: outside of the view, which the kernel shows to nobody without what is mounted there (mount_namespaces(7)).
+    SPLIT = "split"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a tree: a detached copy of the mount that is seen at `path`, whose descriptor belongs to it."""
+
+    path: str
+    treatment: Treatment
+    tree: int
+
+
+def roots_of(path: str) -> list[str]:
+    """The directories to cover so that `path` (canonical) is: itself, or for the root all that is in it.
+
+    (The root of a view can't be mounted on. What belongs to the machine as it runs is left out.)
+    """
+    if path != "/":
+        return [path]
+    with os.scandir("/") as entries:
+        return sorted(e.path for e in entries if e.is_dir(follow_symlinks=False) and e.name not in _MACHINES_OWN)
+
+
+def mount_id_at(path: str) -> int | None:
+    """The number of the mount that is to be seen at `path`; None where it can't be looked at."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as information:
+            return next((int(line.split()[1]) for line in information if line.startswith("mnt_id:")), None)
+    finally:
+        os.close(fd)
+
+
+def open_parts(root: str, table: Sequence[MountEntry], cover: str, shown: Sequence[str] = ()) -> list[Part]:
+    """What is seen at and below `root`, in parts, itself first; a directory comes before what lies in it.
+
+    `cover` is the source of mounts that are covers. (Another view's are file systems like others.) The directories
+    `shown` stay as they are.
+    Raises `UsageError` where `root` is in a file system that can't be covered, or is covered already, and OSError.
+    """
+    holding = next((entry for entry in table if entry.mount_id == mount_id_at(root)), None)
+    if holding is None or holding.fs_type in _KERNELS_OWN:
+        kind = f" ({holding.fs_type})" if holding is not None else ""
+        raise UsageError(f"{root} can't be made copy-on-write: it is in a file system of the kernel's own{kind}")
+    if holding.source == cover:
+        raise UsageError(f"{root} is copy-on-write already", remedy=f"that of {holding.mount_point} covers it")
+    parts: list[Part] = []
+    try:
+        _open_directory(root, table, cover, parts)
+        for path in shown:
+            if _lies_in(path, root) and os.path.isdir(path) and path not in {part.path for part in parts}:
+                parts.append(Part(path, Treatment.SHOW, open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)))
+    except BaseException:
+        for part in parts:
+            os.close(part.tree)
+        raise
+    return sorted(parts, key=lambda part: part.path.split("/"))
+
+
+def _open_directory(root: str, table: Sequence[MountEntry], cover: str, parts: list[Part]) -> None:
+    waiting = [root]
+    while waiting:
+        path = waiting.pop()
+        below = visible_below(path, table)
+        try:
+            parts.append(Part(path, Treatment.COVER, open_tree(AT_FDCWD, path, OpenTree.CLONE)))
+        except OSError as error:
+            if error.errno != errno.EINVAL or not below:
+                raise
+            tree = open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)
+            parts.append(Part(path, Treatment.SPLIT, tree))
+            mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, set_attributes=MountAttr.RDONLY)
+            with os.scandir(path) as entries:
+                directories = sorted((e.path for e in entries if e.is_dir(follow_symlinks=False)), reverse=True)
+            mounted = {entry.mount_point: entry for entry in below}
+            waiting += [each for each in directories if each not in mounted or can_be_covered(mounted[each], cover)]
+            for entry in below:
+                if os.path.dirname(entry.mount_point) == path and not can_be_covered(entry, cover):
+                    parts.append(_as_it_is(entry))
+            continue
+        # What the view itself has mounted.
+        for number, entry in enumerate(below):
+            if any(_lies_in(entry.mount_point, other.mount_point) for other in below[:number]):
+                continue  # it comes with that one
+            if can_be_covered(entry, cover):
+                waiting.append(entry.mount_point)
+            else:
+                parts.append(_as_it_is(entry))
+
+
+def _lies_in(path: str, directory: str) -> bool:
+    return path.startswith(directory + "/")
+
+
+def can_be_covered(entry: MountEntry, cover: str) -> bool:
+    """Is it a directory's mount, of a file system that keeps files, and not covered yet?"""
+    is_kernels = entry.fs_type in _KERNELS_OWN or entry.source == cover
+    return not is_kernels and stat.S_ISDIR(os.stat(entry.mount_point, follow_symlinks=False).st_mode)
+
+
+def _as_it_is(entry: MountEntry) -> Part:
+    """A mount that is not covered: of a device or of the kernel's own, as it is; of another file, to be read only."""
+    path = entry.mount_point
+    is_directory = stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode)
+    tree = open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)
+    if is_directory or entry.fs_type in _KERNELS_OWN or entry.fs_type.startswith("fuse.viewfs."):
+        return Part(path, Treatment.SHOW, tree)
+    mount_setattr(tree, "", AT_EMPTY_PATH, set_attributes=MountAttr.RDONLY)
+    return Part(path, Treatment.GUARD, tree)
+
+
+def visible_below(
+    root: str, table: Sequence[MountEntry], seen: Callable[[str], int | None] = mount_id_at
+) -> list[MountEntry]:
+    """What is mounted below `root` and not hidden by something else; parents come before what lies in them."""
+    by_id = {entry.mount_id: entry for entry in table}
+    points = {entry.mount_point for entry in table if entry.mount_point.startswith(root.rstrip("/") + "/")}
+    found = [by_id.get(seen(point) or -1) for point in sorted(points, key=lambda point: point.split("/"))]
+    return [entry for entry in found if entry is not None and entry.mount_point in points]
+
+
+def attach_aside(tree: int) -> None:
+    """Attach a detached mount so that it belongs to this mount namespace, which nobody looks at. Raises OSError.
+
+    Not on the root: a process that enters the namespace later would find itself in what lies there topmost.
+    """
+    place = next(directory for directory in _ASIDE if os.path.isdir(directory))
+    move_mount(tree, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
+
+
+def assemble(parts: Sequence[tuple[str, int]]) -> int:
+    """One detached tree of detached mounts, each to be at its place in the first. Raises OSError.
+
+    A place that is not there (any more) is left out.
+    """
+    (root, top), *others = parts
+    attach_aside(top)
+    for point, tree in others:
+        try:
+            move_mount(tree, "", top, point[len(root.rstrip("/")) + 1 :], MoveMount.F_EMPTY_PATH)
+        except FileNotFoundError:
+            continue
+    return open_tree(top, "", OpenTree.CLONE | AT_EMPTY_PATH | AT_RECURSIVE)

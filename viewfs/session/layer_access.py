@@ -1,0 +1,249 @@
+"""Layers for a command that compares, commits or discards: those of a view that runs, or that a view has left.
+
+A view hands out descriptors of its trees, so that it doesn't matter where the command runs or what covers what there.
+Without a view the command makes the overlay for itself, in namespaces of its own, to be read only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from viewfs.cow.changes import Change, differences
+from viewfs.cow.commit import recover
+from viewfs.cow.layers import Layer, LayerSet
+from viewfs.cow.planning import Selection
+from viewfs.cow.settling import settle
+from viewfs.cow.trees import Tree
+from viewfs.errors import MachineError, NotFoundError, UsageError, ViewfsError, explain_os_error
+from viewfs.linux.mount import AT_FDCWD, MountFlags, OpenTree, mount, open_tree
+from viewfs.linux.namespaces import CloneFlags
+from viewfs.mounts.covering import attach_aside
+from viewfs.mounts.overlay import create_overlay
+from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
+from viewfs.session.client import Session, find_session
+
+__all__ = ["OpenLayer", "OpenLayers", "Request", "opened_layers", "select"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which layers are wanted."""
+
+    session: str | None
+    #: Absolute paths; none: all of every layer.
+    paths: Sequence[str] = ()
+    #: States that were kept, by epoch or name.
+    states: Sequence[str] = ()
+
+
+@dataclass
+class OpenLayer:
+    """One layer with its trees."""
+
+    layer: Layer
+    lower: Tree
+    #: The tree with its changes. Where `live`, programs may be using it, and it can be written.
+    view: Tree
+    selection: Selection
+    live: bool
+    states: list[Tree] = field(default_factory=list)
+    #: Their directories in the layer, None where the lower tree is the state.
+    state_directories: list[str | None] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        return self.layer.record.path
+
+    def shown(self, path: bytes) -> str:
+        """`path` of the layer as one of the view."""
+        return os.path.join(self.path, os.fsdecode(path)) if path else self.path
+
+    def changes(self) -> Iterator[Change]:
+        """What differs from the lower tree to the view, in the selection."""
+        with self.upper() as upper:
+            for path in _tops(self.selection.paths):
+                yield from differences(self.lower, self.view, [upper], path)
+
+    def changes_between(self, old: Tree, new: Tree, directories: Sequence[str | None]) -> Iterator[Change]:
+        """What differs between two states, which are in those `directories` of the layer."""
+        with contextlib.ExitStack() as stack:
+            layers = []
+            for name in directories:
+                if name is not None:
+                    fd = self.layer.directory(name)
+                    stack.callback(os.close, fd)
+                    layers.append(Tree(fd))
+            for path in _tops(self.selection.paths):
+                yield from differences(old, new, layers, path)
+
+    @contextlib.contextmanager
+    def upper(self) -> Iterator[Tree]:
+        """The upper directory."""
+        fd = self.layer.directory("upper")
+        try:
+            yield Tree(fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Let go of it; where no view has it, what is no change any more is taken out."""
+        for tree in (self.view, *self.states):
+            os.close(tree.root)
+        try:
+            if not self.live:
+                with self.layer.locked():
+                    settle(self.layer, self.lower)
+        finally:
+            os.close(self.lower.root)
+            self.layer.close()
+
+
+@dataclass
+class OpenLayers:
+    """The layers that a command works on, by path."""
+
+    layers: list[OpenLayer]
+    #: The session that has them, if it runs.
+    session: Session | None
+    #: What was found and put in order.
+    messages: list[str]
+
+
+def _tops(paths: Sequence[bytes]) -> list[bytes]:
+    """Without those that are below another."""
+    kept: list[bytes] = []
+    for path in sorted(paths):
+        if not any(not top or path == top or path.startswith(top + b"/") for top in kept):
+            kept.append(path)
+    return kept
+
+
+def select(mount_points: Sequence[str], paths: Sequence[str]) -> dict[str, list[bytes]]:
+    """Which parts of which layers `paths` name: by mount point, paths in it (b"": all). No paths: all of all.
+
+    Raises `NotFoundError` for a path that is in none.
+    """
+    if not paths:
+        return {point: [b""] for point in mount_points}
+    found: dict[str, list[bytes]] = {}
+    for path in paths:
+        inside = [point for point in mount_points if _covers(path, point)]
+        holding = max((point for point in mount_points if _covers(point, path)), key=len, default=None)
+        if holding is None and not inside:
+            raise NotFoundError(f"{path} is not copy-on-write", remedy="`viewfs cow PATH` makes it so")
+        if holding is not None:
+            found.setdefault(holding, []).append(os.fsencode(path[len(holding.rstrip("/")) + 1 :]))
+        for point in inside:
+            found.setdefault(point, []).append(b"")
+    return found
+
+
+def _covers(directory: str, path: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+@contextlib.contextmanager
+def opened_layers(request: Request) -> Iterator[OpenLayers]:
+    """The layers that `request` names. Commits that were interrupted are finished or undone first.
+
+    Raises `ViewfsError`.
+    """
+    with contextlib.ExitStack() as stack:
+        opened = OpenLayers([], _session_of(request.session), [])
+        if opened.session is not None:
+            stack.callback(opened.session.close)
+        closing = stack.enter_context(contextlib.ExitStack())
+        for layer in _left_by(request) if opened.session is None else _of_session(opened.session, request):
+            closing.callback(layer.close)
+            opened.layers.append(layer)
+            if layer.layer.has_journal:
+                with layer.layer.locked():
+                    opened.messages.append(recover(layer.layer, layer.lower) or "")
+        yield opened
+
+
+def _same_identity() -> IdentityMap:
+    return IdentityMap(os.geteuid(), os.getegid(), os.geteuid(), os.getegid())
+
+
+def _session_of(name: str | None) -> Session | None:
+    try:
+        return find_session(name)
+    except NotFoundError:
+        if name is None:
+            raise
+        layers = LayerSet.of_session(name)
+        if layers is None:
+            raise
+        layers.close()
+        return None
+
+
+def _of_session(session: Session, request: Request) -> Iterator[OpenLayer]:
+    rows: list[dict[str, Any]] = session.request("layers")["layers"]
+    if not rows:
+        raise NotFoundError("nothing of this view is copy-on-write", remedy="`viewfs cow PATH` makes it so")
+    chosen = select([row["path"] for row in rows], request.paths)
+    with contextlib.suppress(MachineError):
+        # Power over one's own files, whatever their permission bits say.
+        unshare_user_namespace(_same_identity(), CloneFlags(0))
+    for path, selected in sorted(chosen.items()):
+        answer, fds = session.request_fds("layer", path=path, states=list(request.states))
+        layer = Layer.open(fds[1])
+        by_epoch = {one.epoch: f"checkpoints/{one.directory}" for one in layer.record.checkpoints}
+        yield OpenLayer(
+            layer,
+            Tree(fds[0]),
+            Tree(fds[2]),
+            Selection(selected),
+            live=True,
+            states=[Tree(fd) for fd in fds[3:]],
+            state_directories=[by_epoch.get(epoch) for epoch in answer["epochs"]],
+        )
+
+
+def _left_by(request: Request) -> Iterator[OpenLayer]:
+    assert request.session is not None
+    if request.states:
+        raise UsageError("states can be looked at in a view only", remedy=f"open one with --name {request.session}")
+    # A mount of one's own is needed to show the two as one.
+    unshare_user_namespace(_same_identity(), CloneFlags.NEWNS)
+    mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
+    layers = LayerSet.of_session(request.session)
+    assert layers is not None
+    try:
+        present = {layer.record.path: layer for layer in layers.layers()}
+    finally:
+        layers.close()
+    chosen = select(list(present), request.paths)
+    for path, layer in sorted(present.items()):
+        if path in chosen:
+            yield _left_layer(layer, Selection(chosen[path]), request.session)
+        else:
+            layer.close()
+
+
+def _left_layer(layer: Layer, selection: Selection, session: str) -> OpenLayer:
+    record = layer.record
+    if not record.lower.is_host:
+        what = record.lower.source or record.lower.type
+        raise ViewfsError(
+            f"the changes of {record.path} were made over {what}, which only a view has",
+            remedy=f"open a view with --name {session} that mounts it, and --cow {record.path}",
+        )
+    try:
+        lower = open_tree(AT_FDCWD, record.path, OpenTree.CLONE)
+        attach_aside(lower)
+        upper, work = layer.directory("upper", os.O_PATH), layer.directory("work", os.O_PATH)
+        try:
+            view = create_overlay([lower], upper, work)
+        finally:
+            os.close(upper)
+            os.close(work)
+    except OSError as error:
+        raise explain_os_error("cannot look at the layer of", error) from error
+    return OpenLayer(layer, Tree(lower), Tree(view), selection, live=False)
