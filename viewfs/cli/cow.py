@@ -104,15 +104,13 @@ def _compared(layer: OpenLayer, between: tuple[str | None, str | None] | None) -
     """The two trees and what differs between them."""
     if between is None:
         return layer.lower, layer.view, layer.changes()
-    trees, directories = list(layer.states), list(layer.state_directories)
+    states = list(layer.states)
     if between[1] is None:
-        trees.append(layer.view)
-        directories.append("upper")
+        states.append(layer.now)
     if between[0] is None:
-        trees.insert(0, layer.lower)
-        directories.insert(0, None)
-    old, new = trees
-    return old, new, layer.changes_between(old, new, directories)
+        states.insert(0, layer.before)
+    old, new = states
+    return old.tree, new.tree, layer.changes_between(old, new)
 
 
 def _source(layer: OpenLayer, change: Change) -> str | None:
@@ -173,7 +171,14 @@ def commit(
         for layer in opened.layers:
             _check_writable(layer)
             commits.append(
-                Commit(layer.layer, layer.lower, layer.view, layer.selection, keep_theirs=keep_theirs and not dry_run)
+                Commit(
+                    layer.layer,
+                    layer.lower,
+                    layer.view,
+                    layer.upper,
+                    layer.selection,
+                    keep_theirs=keep_theirs and not dry_run,
+                )
             )
         at_odds = [
             (layer.shown(conflict.path), conflict.why)
@@ -324,9 +329,9 @@ def rollback(session: str | None, as_json: bool, epoch: str, paths: tuple[str, .
         answer = _keep(opened, "", "rollback")
         with _all_locked(opened.layers):
             for layer in opened.layers:
-                (state,), (directory,) = layer.states, layer.state_directories
-                changes = list(layer.changes_between(state, layer.view, [directory, "upper"]))
-                total += restore(changes, state, layer.view, layer.selection)
+                (state,) = layer.states
+                changes = list(layer.changes_between(state, layer.now))
+                total += restore(changes, state.tree, layer.view, layer.selection)
                 layer.layer.write(replace(layer.layer.record, unsettled=True))
     if as_json:
         print_json(**answer, undone=len(total))

@@ -20,10 +20,11 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-from viewfs.cow.changes import Change, Kind, differences, with_renames
+from viewfs.cow.changes import Change, differences
+from viewfs.cow.conflicts import find_conflicts
 from viewfs.cow.copying import TreeCopier, decode_attributes, remove_tree, set_attributes
 from viewfs.cow.journal import Journal, Operation, Step
 from viewfs.cow.layers import Layer
@@ -31,20 +32,12 @@ from viewfs.cow.planning import THEIRS, Selection, plan_commit
 from viewfs.cow.trees import Entry, Tree, split
 from viewfs.errors import ViewfsError, explain_os_error
 from viewfs.linux.files import syncfs
-from viewfs.mounts.overlay import ORIGIN
+from viewfs.mounts.overlay import OPAQUE
 
-__all__ = ["Commit", "Conflict", "Outcome", "recover"]
+__all__ = ["Commit", "Outcome", "recover"]
 
 #: With more files than that to stage, the file system is synced once instead of each file.
 _SYNC_EACH = 500
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """A path that was changed in the view and outside of it."""
-
-    path: bytes
-    why: str
 
 
 @dataclass
@@ -63,54 +56,25 @@ def _nothing(_done: int) -> None:
 class Commit:
     """One commit of a layer; the caller holds the layer's lock, and has called `recover`."""
 
-    def __init__(self, layer: Layer, lower: Tree, view: Tree, selection: Selection, *, keep_theirs: bool) -> None:
+    def __init__(
+        self, layer: Layer, lower: Tree, view: Tree, upper: Tree, selection: Selection, *, keep_theirs: bool
+    ) -> None:
         """Plans it, changing nothing. Raises `ViewfsError` and OSError."""
         self._layer, self._lower, self._view = layer, lower, view
         unchanged: dict[tuple[int, int], bytes] = {}
-        upper = layer.directory("upper")
-        try:
-            self._upper = Tree(upper)
-            found = list(differences(lower, view, [self._upper], unchanged=unchanged))
-            self.conflicts = list(self._find_conflicts(found, selection))
-        finally:
-            os.close(upper)
-        theirs = None
+        found = list(differences(lower, view, [upper], unchanged=unchanged))
+        self.conflicts = find_conflicts(layer.record, lower, view, upper, found, unchanged, selection)
+        theirs: Callable[[bytes], bytes] | None = None
         if keep_theirs:
-            at_odds = {conflict.path for conflict in self.conflicts}
-            theirs = lambda path: _free_name(lower, path + THEIRS) if path in at_odds else b""  # noqa: E731
+            at_odds = [conflict.path for conflict in self.conflicts]
+
+            def kept_name(path: bytes) -> bytes:
+                concerned = any(one == path or one.startswith(path + b"/") for one in at_odds)
+                return _free_name(lower, path + THEIRS) if concerned else b""
+
+            theirs = kept_name
         token = secrets.token_hex(4).encode()
         self.plan = plan_commit(found, selection, view, token, unchanged, theirs)
-
-    def _find_conflicts(self, found: list[Change], selection: Selection) -> Iterator[Conflict]:
-        record = self._layer.record
-        moved = self._maybe_moved(found)
-        inside: bytes | None = None
-        for change in found:
-            if not selection.has(change.path):
-                continue
-            since = record.base_ns(change.path)
-            if change.old is not None and change.old.ctime_ns > since and not (change.old.is_directory and change.new):
-                if change.kind is Kind.DELETED and inside is not None and change.path.startswith(inside + b"/"):
-                    continue  # told with the directory
-                yield Conflict(change.path, "it was changed outside too")
-                inside = change.path
-            elif change.kind is Kind.ADDED and change.path not in moved and self._was_copied_up(change.path):
-                yield Conflict(change.path, "it was removed outside")
-
-    def _maybe_moved(self, found: list[Change]) -> set[bytes]:
-        """The new files that may have been others, under other names: nothing says that it was not this one.
-
-        (An overlay of a user namespace does not say which file another was copied up from.)
-        """
-        told = with_renames(found, self._lower, self._view)
-        if any(change.kind is Kind.DELETED and change.old is not None and change.old.is_file for change in told):
-            return {change.path for change in found if change.kind is Kind.ADDED}
-        return {change.path for change in told if change.kind is Kind.RENAMED}
-
-    def _was_copied_up(self, path: bytes) -> bool:
-        """Says the layer that it is of a file outside? (overlayfs.rst, trusted.overlay.origin)"""
-        entry = self._upper.entry(path)
-        return entry is not None and entry.is_file and ORIGIN in dict(entry.xattrs)
 
     def carry_out(self, progress: Callable[[int], None] = _nothing) -> Outcome:
         """Do it all; `progress` is told how many bytes have been staged.
@@ -132,7 +96,7 @@ class Commit:
         except OSError as error:
             raise explain_os_error(f"cannot stage the changes of {self._layer.record.path}", error) from error
         failed = _apply(self._lower, self.plan.steps)
-        _finish(self._layer, journal, self.plan.selection.paths, self.plan.steps, failed)
+        _finish(self._layer, self._lower, journal, self.plan.selection.paths, self.plan.steps, failed)
         undone = {path for path, _why in failed}
         return Outcome([change for change in self.plan.changes if change.path not in undone], failed)
 
@@ -156,7 +120,8 @@ class Commit:
         for step in self.plan.installs():
             copier.copy(step.path, step.temporary, lambda path: selection.has(path) or selection.leads_to(path))
         if not sync_each:
-            syncfs(self._lower.root)
+            with self._lower.directory(b"") as fd:
+                syncfs(fd)
         for directory in copier.directories if sync_each else ():
             with self._lower.directory(directory) as fd:
                 os.fsync(fd)
@@ -176,17 +141,42 @@ def recover(layer: Layer, lower: Tree) -> str | None:
         _undo(lower, steps)
         journal.end()
         return f"an interrupted commit to {layer.record.path} was undone"
-    _finish(layer, journal, paths, steps, _apply(lower, steps))
+    _finish(layer, lower, journal, paths, steps, _apply(lower, steps))
     return f"an interrupted commit to {layer.record.path} was finished"
 
 
 def _finish(
-    layer: Layer, journal: Journal, paths: Sequence[bytes], steps: Sequence[Step], failed: Sequence[tuple[bytes, str]]
+    layer: Layer,
+    lower: Tree,
+    journal: Journal,
+    paths: Sequence[bytes],
+    steps: Sequence[Step],
+    failed: Sequence[tuple[bytes, str]],
 ) -> None:
     undone = {path for path, _why in failed}
-    done = [step.path for step in steps if step.path not in undone] if failed else paths
-    layer.write(layer.record.rebased(done, time.time_ns()))
+    done = [step.path for step in steps if step.path not in undone] if failed else list(paths)
+    record = layer.record.rebased(done, time.time_ns())
+    if b"" not in done:
+        directories = {split(step.path)[0] for step in steps}
+        entries = {directory: lower.entry(directory) for directory in directories}
+        touched = {os.fsdecode(path): entry.ctime_ns for path, entry in entries.items() if entry is not None}
+        record = replace(record, touched=record.touched | touched)
+    _hide_lower(layer, [step.path for step in steps if step.operation is Operation.INSTALL])
+    layer.write(record)
     journal.end()
+
+
+def _hide_lower(layer: Layer, installed: Sequence[bytes]) -> None:
+    """Mark directories of the layer opaque that have come to be in the lower tree by this commit.
+
+    An overlay that is mounted takes them for its own, and leaves no whiteout for what is deleted in them from now on.
+    """
+    with layer.open_upper() as upper:
+        for path in installed:
+            for here, entry in upper.walk(path):
+                if entry.is_directory:
+                    with upper.directory(here) as fd:
+                        os.setxattr(fd, OPAQUE, b"y")
 
 
 def _undo(lower: Tree, steps: Sequence[Step]) -> None:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from viewfs.cow.copying import remove_tree, set_attributes
-from viewfs.cow.trees import Entry
+from viewfs.cow.trees import Entry, Tree
 from viewfs.errors import UsageError, ViewfsError, explain_os_error
 
 __all__ = ["Checkpoint", "Layer", "LayerRecord", "LayerSet", "Lower", "state_directory"]
@@ -78,6 +78,8 @@ class LayerRecord:
     checkpoints: tuple[Checkpoint, ...] = ()
     #: As `opened_ns`, for paths that were committed or discarded by themselves since.
     bases: dict[str, int] = field(default_factory=dict)
+    #: Directories of the lower tree that commits wrote to, with the change time that they had afterwards.
+    touched: dict[str, int] = field(default_factory=dict)
     #: The upper directory has entries that are no changes any more, because they were committed or discarded.
     unsettled: bool = False
 
@@ -89,7 +91,7 @@ class LayerRecord:
     def rebased(self, paths: Sequence[bytes], now_ns: int) -> LayerRecord:
         """After `paths` (b"": all of it) have been made the same in the lower tree and in the view."""
         if b"" in paths:
-            return replace(self, opened_ns=now_ns, bases={}, unsettled=True)
+            return replace(self, opened_ns=now_ns, bases={}, touched={}, unsettled=True)
         return replace(self, bases=self.bases | {os.fsdecode(path): now_ns for path in paths}, unsettled=True)
 
     @classmethod
@@ -100,6 +102,7 @@ class LayerRecord:
             opened_ns=value["opened_ns"],
             checkpoints=tuple(Checkpoint(**one) for one in value["checkpoints"]),
             bases=value["bases"],
+            touched=value["touched"],
             unsettled=value["unsettled"],
         )
 
@@ -157,6 +160,15 @@ class Layer:
     def directory(self, name: str, flags: int = os.O_RDONLY) -> int:
         """A descriptor of a directory in it; the caller closes it."""
         return os.open(name, flags | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+
+    @contextlib.contextmanager
+    def open_upper(self) -> Iterator[Tree]:
+        """The upper directory."""
+        fd = self.directory("upper")
+        try:
+            yield Tree(fd)
+        finally:
+            os.close(fd)
 
     def make_directories(self, root: Entry) -> None:
         """An upper directory like `root`, if there is none, and its work directory. Raises OSError."""

@@ -14,6 +14,7 @@ from viewfs.cow.changes import Change, Kind
 from viewfs.cow.copying import TreeCopier, remove_tree, set_attributes
 from viewfs.cow.planning import Selection
 from viewfs.cow.trees import Entry, Tree, join, split
+from viewfs.errors import UsageError
 
 __all__ = ["restore"]
 
@@ -47,6 +48,7 @@ def restore(changes: Iterable[Change], state: Tree, view: Tree, selection: Selec
             continue
         if change.is_directory or (change.old is not None and change.old.is_directory):
             covered = path
+        _make_parents(state, view, parent, directories)
         with view.directory(parent) as fd:
             name = split(path)[1]
             if change.old is not None:
@@ -61,3 +63,21 @@ def restore(changes: Iterable[Change], state: Tree, view: Tree, selection: Selec
         with view.directory(directory) as fd:
             set_attributes(fd, name or b".", directories[path])
     return undone
+
+
+def _make_parents(state: Tree, view: Tree, path: bytes, directories: dict[bytes, Entry]) -> None:
+    """Make `path` in `view` a directory again, empty, if it is none any more."""
+    missing: list[bytes] = []
+    while path and ((entry := view.entry(path)) is None or not entry.is_directory):
+        missing.append(path)
+        path = split(path)[0]
+    for here in reversed(missing):
+        wanted = state.entry(here)
+        if wanted is None or not wanted.is_directory:
+            continue
+        directory, name = split(here)
+        with view.directory(directory) as fd:
+            if view.entry(here) is not None:
+                raise UsageError(f"/{here.decode(errors='replace')} has become another kind of file", remedy="name it")
+            os.mkdir(name, 0o700, dir_fd=fd)
+        directories[here] = wanted

@@ -6,7 +6,6 @@ again, or by a command while no session has it.
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from dataclasses import replace
@@ -25,15 +24,12 @@ def settle(layer: Layer, lower: Tree) -> None:
 
     An empty layer begins anew: what is changed outside from now on is in conflict, and not what was before.
     """
-    upper = layer.directory("upper")
-    try:
+    with layer.open_upper() as upper:
         if layer.record.unsettled:
-            _settle_directory(Tree(upper), lower, b"")
+            _settle_directory(upper, lower, b"")
             layer.write(replace(layer.record, unsettled=False))
-        if not os.listdir(upper) and not layer.record.checkpoints:
-            layer.write(replace(layer.record, opened_ns=time.time_ns(), bases={}))
-    finally:
-        os.close(upper)
+        if not upper.names(b"") and not layer.record.checkpoints:
+            layer.write(replace(layer.record, opened_ns=time.time_ns(), bases={}, touched={}))
 
 
 def _settle_directory(upper: Tree, lower: Tree, top: bytes) -> None:

@@ -68,8 +68,13 @@ class Entry(NamedTuple):
 class Tree:
     """A tree, by a descriptor of its root that stays the caller's."""
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, links: Tree | None = None) -> None:
+        """`links`, the upper directory of an overlay, knows which names are one file.
+
+        (An overlay without an index gives the names of a file different inode numbers once it has been copied up.)
+        """
         self.root = root
+        self._links = links
 
     def open(self, path: bytes, flags: int = os.O_RDONLY) -> int:
         """A descriptor of what `path` stands for. Raises OSError."""
@@ -109,9 +114,14 @@ class Tree:
                 return None
             raise
         try:
-            return read_entry(parent, name)
+            entry = read_entry(parent, name)
         finally:
             os.close(parent)
+        if entry is not None and entry.nlink > 1 and not entry.is_directory and self._links is not None:
+            real = self._links.entry(path)
+            if real is not None and real.kind == entry.kind:
+                return entry._replace(identity=real.identity)
+        return entry
 
     def walk(self, path: bytes) -> Iterator[tuple[bytes, Entry]]:
         """`path` and all below it, a directory before what it holds."""

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from viewfs.cow.changes import Change, differences
 from viewfs.cow.commit import recover
@@ -26,7 +26,7 @@ from viewfs.mounts.overlay import create_overlay
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.client import Session, find_session
 
-__all__ = ["OpenLayer", "OpenLayers", "Request", "opened_layers", "select"]
+__all__ = ["OpenLayer", "OpenLayers", "Request", "State", "opened_layers", "select"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class Request:
     states: Sequence[str] = ()
 
 
+class State(NamedTuple):
+    """A state of a tree, and the directory that says where it differs from the lower tree: None if it is that."""
+
+    tree: Tree
+    layer: Tree | None
+
+
 @dataclass
 class OpenLayer:
     """One layer with its trees."""
@@ -48,11 +55,10 @@ class OpenLayer:
     lower: Tree
     #: The tree with its changes. Where `live`, programs may be using it, and it can be written.
     view: Tree
+    upper: Tree
     selection: Selection
     live: bool
-    states: list[Tree] = field(default_factory=list)
-    #: Their directories in the layer, None where the lower tree is the state.
-    state_directories: list[str | None] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -64,34 +70,29 @@ class OpenLayer:
 
     def changes(self) -> Iterator[Change]:
         """What differs from the lower tree to the view, in the selection."""
-        with self.upper() as upper:
-            for path in _tops(self.selection.paths):
-                yield from differences(self.lower, self.view, [upper], path)
+        for path in _tops(self.selection.paths):
+            yield from differences(self.lower, self.view, [self.upper], path)
 
-    def changes_between(self, old: Tree, new: Tree, directories: Sequence[str | None]) -> Iterator[Change]:
-        """What differs between two states, which are in those `directories` of the layer."""
-        with contextlib.ExitStack() as stack:
-            layers = []
-            for name in directories:
-                if name is not None:
-                    fd = self.layer.directory(name)
-                    stack.callback(os.close, fd)
-                    layers.append(Tree(fd))
-            for path in _tops(self.selection.paths):
-                yield from differences(old, new, layers, path)
+    def changes_between(self, old: State, new: State) -> Iterator[Change]:
+        """What differs between two states, in the selection."""
+        layers = [state.layer for state in (old, new) if state.layer is not None]
+        for path in _tops(self.selection.paths):
+            yield from differences(old.tree, new.tree, layers, path)
 
-    @contextlib.contextmanager
-    def upper(self) -> Iterator[Tree]:
-        """The upper directory."""
-        fd = self.layer.directory("upper")
-        try:
-            yield Tree(fd)
-        finally:
-            os.close(fd)
+    @property
+    def before(self) -> State:
+        """The lower tree."""
+        return State(self.lower, None)
+
+    @property
+    def now(self) -> State:
+        """What the view shows."""
+        return State(self.view, self.upper)
 
     def close(self) -> None:
         """Let go of it; where no view has it, what is no change any more is taken out."""
-        for tree in (self.view, *self.states):
+        layers = [state.layer for state in self.states if state.layer is not None]
+        for tree in (self.view, self.upper, *(state.tree for state in self.states), *layers):
             os.close(tree.root)
         try:
             if not self.live:
@@ -195,15 +196,17 @@ def _of_session(session: Session, request: Request) -> Iterator[OpenLayer]:
         answer, fds = session.request_fds("layer", path=path, states=list(request.states))
         layer = Layer.open(fds[1])
         by_epoch = {one.epoch: f"checkpoints/{one.directory}" for one in layer.record.checkpoints}
-        yield OpenLayer(
-            layer,
-            Tree(fds[0]),
-            Tree(fds[2]),
-            Selection(selected),
-            live=True,
-            states=[Tree(fd) for fd in fds[3:]],
-            state_directories=[by_epoch.get(epoch) for epoch in answer["epochs"]],
-        )
+        upper = Tree(layer.directory("upper"))
+        states = [_state(layer, fd, by_epoch.get(epoch)) for fd, epoch in zip(fds[3:], answer["epochs"], strict=True)]
+        view = Tree(fds[2], links=upper)
+        yield OpenLayer(layer, Tree(fds[0]), view, upper, Selection(selected), live=True, states=states)
+
+
+def _state(layer: Layer, fd: int, directory: str | None) -> State:
+    if directory is None:
+        return State(Tree(fd), None)
+    kept = Tree(layer.directory(directory))
+    return State(Tree(fd, links=kept), kept)
 
 
 def _left_by(request: Request) -> Iterator[OpenLayer]:
@@ -238,12 +241,12 @@ def _left_layer(layer: Layer, selection: Selection, session: str) -> OpenLayer:
     try:
         lower = open_tree(AT_FDCWD, record.path, OpenTree.CLONE)
         attach_aside(lower)
-        upper, work = layer.directory("upper", os.O_PATH), layer.directory("work", os.O_PATH)
+        upper, work = layer.directory("upper"), layer.directory("work", os.O_PATH)
         try:
             view = create_overlay([lower], upper, work)
         finally:
-            os.close(upper)
             os.close(work)
     except OSError as error:
         raise explain_os_error("cannot look at the layer of", error) from error
-    return OpenLayer(layer, Tree(lower), Tree(view), selection, live=False)
+    changed = Tree(upper)
+    return OpenLayer(layer, Tree(lower), Tree(view, links=changed), changed, selection, live=False)
