@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from viewfs.cow.changes import Change, Kind, with_renames
 from viewfs.cow.layers import LayerRecord
 from viewfs.cow.planning import Selection
-from viewfs.cow.trees import Tree
+from viewfs.cow.trees import Tree, split
 from viewfs.mounts.overlay import ORIGIN
 
 __all__ = ["Conflict", "find_conflicts"]
@@ -62,7 +62,7 @@ def _find(
             if not told and _changed_outside(record, change):
                 inside = change.path
                 yield Conflict(change.path, "it was changed outside too")
-        elif _was_copied_up(upper, change.path):
+        elif _was_copied_up(upper, change.path) and _something_went(record, lower, change.path):
             gone.append(Conflict(change.path, "it was removed outside"))
     if gone:
         moved = _moved(lower, view, changes, unchanged, {conflict.path for conflict in gone})
@@ -84,6 +84,17 @@ def _was_copied_up(upper: Tree, path: bytes) -> bool:
     return entry is not None and entry.is_file and ORIGIN in dict(entry.xattrs)
 
 
+def _something_went(record: LayerRecord, lower: Tree, path: bytes) -> bool:
+    """Has the directory of `path` been changed outside, so that a name may have been removed from it?"""
+    directory = split(path)[0]
+    while directory and lower.entry(directory) is None:
+        directory = split(directory)[0]
+    entry = lower.entry(directory)
+    if entry is None or record.touched.get(os.fsdecode(directory)) == entry.ctime_ns:
+        return False
+    return entry.ctime_ns > record.base_ns(path)
+
+
 def _moved(
     lower: Tree,
     view: Tree,
@@ -93,8 +104,8 @@ def _moved(
 ) -> set[bytes]:
     """Those of the new files `suspects` that are others under new names, or names of others.
 
-    (An overlay of a user namespace does not say which file another was copied up from. So it is one that was deleted in
-    the view and had the same content, or much of it.)
+    (An overlay of a user namespace does not say which file another was copied up from. So it is taken for one that was
+    deleted in the view and had the same content, or much of it.)
     """
     there = {
         *unchanged,

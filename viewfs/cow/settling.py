@@ -6,6 +6,7 @@ again, or by a command while no session has it.
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from dataclasses import replace
@@ -18,6 +19,9 @@ from viewfs.mounts.overlay import PRIVATE
 
 __all__ = ["settle"]
 
+#: Where in the layer a directory is on its way out.
+_ASIDE = b"settled"
+
 
 def settle(layer: Layer, lower: Tree) -> None:
     """Remove from the upper directory what is the same in the lower tree. The caller holds the layer's lock.
@@ -26,13 +30,13 @@ def settle(layer: Layer, lower: Tree) -> None:
     """
     with layer.open_upper() as upper:
         if layer.record.unsettled:
-            _settle_directory(upper, lower, b"")
+            _settle_directory(upper, lower, b"", layer.fd)
             layer.write(replace(layer.record, unsettled=False))
         if not upper.names(b"") and not layer.record.checkpoints:
             layer.write(replace(layer.record, opened_ns=time.time_ns(), bases={}, touched={}))
 
 
-def _settle_directory(upper: Tree, lower: Tree, top: bytes) -> None:
+def _settle_directory(upper: Tree, lower: Tree, top: bytes, layer: int) -> None:
     """Each directory after what is in it."""
     waiting: list[tuple[bytes, bool]] = [(top, False)]
     while waiting:
@@ -43,7 +47,7 @@ def _settle_directory(upper: Tree, lower: Tree, top: bytes) -> None:
         if path != top and is_opaque(upper, path):
             # It holds all that is seen of it.
             if all(_is_private(change) for change in differences(lower, upper, None, path)):
-                _remove(upper, path)
+                _remove_at_once(upper, path, layer)
             continue
         waiting.append((path, True))
         for name in upper.names(path):
@@ -89,6 +93,15 @@ def _is_same(upper: Tree, mine: Entry, lower: Tree, path: bytes) -> bool:
 
 def _same_attributes(mine: Entry, other: Entry) -> bool:
     return (mine.mode, mine.uid, mine.gid) == (other.mode, other.uid, other.gid) and _xattrs(mine) == _xattrs(other)
+
+
+def _remove_at_once(upper: Tree, path: bytes, layer: int) -> None:
+    """Remove a directory that hides the lower one: with half of its names it would say that the others were deleted."""
+    directory, name = split(path)
+    remove_tree(layer, _ASIDE)  # of a process that was killed
+    with upper.directory(directory) as parent:
+        os.rename(name, _ASIDE, src_dir_fd=parent, dst_dir_fd=layer)
+    remove_tree(layer, _ASIDE)
 
 
 def _remove(upper: Tree, path: bytes) -> None:

@@ -19,7 +19,8 @@ from viewfs.linux.files import Resolve, openat2
 __all__ = ["Entry", "Tree", "data_extents", "join", "split"]
 
 _INSIDE = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_XDEV
-_GONE = (errno.ENOENT, errno.ENOTDIR)
+#: Where a part of the path is not there, or is no directory: a symbolic link is none either.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 #: Attributes that belong to the file; what the machine's security modules keep there belongs to the machine.
 _KEPT_XATTRS = ("user.", "system.posix_acl_")
 

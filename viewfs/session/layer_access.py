@@ -158,12 +158,13 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
         if opened.session is not None:
             stack.callback(opened.session.close)
         closing = stack.enter_context(contextlib.ExitStack())
-        for layer in _left_by(request) if opened.session is None else _of_session(opened.session, request):
+        messages = opened.messages
+        found = (
+            _left_by(request, messages) if opened.session is None else _of_session(opened.session, request, messages)
+        )
+        for layer in found:
             closing.callback(layer.close)
             opened.layers.append(layer)
-            if layer.layer.has_journal:
-                with layer.layer.locked():
-                    opened.messages.append(recover(layer.layer, layer.lower) or "")
         yield opened
 
 
@@ -184,7 +185,7 @@ def _session_of(name: str | None) -> Session | None:
         return None
 
 
-def _of_session(session: Session, request: Request) -> Iterator[OpenLayer]:
+def _of_session(session: Session, request: Request, messages: list[str]) -> Iterator[OpenLayer]:
     rows: list[dict[str, Any]] = session.request("layers")["layers"]
     if not rows:
         raise NotFoundError("nothing of this view is copy-on-write", remedy="`viewfs cow PATH` makes it so")
@@ -195,6 +196,7 @@ def _of_session(session: Session, request: Request) -> Iterator[OpenLayer]:
     for path, selected in sorted(chosen.items()):
         answer, fds = session.request_fds("layer", path=path, states=list(request.states))
         layer = Layer.open(fds[1])
+        _recover(layer, Tree(fds[0]), messages)
         by_epoch = {one.epoch: f"checkpoints/{one.directory}" for one in layer.record.checkpoints}
         upper = Tree(layer.directory("upper"))
         states = [_state(layer, fd, by_epoch.get(epoch)) for fd, epoch in zip(fds[3:], answer["epochs"], strict=True)]
@@ -209,7 +211,7 @@ def _state(layer: Layer, fd: int, directory: str | None) -> State:
     return State(Tree(fd, links=kept), kept)
 
 
-def _left_by(request: Request) -> Iterator[OpenLayer]:
+def _left_by(request: Request, messages: list[str]) -> Iterator[OpenLayer]:
     assert request.session is not None
     if request.states:
         raise UsageError("states can be looked at in a view only", remedy=f"open one with --name {request.session}")
@@ -225,12 +227,19 @@ def _left_by(request: Request) -> Iterator[OpenLayer]:
     chosen = select(list(present), request.paths)
     for path, layer in sorted(present.items()):
         if path in chosen:
-            yield _left_layer(layer, Selection(chosen[path]), request.session)
+            yield _left_layer(layer, Selection(chosen[path]), request.session, messages)
         else:
             layer.close()
 
 
-def _left_layer(layer: Layer, selection: Selection, session: str) -> OpenLayer:
+def _recover(layer: Layer, lower: Tree, messages: list[str]) -> None:
+    if layer.has_journal:
+        with layer.locked():
+            if (done := recover(layer, lower)) is not None:
+                messages.append(done)
+
+
+def _left_layer(layer: Layer, selection: Selection, session: str, messages: list[str]) -> OpenLayer:
     record = layer.record
     if not record.lower.is_host:
         what = record.lower.source or record.lower.type
@@ -241,6 +250,7 @@ def _left_layer(layer: Layer, selection: Selection, session: str) -> OpenLayer:
     try:
         lower = open_tree(AT_FDCWD, record.path, OpenTree.CLONE)
         attach_aside(lower)
+        _recover(layer, Tree(lower), messages)  # before there is an overlay of it
         upper, work = layer.directory("upper"), layer.directory("work", os.O_PATH)
         try:
             view = create_overlay([lower], upper, work)

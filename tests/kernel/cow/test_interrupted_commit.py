@@ -1,0 +1,177 @@
+"""A commit that is killed before any of its system calls: the next command finishes or undoes it; nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.cow.conftest import Cow, Snapshot, snapshot
+
+WORK = """
+    echo changed > text
+    rm directory/gone
+    mkdir -p new/deep; echo n > new/file; ln new/file new/other; ln -s nowhere new/deep/link
+    chmod 700 script
+    ln script hard
+    rm -r empty; echo file > empty
+    rm binary; mkdir binary; echo x > binary/inside
+    setfattr -n user.colour -v blue text
+"""
+
+#: What changes something, in any of the file systems concerned.
+CHANGING = (
+    "open", "mkdir", "symlink", "mknod", "link", "rename", "unlink", "rmdir", "chmod", "utime", "setxattr",
+    "removexattr", "write", "pwrite", "copy_file_range", "ftruncate", "fsync", "chown",
+)  # fmt: skip
+
+
+def killed_at(number: int) -> Callable[[], None]:
+    """Count calls that change something, and end with SIGKILL before that one."""
+    left = number
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return count
+
+
+def watch(count: Callable[[], None]) -> None:
+    """Have `count` called before every change. Only ever in a process of its own."""
+    for name in CHANGING:
+        original = getattr(os, name)
+
+        def wrapper(*arguments: Any, _original: Any = original, **keywords: Any) -> Any:
+            count()
+            return _original(*arguments, **keywords)
+
+        setattr(os, name, wrapper)
+
+
+def in_a_child(work: Callable[[], None]) -> int:
+    """What `work` ended with, in a forked process: an exit code, or minus the signal."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def commit(cow: Cow, count: Callable[[], None] | None = None, *, keep_theirs: bool = False) -> None:
+    from viewfs.cow.commit import Commit
+    from viewfs.session.layer_access import Request, opened_layers
+
+    os.environ.update(cow.viewfs.environment)
+    with opened_layers(Request("cow")) as opened:
+        (layer,) = opened.layers
+        with layer.layer.locked():
+            if count is not None:
+                watch(count)
+            one = Commit(layer.layer, layer.lower, layer.view, layer.upper, layer.selection, keep_theirs=keep_theirs)
+            one.carry_out()
+
+
+@pytest.mark.parametrize("keep_theirs", [False, True])
+def test_killed_at_every_step(cow: Cow, tree: Path, tmp_path: Path, keep_theirs: bool) -> None:
+    cow.sh(WORK)
+    (tree / "text").write_text("changed outside\n") if keep_theirs else None
+    before = snapshot(tree)
+    state = cow.layer
+    subprocess.run(["cp", "-a", tree, tmp_path / "tree0"], check=True)
+    subprocess.run(["chmod", "700", state / "work/work"], check=True)
+    subprocess.run(["cp", "-a", state, tmp_path / "layer0"], check=True)
+    reset(tree, state, tmp_path)
+    assert in_a_child(lambda: commit(cow, keep_theirs=keep_theirs)) == 0
+    after = snapshot(tree)
+    assert after != before
+    outcomes: dict[str, int] = {}
+    number = 0
+    while True:
+        reset(tree, state, tmp_path)
+        code = in_a_child(lambda: commit(cow, killed_at(number), keep_theirs=keep_theirs))  # noqa: B023
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, f"step {number}"
+        outcome = recovered(cow, tree, before, after, number, keep_theirs=keep_theirs)
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        number += 1
+    assert snapshot(tree) == after
+    # Each way out was taken: before the journal, while staging, while applying, and afterwards.
+    assert set(outcomes) == {"nothing", "undone", "finished", "complete"}, outcomes
+    assert outcomes["undone"] >= 20 and outcomes["finished"] >= 20, outcomes
+
+
+def reset(tree: Path, state: Path, tmp_path: Path) -> None:
+    """The tree and the layer as they were before any commit; the directories themselves stay."""
+    for source, target in ((tmp_path / "tree0", tree), (tmp_path / "layer0", state)):
+        subprocess.run(["chmod", "-R", "u+rwx", target], check=True)
+        for name in os.listdir(target):
+            path = target / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        subprocess.run(["cp", "-a", f"{source}/.", target], check=True)
+
+
+def recovered(cow: Cow, tree: Path, before: Snapshot, after: Snapshot, number: int, *, keep_theirs: bool) -> str:
+    """What the next command makes of it: "nothing", "undone", "finished", or "complete"; and that nothing is lost."""
+    result = cow("diff", "--name-only")
+    told = "undone" if "was undone" in result.err else "finished" if "was finished" in result.err else "nothing"
+    there = snapshot(tree)
+    assert not [path for path in there if ".viewfs-" in path and "theirs" not in path], (number, told)
+    if told == "nothing" and there == after:
+        told = "complete"
+    if told in ("finished", "complete"):
+        assert there == after, number
+        assert result.out == "", (number, cow("diff").out)
+    else:
+        # Files that lay beside them for a while have changed the times of directories.
+        assert without_times(there) == without_times(before), (number, told)
+        assert result.out.count("\n") >= 10, number
+        if number % 10 == 0:
+            assert in_a_child(lambda: commit(cow, keep_theirs=keep_theirs)) == 0
+            assert snapshot(tree) == after, number
+    return told
+
+
+def without_times(tree: Snapshot) -> Snapshot:
+    return {path: row[:-1] for path, row in tree.items()}
+
+
+def test_killed_in_a_running_view(cow: Cow, tree: Path) -> None:
+    """The command itself, killed from outside while it waits for the disk, and the next one in the same view."""
+    script = """
+        for n in $(seq 30); do echo $n > file$n; done
+        strace -f -qq -o /dev/null -e trace=rename,renameat -e inject=rename,renameat:signal=KILL:when=12 \\
+            viewfs commit || echo "killed: $?"
+        viewfs diff --name-only
+        viewfs commit
+        viewfs diff
+    """
+    result = cow.sh(script)
+    assert result.out.startswith("killed: 137\n") and "was finished" in result.err
+    assert [(tree / f"file{n}").read_text() for n in range(1, 31)] == [f"{n}\n" for n in range(1, 31)]
+    assert not list(tree.glob(".viewfs-*"))
+
+
+def test_a_journal_that_is_damaged(cow: Cow) -> None:
+    cow.sh("echo x > text")
+    (cow.layer / "commit.journal").write_text('{"schema": 1, "paths": [""], "steps": 3}\nnot json\n')
+    result = cow("commit", check=False)
+    assert result.code == 1 and "the journal of an interrupted commit can't be read" in result.err
+    assert result.err.count("\n") == 1
