@@ -13,6 +13,7 @@ import click
 
 from viewfs.cli.arguments import absolute, session_option
 from viewfs.cli.changes import count_line, in_listing, shown_change, to_json, unified
+from viewfs.cli.cow_images import write_tree
 from viewfs.cli.main import printable, tell, warn
 from viewfs.cli.output import json_option, print_json
 from viewfs.cow.changes import Change, Kind, with_renames
@@ -146,22 +147,41 @@ def _print_change(layer: OpenLayer, change: Change, old: Tree, new: Tree, *, nam
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--force", is_flag=True, help="Also where the file outside was changed too: what is there is lost.")
 @click.option("--keep-theirs", is_flag=True, help="The same, but keep what is there as NAME.viewfs-theirs.")
+@click.option("--to", "target", metavar="FILE", help="Write the tree at PATH, changes and all, as a new FILE.")
+@click.option("--in-place", is_flag=True, help="The same, over the image that PATH was mounted from.")
+@click.option("--format", "kind", type=click.Choice(["ext4", "squashfs", "tar", "directory"]), help="What FILE is.")
 @json_option
 @_paths
 def commit(
-    session: str | None, dry_run: bool, force: bool, keep_theirs: bool, as_json: bool, paths: tuple[str, ...]
+    session: str | None,
+    dry_run: bool,
+    force: bool,
+    keep_theirs: bool,
+    target: str | None,
+    in_place: bool,
+    kind: str | None,
+    as_json: bool,
+    paths: tuple[str, ...],
 ) -> None:
     """Make the changes under PATH, or all of them, where they would have been made without the view.
 
     Nothing is done if what is there was changed as well. A commit that is interrupted is finished or undone by the next
-    command that looks at the changes.
+    command that looks at the changes. An image can't be written: with --to or --in-place a new one is made of the whole
+    tree, mounted, compared, and then given its name.
 
     \b
     Examples:
       viewfs commit --dry-run
       viewfs commit ~/project/src
+      viewfs commit --to new.squashfs /mnt
     """
     from viewfs.cow.commit import Commit
+
+    if target is not None or in_place:
+        if (target is not None and in_place) or dry_run or force or keep_theirs:
+            raise UsageError("--to and --in-place go with no other way to commit")
+        write_tree(session, paths, target, kind, as_json)
+        return
 
     done: list[dict[str, Any]] = []
     failed: list[str] = []

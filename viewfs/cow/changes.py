@@ -17,7 +17,7 @@ from enum import StrEnum
 from viewfs.cow.trees import Entry, Tree, data_extents, join
 from viewfs.mounts.overlay import OPAQUE
 
-__all__ = ["Change", "Kind", "differences", "is_opaque", "same_content", "with_renames"]
+__all__ = ["Change", "Kind", "differences", "is_opaque", "same_content", "same_time", "with_renames"]
 
 _BLOCK = 1 << 20
 
@@ -141,8 +141,13 @@ def _aspects(path: bytes, old: Entry, new: Entry, old_tree: Tree, new_tree: Tree
         yield "owner"
     if old.xattrs != new.xattrs:
         yield "xattrs"
-    if old.mtime_ns != new.mtime_ns:
+    if not same_time(old.mtime_ns, new.mtime_ns):
         yield "times"
+
+
+def same_time(old: int, new: int) -> bool:
+    """Are two modification times the same, if the old one may come from where only seconds are kept?"""
+    return old == new or (old % 10**9 == 0 and old // 10**9 == new // 10**9)
 
 
 def same_content(path: bytes, old: Tree, new: Tree, size: int, new_path: bytes | None = None) -> bool:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from viewfs.cow.trees import Entry, Tree, data_extents, split
+from viewfs.cow.trees import Entry, Tree, data_extents, join, split
 
 __all__ = [
     "TreeCopier",
@@ -194,7 +194,8 @@ class TreeCopier:
         for here, entry in self._source.walk(path):
             if not wanted(here):
                 continue
-            there = place + here[len(path) :]
+            below = here[len(path) :].lstrip(b"/")
+            there = join(place, below) if below else place
             self._copy_one(here, entry, there)
             if entry.is_directory:
                 filled.append((there, entry))

@@ -11,7 +11,7 @@ import stat
 import time
 from dataclasses import replace
 
-from viewfs.cow.changes import Change, differences, is_opaque, same_content
+from viewfs.cow.changes import Change, differences, is_opaque, same_content, same_time
 from viewfs.cow.copying import remove_tree
 from viewfs.cow.layers import Layer
 from viewfs.cow.trees import Entry, Tree, join, split
@@ -84,7 +84,9 @@ def _is_same(upper: Tree, mine: Entry, lower: Tree, path: bytes) -> bool:
     other = lower.entry(path)
     if stat.S_ISCHR(mine.mode) and mine.rdev == 0:
         return other is None  # a whiteout of what is gone
-    if other is None or mine.kind != other.kind or not _same_attributes(mine, other) or mine.mtime_ns != other.mtime_ns:
+    if other is None or mine.kind != other.kind or not _same_attributes(mine, other):
+        return False
+    if not same_time(other.mtime_ns, mine.mtime_ns):
         return False
     if mine.target != other.target or mine.rdev != other.rdev or mine.size != other.size:
         return False

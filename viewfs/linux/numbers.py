@@ -17,10 +17,10 @@ _COLUMN = {"x86_64": 0, "aarch64": 1}
 # fmt: off
 _NUMBERS: dict[str, tuple[int, int | None]] = {
     "accept": (43, 202), "accept4": (288, 242), "acct": (163, 89), "add_key": (248, 217), "adjtimex": (159, 171),
-    "arch_prctl": (158, None), "bind": (49, 200), "bpf": (321, 280), "brk": (12, 214), "capset": (126, 91),
-    "chroot": (161, 51), "clock_adjtime": (305, 266), "clock_gettime": (228, 113), "clock_nanosleep": (230, 115),
-    "clock_settime": (227, 112), "clone": (56, 220), "clone3": (435, 435), "close": (3, 57),
-    "delete_module": (176, 106), "dup": (32, 23), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
+    "arch_prctl": (158, None), "bind": (49, 200), "bpf": (321, 280), "brk": (12, 214), "capget": (125, 90),
+    "capset": (126, 91), "chroot": (161, 51), "clock_adjtime": (305, 266), "clock_gettime": (228, 113),
+    "clock_nanosleep": (230, 115), "clock_settime": (227, 112), "clone": (56, 220), "clone3": (435, 435),
+    "close": (3, 57), "delete_module": (176, 106), "dup": (32, 23), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
     "epoll_pwait": (281, 22), "epoll_pwait2": (441, 441), "epoll_wait": (232, None), "eventfd2": (290, 19),
     "exit": (60, 93), "exit_group": (231, 94), "fcntl": (72, 25), "fdatasync": (75, 83), "finit_module": (313, 273),
     "fsconfig": (431, 431), "fsmount": (432, 432), "fsopen": (430, 430), "fspick": (433, 433), "fstat": (5, 80),

@@ -23,6 +23,7 @@ __all__ = [
     "PIDFD_GET_INFO",
     "die_with_parent",
     "drop_capabilities",
+    "keep_for_programs",
     "no_new_privileges",
     "pid_of",
     "pidfd_is_dead",
@@ -81,7 +82,10 @@ class _CapData(ctypes.Structure):
 _c = ctypes
 _prctl = function("prctl", _c.c_int, *[_c.c_ulong] * 4)
 _PR_CAPBSET_DROP = 24
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
 _capset = syscall("capset", _c.c_void_p, _c.c_void_p)
+_capget = syscall("capget", _c.c_void_p, _c.c_void_p)
 _vm_arguments = (_c.c_int, _c.c_void_p, _c.c_ulong, _c.c_void_p, _c.c_ulong, _c.c_ulong)
 _process_vm_readv = function("process_vm_readv", *_vm_arguments)
 _process_vm_writev = function("process_vm_writev", *_vm_arguments)
@@ -188,6 +192,18 @@ def drop_capabilities(keep: Iterable[int] = ()) -> None:
         _CapData(mask >> 32, mask >> 32, 0),
     )
     check(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
+
+
+def keep_for_programs(capabilities: Iterable[int]) -> None:
+    """Let programs that this process executes have `capabilities`, as far as it has them (capabilities(7), ambient)."""
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapData * 2)()
+    check(_capget(ctypes.addressof(header), ctypes.addressof(data)), "capget")
+    for part in data:
+        part.inheritable = part.permitted
+    check(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
+    for capability in capabilities:
+        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0)  # EPERM for one that isn't there
 
 
 def no_new_privileges() -> None:

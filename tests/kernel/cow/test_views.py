@@ -203,3 +203,17 @@ def test_layers_that_were_made_over_something_else(viewfs: Viewfs, tree: Path, t
     other = ("--mount", f"{tmp_path}/other:{tree}:bind", "--name", "cow", "--cow", tree)
     refused = viewfs("run", *other, "--", "true", check=False)
     assert refused.code == 2 and "were made over" in refused.err and "discard" in refused.err
+
+
+def test_a_layer_without_room(viewfs: Viewfs, tree: Path) -> None:
+    """The program that writes is told so; what was there before is there, and what fitted is kept."""
+    viewfs.state.mkdir()
+    inner = f"""
+        cd {tree}; fill="echo x > small; head -c 3M /dev/zero > big; echo code \\$?; cat text"
+        viewfs run --name n --cow {tree} -- sh -c "$fill"
+        viewfs commit --session n && exit 1; ls {tree}/small && exit 1
+        viewfs discard --session n {tree}/big; viewfs commit --session n
+    """
+    result = viewfs.sh("--mount", f"none:{viewfs.state}:tmp,size=1M", script=inner)
+    assert result.out.startswith("code 1\none\ntwo\nthree\n") and "No space left on device" in result.err
+    assert (tree / "small").read_text() == "x\n" and not (tree / "big").exists()

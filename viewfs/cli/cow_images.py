@@ -1,0 +1,94 @@
+"""`viewfs commit --to FILE` and `--in-place`: the tree of a view as a new image."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+
+import click
+
+from viewfs.cli.arguments import absolute
+from viewfs.cli.main import warn
+from viewfs.cli.output import print_json
+from viewfs.cow.copying import remove_tree
+from viewfs.cow.images import FORMATS, Format, format_of, mismatches, place_durably, run_tool, write_image
+from viewfs.cow.trees import Tree
+from viewfs.errors import UsageError, ViewfsError
+from viewfs.session.layer_access import OpenLayer, Request, opened_layers
+
+__all__ = ["write_tree"]
+
+#: What `--in-place` makes of a mount of that type.
+_FORMAT_OF_TYPE = {"ext": "ext4", "squashfs": "squashfs"}
+_AT_FDCWD = -100
+
+
+def write_tree(
+    session: str | None, paths: tuple[str, ...], target: str | None, kind: str | None, as_json: bool
+) -> None:
+    """Write the tree of one layer to `target`, or over the image that it was mounted from where that is None."""
+    with opened_layers(Request(session, [absolute(path) for path in paths])) as opened:
+        for message in opened.messages:
+            warn(message)
+        if len(opened.layers) != 1 or opened.layers[0].selection.paths != (b"",):
+            places = ", ".join(layer.path for layer in opened.layers)
+            raise UsageError("a new image is made of one whole tree", remedy=f"name one of {places}")
+        (layer,) = opened.layers
+        form, path, size = _target(layer, target, kind)
+        if target is not None and os.path.lexists(path):
+            raise UsageError(f"{path} exists", remedy="name a file that doesn't; --in-place replaces an image")
+        made = f"{path.rstrip('/')}.viewfs-{secrets.token_hex(4)}"
+        try:
+            write_image(layer.view, form, made, size)
+            _verify(layer.view, form, made)
+            place_durably(made, path.rstrip("/"), replace=target is None)
+            if target is None:  # the next view that mounts it will find it all there
+                with layer.layer.locked():
+                    layer.layer.write(layer.layer.record.rebased([b""], time.time_ns()))
+        finally:
+            remove_tree(_AT_FDCWD, os.fsencode(made))
+    if as_json:
+        print_json(path=path, format=form.name)
+    else:
+        click.echo(f"wrote {path} ({form.name}), and compared it with {layer.path}")
+
+
+def _target(layer: OpenLayer, target: str | None, kind: str | None) -> tuple[Format, str, int]:
+    """What is to be made, where, and how large it is to be at least."""
+    if target is not None:
+        directory = os.path.dirname(os.path.abspath(target.rstrip("/")))
+        if not os.path.isdir(directory):
+            raise UsageError(f"cannot write {target}: there is no directory {directory}")
+        return format_of(target, kind), os.path.abspath(target) + ("/" if target.endswith("/") else ""), 0
+    lower = layer.layer.record.lower
+    name = kind or _FORMAT_OF_TYPE.get(lower.type)
+    if name is None or not lower.source:
+        what = "a directory" if lower.is_host else f"a mount of type {lower.type}"
+        raise UsageError(f"{layer.path} is {what}, not an image that can be made anew", remedy="--to FILE makes one")
+    return FORMATS[name], lower.source, os.path.getsize(lower.source)
+
+
+def _verify(tree: Tree, form: Format, made: str) -> None:
+    """Compare what was made with the tree. Raises `ViewfsError` that says where they differ."""
+    if form.name == "directory":
+        fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            lines = [os.fsdecode(change.path) for change in mismatches(tree, Tree(fd))]
+        finally:
+            os.close(fd)
+    elif form.module is None:
+        lines = _said(tree, "tar", "-C", f"/proc/self/fd/{tree.root}", "--numeric-owner", "-df", made)
+    else:
+        mount = f"{made.replace(':', chr(92) + ':')}:/.viewfs-image:{form.module}"
+        look = [sys.executable, "-m", "viewfs.cow", str(tree.root), "/.viewfs-image"]
+        lines = _said(tree, sys.executable, "-m", "viewfs", "run", "--as-root", "--mount", mount, "--", *look)
+    if lines:
+        raise ViewfsError(f"what was made differs from the tree: {lines[0]}", remedy="is the tree being written?")
+
+
+def _said(tree: Tree, *command: str) -> list[str]:
+    done = run_tool(tree, *command)
+    lines = done.stdout.strip().splitlines()
+    return lines or ([f"exit status {done.returncode}"] if done.returncode else [])
