@@ -5,8 +5,10 @@
 # make fuzz   damage images for ten minutes
 # make bench  measure viewfs beside the kernel and other FUSE servers; writes docs/benchmarks.md
 # make bench-devices   the same for character devices; writes docs/devices.md
+# make bench-cow       the same for copy-on-write views; writes docs/cow.md
+# make soak   the tests that take long: a million files, hundreds of random trees
 
-.PHONY: demo test lint wheel fuzz bench bench-devices clean
+.PHONY: demo test lint wheel fuzz soak bench bench-devices bench-cow clean
 
 demo:
 	@tools/as-user tools/demo
@@ -32,6 +34,13 @@ bench:
 
 bench-devices:
 	@tools/bench --devices $(BENCH_ARGUMENTS)
+
+bench-cow:
+	@tools/bench --cow $(BENCH_ARGUMENTS)
+
+soak:
+	@tools/as-user env VIEWFS_SOAK_FILES=1000000 VIEWFS_SOAK_TREES=300 VIEWFS_SOAK_SECONDS=3600 \
+	    python -m pytest -p no:cacheprovider tests/kernel/cow -k "million or directly or states"
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -36,7 +36,7 @@ MAY_IMPORT = {
         "viewfs", "viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.cow", "viewfs.epochs", "viewfs.linux",
         "viewfs.errors",
     },
-    "viewfs.cow": {"viewfs.mounts.overlay", "viewfs.linux", "viewfs.errors"},
+    "viewfs.cow": {"viewfs.mounts.overlay", "viewfs.modules.api", "viewfs.linux", "viewfs.errors"},
     "viewfs.mounts": {
         "viewfs.modules.api", "viewfs.modules.damage", "viewfs.modules.device", "viewfs.modules.ioctls", "viewfs.linux",
         "viewfs.errors",

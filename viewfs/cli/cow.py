@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from viewfs.cli.cow_images import write_tree
 from viewfs.cli.main import printable, tell, warn
 from viewfs.cli.output import json_option, print_json
 from viewfs.cow.changes import Change, Kind, with_renames
+from viewfs.cow.commit import Commit
 from viewfs.cow.trees import Tree
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.client import find_session
@@ -24,6 +26,8 @@ from viewfs.session.layer_access import OpenLayer, OpenLayers, Request, opened_l
 
 __all__ = ["checkpoint", "commit", "cow", "diff", "discard", "rollback"]
 
+#: Bytes that take long enough to stage for a bar.
+_LONG = 64 << 20
 _RANGE = re.compile(r"([^/\s]+)?\.\.([^/\s]+)?")
 _paths = click.argument("paths", nargs=-1, metavar="[PATH]…")
 
@@ -149,6 +153,7 @@ def _print_change(layer: OpenLayer, change: Change, old: Tree, new: Tree, *, nam
 @click.option("--keep-theirs", is_flag=True, help="The same, but keep what is there as NAME.viewfs-theirs.")
 @click.option("--to", "target", metavar="FILE", help="Write the tree at PATH, changes and all, as a new FILE.")
 @click.option("--in-place", is_flag=True, help="The same, over the image that PATH was mounted from.")
+@click.option("--progress/--no-progress", default=True, help="A bar on a terminal, where it takes long.")
 @click.option("--format", "kind", type=click.Choice(["ext4", "squashfs", "tar", "directory"]), help="What FILE is.")
 @json_option
 @_paths
@@ -160,6 +165,7 @@ def commit(
     target: str | None,
     in_place: bool,
     kind: str | None,
+    progress: bool,
     as_json: bool,
     paths: tuple[str, ...],
 ) -> None:
@@ -175,8 +181,6 @@ def commit(
       viewfs commit ~/project/src
       viewfs commit --to new.squashfs /mnt
     """
-    from viewfs.cow.commit import Commit
-
     if target is not None or in_place:
         if (target is not None and in_place) or dry_run or force or keep_theirs:
             raise UsageError("--to and --in-place go with no other way to commit")
@@ -208,7 +212,10 @@ def commit(
         if at_odds and not (force or keep_theirs):
             _refuse(at_odds)
         for layer, one in zip(opened.layers, commits, strict=True):
-            outcome = None if dry_run else one.carry_out(_progress(one))
+            outcome = None
+            if not dry_run:
+                with _progress(one, shown=progress) as told:
+                    outcome = one.carry_out(told)
             changes = [c for c in (one.plan.changes if outcome is None else outcome.changes) if in_listing(c)]
             all_changes += changes
             done += _listed(layer, changes)
@@ -255,8 +262,19 @@ def _refuse(at_odds: list[tuple[str, str]]) -> None:
     )
 
 
-def _progress(_commit: Any) -> Any:
-    return lambda _bytes: None
+@contextmanager
+def _progress(one: Commit, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """What is told how many bytes have been staged: a bar, if it may take long and somebody looks."""
+    total = sum(change.new.size for change in one.plan.changes if change.new is not None)
+    if not shown or total < _LONG or not sys.stderr.isatty():
+        yield lambda _bytes: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    with Progress("staging", BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda staged: bar.update(task, completed=staged)
 
 
 @click.command()

@@ -124,6 +124,22 @@ class Tree:
                 return entry._replace(identity=real.identity)
         return entry
 
+    def status(self, path: bytes) -> os.stat_result | None:
+        """What stat(2) tells of it; None where nothing is. Raises OSError."""
+        directory, name = split(path)
+        try:
+            if not path:
+                return os.stat(self.root)
+            parent = self.open(directory, os.O_PATH | os.O_DIRECTORY)
+            try:
+                return os.stat(name, dir_fd=parent, follow_symlinks=False)
+            finally:
+                os.close(parent)
+        except OSError as error:
+            if error.errno in _GONE:
+                return None
+            raise
+
     def walk(self, path: bytes) -> Iterator[tuple[bytes, Entry]]:
         """`path` and all below it, a directory before what it holds."""
         waiting = [path]

@@ -8,6 +8,7 @@ mount is, for a later worker to find the lower trees in.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import asdict
 from typing import Any
@@ -30,9 +31,9 @@ from viewfs.mounts.covering import (
     roots_of,
     visible_below,
 )
-from viewfs.mounts.overlay import create_overlay
 from viewfs.namespaces.enter import open_namespace
 from viewfs.session.channel import Channel
+from viewfs.session.cow_server import Cover, make_cover
 
 __all__ = ["cover", "show_state"]
 
@@ -57,6 +58,7 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     made: list[dict[str, Any]] = []
     names, kept = ["snapshot", "workshop"], [snapshot, open_namespace("mnt")]
     messages: list[str] = []
+    servers: list[int] = []
     for number, parts in enumerate(trees):
         covers = []
         split = {part.path for part in parts if part.treatment is Treatment.SPLIT}
@@ -71,12 +73,18 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
                 continue
             attach_aside(part.tree)
             layer = _open_layer(layers, part.path, part.tree, request["mounts"], messages)
-            overlay = _overlay_of(layer, part.tree, request["cover"])
-            covers.append((part.path, overlay))
-            view = open_tree(overlay, "", OpenTree.CLONE | AT_EMPTY_PATH) if len(parts) > 1 else overlay
+            cover = _cover_of(layer, part.tree, request["cover"], request["backend"])
+            if cover.server is not None:
+                servers.append(cover.server)
+                messages.append(
+                    f"the kernel makes no overlay of {part.path} with layers in {request['directory']}:"
+                    " viewfs serves it itself, which takes more time"
+                )
+            attach_aside(cover.mount)  # to be looked at without what will lie in it
+            covers.append((part.path, open_tree(cover.mount, "", OpenTree.CLONE | AT_EMPTY_PATH)))
             made.append({"path": part.path, "lower": asdict(layer.record.lower)})
             names += [f"lower{len(made)}", f"layer{len(made)}", f"view{len(made)}"]
-            kept += [part.tree, layer.fd, view]
+            kept += [part.tree, layer.fd, cover.mount]
         names += [f"tree{number}", f"place{number}"]
         kept += [assemble(covers), places[number]]
     report = {
@@ -86,10 +94,21 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         "layers": made,
         "device": device,
         "messages": messages,
+        "servers": [*servers, os.getpid()] if servers else [],
         "descriptors": names,
     }
     channel.send({"ok": report}, kept)
-    channel.receive()  # what is kept must have been received before it is closed here
+    _stay(channel, servers)
+
+
+def _stay(channel: Channel, servers: list[int]) -> None:
+    """Until what was sent has been received, which must not be closed here before; and as long as there are servers."""
+    channel.receive()
+    if servers:
+        os.closerange(3, 1 << 16)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for server in servers:
+            os.waitpid(server, 0)
 
 
 def _roots(path: str, cover: str) -> list[str]:
@@ -122,10 +141,10 @@ def _open_layer(layers: LayerSet, point: str, lower_fd: int, mounts: list[list[s
     return layer
 
 
-def _overlay_of(layer: Layer, lower: int, source: str) -> int:
-    upper, work = layer.directory("upper", os.O_PATH), layer.directory("work", os.O_PATH)
+def _cover_of(layer: Layer, lower: int, source: str, backend: str | None) -> Cover:
+    upper, work = layer.directory("upper"), layer.directory("work")
     try:
-        return create_overlay([lower], upper, work, source=source)
+        return make_cover(lower, upper, work, source=source, backend=backend)
     finally:
         os.close(upper)
         os.close(work)
@@ -147,17 +166,22 @@ def show_state(channel: Channel, request: dict[str, Any], fds: list[int]) -> Non
     """
     live = open_namespace("mnt")
     states: dict[str, int] = {}
+    servers: list[int] = []
     for number, layer in enumerate(request["layers"]):
         workshop, lower, directory = fds[3 * number : 3 * number + 3]
         setns(workshop, CloneFlags.NEWNS)
-        state = os.open(layer["directory"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-        states[layer["path"]] = create_overlay([state, lower])
+        state = os.open(layer["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        cover = make_cover(lower, state, None, source=request["cover"], backend=request["backend"])
         os.close(state)
+        states[layer["path"]] = cover.mount
+        if cover.server is not None:
+            servers.append(cover.server)
     setns(live, CloneFlags.NEWNS)
     unshare(CloneFlags.NEWNS)
     for root in request["roots"]:
         below = [entry.mount_point for entry in visible_below(root, _mount_table())]
         tree = assemble([(point, states.get(point) or _as_it_is(point)) for point in (root, *below)])
         move_mount(tree, "", AT_FDCWD, root, MoveMount.F_EMPTY_PATH)
-    channel.send({"ok": {}}, [open_namespace("mnt"), *states.values()])
-    channel.receive()
+    report = {"servers": [*servers, os.getpid()] if servers else []}
+    channel.send({"ok": report}, [open_namespace("mnt"), *states.values()])
+    _stay(channel, servers)

@@ -22,9 +22,9 @@ from viewfs.errors import MachineError, NotFoundError, UsageError, ViewfsError, 
 from viewfs.linux.mount import AT_FDCWD, MountFlags, OpenTree, mount, open_tree
 from viewfs.linux.namespaces import CloneFlags
 from viewfs.mounts.covering import attach_aside
-from viewfs.mounts.overlay import create_overlay
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.client import Session, find_session
+from viewfs.session.cow_server import BACKEND_VARIABLE, make_cover
 
 __all__ = ["OpenLayer", "OpenLayers", "Request", "State", "opened_layers", "select"]
 
@@ -201,7 +201,18 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
         upper = Tree(layer.directory("upper"))
         states = [_state(layer, fd, by_epoch.get(epoch)) for fd, epoch in zip(fds[3:], answer["epochs"], strict=True)]
         view = Tree(fds[2], links=upper)
+        _check_readable(view, path, session.name)
         yield OpenLayer(layer, Tree(fds[0]), view, upper, Selection(selected), live=True, states=states)
+
+
+def _check_readable(view: Tree, path: str, session: str) -> None:
+    try:
+        view.names(b"")
+    except PermissionError:
+        raise ViewfsError(
+            f"{path} can be looked at by processes of the view only, for viewfs serves it itself",
+            remedy=f"viewfs enter {session} -- viewfs …",
+        ) from None
 
 
 def _state(layer: Layer, fd: int, directory: str | None) -> State:
@@ -251,9 +262,10 @@ def _left_layer(layer: Layer, selection: Selection, session: str, messages: list
         lower = open_tree(AT_FDCWD, record.path, OpenTree.CLONE)
         attach_aside(lower)
         _recover(layer, Tree(lower), messages)  # before there is an overlay of it
-        upper, work = layer.directory("upper"), layer.directory("work", os.O_PATH)
+        upper, work = layer.directory("upper"), layer.directory("work")
+        backend = os.environ.get(BACKEND_VARIABLE)
         try:
-            view = create_overlay([lower], upper, work)
+            view = make_cover(lower, upper, work, source="viewfs-cow", backend=backend).mount
         finally:
             os.close(work)
     except OSError as error:

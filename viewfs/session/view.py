@@ -146,7 +146,10 @@ class View:
         return {*self._snapshots, self.epochs.current}
 
     def server_pids(self) -> set[int]:
-        return {served.server.pid for served in self.served.values() if served.server and served.server.status is None}
+        servers = {
+            served.server.pid for served in self.served.values() if served.server and served.server.status is None
+        }
+        return servers | self.layers.servers
 
     # -- changing
 

@@ -15,6 +15,7 @@ from viewfs.cow.layers import Checkpoint, Layer, LayerSet
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.session.agent_link import AgentLink
+from viewfs.session.cow_server import BACKEND_VARIABLE
 
 if TYPE_CHECKING:
     from viewfs.session.view import View
@@ -61,6 +62,10 @@ class ViewLayers:
     def __init__(self, agent: AgentLink, name: str, directory: str, shown: list[str]) -> None:
         """`name` is the session's directory in `directory`. The directories `shown` stay as they are in every view."""
         self._shown = shown
+        #: How covers are made, and what the mount table calls them.
+        self._how = {"cover": f"viewfs-cow:{name}", "backend": os.environ.get(BACKEND_VARIABLE)}
+        #: Processes that serve them.
+        self.servers: set[int] = set()
         self._agent = agent
         self._name = name
         self._directory = directory
@@ -84,11 +89,11 @@ class ViewLayers:
             "directory": self._directory,
             "mounts": mounts,
             "shown": self._shown,
-            "cover": f"viewfs-cow:{self._name}",
-        }
+        } | self._how
         async with self._agent.worker("cover", asked, [first_epoch]) as worker:
             report, received = await worker.answer(doing)
             fds = dict(zip(report["descriptors"], received, strict=True))
+            self.servers |= set(report["servers"])
             await worker.channel.send({"kept": True})
         with trio.CancelScope(shield=True):
             for number in range(len(report["roots"])):
@@ -126,8 +131,9 @@ class ViewLayers:
         fds = [fd for tree, layer in holding for fd in (tree.workshop, layer.lower_fd, layer.layer_fd)]
         rows = [{"path": layer.path, "directory": f"checkpoints/{directory}"} for _tree, layer in holding]
         roots = [root for tree in self.trees.values() for root in tree.roots]
-        async with self._agent.worker("show_state", {"layers": rows, "roots": roots}, fds) as worker:
-            _report, (namespace, *states) = await worker.answer("cannot keep the state")
+        async with self._agent.worker("show_state", {"layers": rows, "roots": roots} | self._how, fds) as worker:
+            report, (namespace, *states) = await worker.answer("cannot keep the state")
+            self.servers |= set(report["servers"])
             await worker.channel.send({"kept": True})
         epoch = view.record_state(namespace, name, operation)
         for (_tree, layer), fd in zip(holding, states, strict=True):

@@ -99,9 +99,4 @@ def test_a_tree_that_does_not_fit(viewfs: Viewfs, cow: Cow, tmp_path: Path) -> N
         script="viewfs commit --session cow --to /mnt/small/x.tar",
         check=False,
     )
-    assert (
-        result.code == 1
-        and "tar failed: " in result.err
-       
-        and result.err.count("\n") == 1
-    )
+    assert result.code == 1 and "tar failed: " in result.err and result.err.count("\n") == 1

@@ -1,0 +1,161 @@
+"""Where the kernel makes no overlay viewfs serves the same layer itself: the same commands, and the same tests.
+
+(`make soak` runs all of them so.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import View, Viewfs
+from tests.kernel.cow import test_real_work
+from tests.kernel.cow.conftest import Cow, snapshot
+from tests.kernel.cow.test_commit import (
+    test_a_commit_is_the_same_as_having_done_it_directly,
+    test_discard_everything,
+    test_discard_only_some,
+    test_hard_links,
+    test_only_the_paths_named,
+)
+from tests.kernel.cow.test_diff import (
+    test_a_directory_that_becomes_a_file_and_back,
+    test_a_sparse_file_is_not_read_through,
+    test_directories_that_were_removed_and_made_again,
+    test_every_kind_of_change,
+    test_odd_names,
+)
+from tests.kernel.cow.test_random_work import test_committed_is_the_same_as_done_directly, test_states_and_discards
+from tests.kernel.cow.test_real_work import materials
+from tests.kernel.cow.test_states import test_programs_go_on_across_it, test_the_next_view_of_that_name_has_them
+from tests.kernel.cow.test_views import test_mounts_below_have_layers_of_their_own
+
+__all__ = [
+    "materials",
+    "test_a_commit_is_the_same_as_having_done_it_directly",
+    "test_a_directory_that_becomes_a_file_and_back",
+    "test_a_sparse_file_is_not_read_through",
+    "test_committed_is_the_same_as_done_directly",
+    "test_directories_that_were_removed_and_made_again",
+    "test_discard_everything",
+    "test_discard_only_some",
+    "test_every_kind_of_change",
+    "test_hard_links",
+    "test_mounts_below_have_layers_of_their_own",
+    "test_odd_names",
+    "test_only_the_paths_named",
+    "test_programs_go_on_across_it",
+    "test_states_and_discards",
+    "test_the_next_view_of_that_name_has_them",
+]
+
+
+@pytest.fixture(autouse=True)
+def served(monkeypatch: pytest.MonkeyPatch, viewfs: Viewfs) -> None:
+    """No overlay is tried, so that one isn't made."""
+    viewfs.environment["VIEWFS_COW_BACKEND"] = "fuse"
+    monkeypatch.setenv("VIEWFS_COW_BACKEND", "fuse")
+
+
+@pytest.mark.parametrize("name", ["git", "sqlite", "tar x with all types of files"])
+def test_real_programs(viewfs: Viewfs, materials: Path, name: str) -> None:
+    test_real_work.test_committed_is_the_same_as_done_directly(viewfs, materials, name)
+
+
+def test_it_is_said_and_shown(cow: Cow, tree: Path) -> None:
+    result = cow.sh(f"grep ' {tree} ' /proc/self/mounts; echo x > text; cat text; pgrep -c viewfs-cow")
+    assert "fuse.viewfs.cow" in result.out and result.out.endswith("x\n1\n")
+    assert "viewfs serves it itself" in result.err and str(cow.viewfs.state) in result.err
+
+
+def test_where_layers_would_lie_on_an_overlay(viewfs: Viewfs, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real reason: the state directory is in a tree that is copy-on-write itself."""
+    del viewfs.environment["VIEWFS_COW_BACKEND"]
+    before = snapshot(tree)
+    top = tree.parent
+    script = f"""
+        export XDG_STATE_HOME={top}/inner-state
+        cd {tree}; viewfs run --name inner --cow {tree} -- sh -c 'cd {tree}; echo inner > text; rm script; cat text'
+        cat text
+        viewfs diff --session inner --name-only
+        viewfs commit --session inner
+        cat text
+    """
+    result = viewfs.sh("--cow", top, script=script)
+    shown = f"inner\none\ntwo\nthree\n{tree}/script\n{tree}/text\ncommitted: 1 changed, 1 deleted\ninner\n"
+    assert result.out == shown and "viewfs serves it itself" in result.err
+    assert snapshot(tree) == before
+
+
+def test_commands_from_outside_are_told_where_to_run(open_view: Callable[..., View], tree: Path) -> None:
+    view = open_view("--cow", tree)
+    view.sh(f"echo x > {tree}/text")
+    outside = view("diff", check=False)
+    assert outside.code == 1 and "viewfs enter test -- viewfs …" in outside.err and outside.err.count("\n") == 1
+    assert view.sh("viewfs diff --name-only; viewfs commit").out == f"{tree}/text\ncommitted: 1 changed\n"
+
+
+PROGRAM = """
+import mmap, os
+with open("text", "r+b") as file:                      # a shared mapping is written back
+    with mmap.mmap(file.fileno(), 0) as memory:
+        memory[:3] = b"ONE"
+reader = open("binary", "rb")                          # open before it is copied up, and read afterwards
+before = reader.read(5)
+with open("binary", "r+b") as writer:
+    writer.write(b"wrote")
+reader.seek(0)
+assert reader.read(5) == b"wrote", "a reader sees what is written"
+unlinked = open("unlinked", "w+")
+unlinked.write("still there"); unlinked.flush()
+os.unlink("unlinked")
+unlinked.seek(0)
+assert unlinked.read() == "still there" and os.fstat(unlinked.fileno()).st_size == 11
+old = open("directory/gone"); os.unlink("directory/gone")
+assert old.read() == "to be deleted\\n"
+for call, error in ((lambda: os.rmdir("directory"), 39), (lambda: os.rename("directory", "x"), 18),
+                    (lambda: os.mkdir("empty"), 17), (lambda: os.unlink("empty"), 21), (lambda: os.rmdir("text"), 20),
+                    (lambda: os.link("text", "script"), 17), (lambda: os.stat("none"), 2)):
+    try:
+        call()
+    except OSError as raised:
+        assert raised.errno == error, (raised, error)
+    else:
+        raise AssertionError(error)
+os.mkdir("many")
+for number in range(500):
+    open(f"many/{number}", "w").close()
+with os.scandir("many") as entries:                    # removing what is being listed
+    for entry in entries:
+        os.unlink(entry.path)
+os.rmdir("many")
+fds = [os.open("log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600) for _ in range(2)]
+for number in range(100):
+    os.write(fds[number % 2], b"%02d" % number)
+assert open("log").read() == "".join("%02d" % number for number in range(100))
+os.rename("log", "script")                             # over a file of the lower tree
+assert os.stat("script").st_size == 200 and os.statvfs(".").f_blocks
+"""
+
+
+def test_what_programs_rely_on(cow: Cow, tree: Path) -> None:
+    (tree.parent / "program.py").write_text(PROGRAM)
+    assert cow.sh("python3 ../program.py; head -1 text").out == "ONE\n"
+    assert cow.sh("head -1 text; head -c 5 binary; stat -c %s script; ls directory").out == "ONE\nwrote200\ndeeper\n"
+    cow("commit")
+    assert (tree / "text").read_text() == "ONE\ntwo\nthree\n" and (tree / "script").stat().st_size == 200
+
+
+def test_files_of_nobody_are_the_users(cow: Cow) -> None:
+    """What the kernel's overlay can't do: /etc is root's, and can be written in the view."""
+    options = ("--name", "etc", "--cow", "/etc")
+    script = """
+        echo 127.1.2.3 changed >> /etc/hosts; rm /etc/hostname; mkdir /etc/apt/new
+        tail -1 /etc/hosts; viewfs diff --stat
+    """
+    out = cow.viewfs.sh(*options, script=script).out
+    assert out.startswith("127.1.2.3 changed\n") and "changed  /etc/hosts" in out and "added    /etc/apt/new/" in out
+    refused = cow.viewfs("commit", "--session", "etc", check=False)
+    assert refused.code == 1 and "permission denied" in refused.err and refused.err.count("\n") == 1

@@ -1,0 +1,94 @@
+"""Covers of a tree: an overlay of the kernel's where it makes one, else a file system of our own on the same layer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import traceback
+from typing import NamedTuple, NoReturn
+
+from viewfs.linux.process import die_with_parent, set_name
+from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
+from viewfs.mounts.overlay import OverlayRefusedError, create_overlay
+
+__all__ = ["Cover", "make_cover"]
+
+#: Set to “fuse”, no overlay of the kernel's is tried: for finding out which of the two a defect is of.
+BACKEND_VARIABLE = "VIEWFS_COW_BACKEND"
+
+
+class Cover(NamedTuple):
+    """A detached mount, and the process that serves it, if the kernel doesn't."""
+
+    mount: int
+    server: int | None
+
+
+def make_cover(lower: int, upper: int, work: int | None, *, source: str, backend: str | None = None) -> Cover:
+    """A mount that shows `lower` with what is changed in `upper`; `work` None: to be read only.
+
+    `source` is what the mount table shows. Raises `MachineError` where neither can be had.
+    """
+    if backend != "fuse":
+        try:
+            if work is None:
+                return Cover(create_overlay([upper, lower], source=source), None)
+            return Cover(create_overlay([lower], upper, work, source=source), None)
+        except OverlayRefusedError:
+            pass
+    fuse = open_fuse_device()
+    writable = work is not None
+    mount = create_fuse_mount(
+        fuse,
+        root_mode=stat.S_IFDIR,
+        source=source,
+        subtype="viewfs.cow",
+        writable=writable,
+        uid=os.getuid(),
+        gid=os.getgid(),
+    )
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        os.close(mount)
+        _serve(fuse, lower, upper, work, parent)
+    os.close(fuse)
+    os.fstat(mount)  # until it has been looked at, nobody may write to it (see worker._trees_of_files)
+    return Cover(mount, pid)
+
+
+def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int) -> NoReturn:
+    status = 1
+    try:
+        # Commands that only compare, where the kernel's overlay will do, need none of it.
+        from viewfs.cow.filesystem import CowFileSystem
+        from viewfs.modules.api import Identities
+        from viewfs.mounts.fuse.counters import Counters
+        from viewfs.mounts.fuse.host import serve
+        from viewfs.namespaces.sandbox import Confinement, confine
+        from viewfs.namespaces.user import mapped_ids
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # programs of the view are told to end first
+        die_with_parent(parent)
+        set_name("viewfs-cow")
+        _keep_only({fuse, lower, upper, work})
+        identities = Identities(os.getuid(), os.getgid(), mapped_ids("uid"), mapped_ids("gid"))
+        confine(Confinement.VIEW)
+        serve(CowFileSystem(lower, upper, work, identities), fuse, Counters.create())
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _keep_only(fds: set[int | None]) -> None:
+    """Any other descriptor could be one of a mount that waits for this process."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in fds:
+            try:
+                os.close(fd)
+            except OSError:
+                continue  # that of the listing
