@@ -32,7 +32,7 @@ from viewfs.modules.api import (
     OpenFile,
     WritableFileSystem,
 )
-from viewfs.mounts.overlay import OPAQUE, ORIGIN, PRIVATE
+from viewfs.mounts.overlay import HAS_WHITEOUTS, OPAQUE, ORIGIN, PRIVATE, WHITEOUT
 
 __all__ = ["CowFileSystem"]
 
@@ -82,6 +82,9 @@ class _Handle(OpenFile):
 
     def fsync(self, *, data_only: bool) -> None:
         (os.fdatasync if data_only else os.fsync)(self.fd)
+
+    def lseek(self, offset: int, whence: int) -> int:
+        return os.lseek(self.fd, offset, whence)
 
     def follow(self, fd: int) -> None:
         """The file is another one now."""
@@ -133,12 +136,23 @@ class CowFileSystem(WritableFileSystem):
             return None
         return self._lower.status(path)
 
+    def _is_whiteout(self, path: bytes, status: os.stat_result) -> bool:
+        """Says what is at `path` in the upper directory that nothing is?"""
+        if stat.S_ISCHR(status.st_mode):
+            return status.st_rdev == 0
+        if status.st_size or not stat.S_ISREG(status.st_mode):
+            return False
+        try:
+            return bool(os.getxattr(b"/proc/self/fd/%d/%s" % (self._upper.root, path), WHITEOUT))
+        except OSError:
+            return False
+
     def _found(self, node: _Node) -> tuple[os.stat_result, bool]:
         """What a node is, and whether it is in the upper directory. Raises ENOENT."""
         path = node.path
         upper = self._in_upper(path)
         if upper is not None:
-            if _is_whiteout(upper):
+            if self._is_whiteout(path, upper):
                 raise _error(errno.ENOENT)
             return upper, True
         lower = self._in_lower(node.parent, path)
@@ -167,7 +181,7 @@ class CowFileSystem(WritableFileSystem):
         path = join(parent.path, name)
         upper, lower = self._in_upper(path), self._in_lower(parent, path)
         status = upper or lower
-        if status is None or (upper is not None and _is_whiteout(upper)):
+        if status is None or (upper is not None and self._is_whiteout(path, upper)):
             return None
         node = self._child(parent, name)
         if stat.S_ISDIR(status.st_mode):
@@ -196,8 +210,9 @@ class CowFileSystem(WritableFileSystem):
         path = node.path
         names = dict.fromkeys(self._lower.names(path) if node.merged else (), True)
         for name in self._upper.names(path):
-            status = self._in_upper(join(path, name))
-            if status is not None and _is_whiteout(status):
+            here = join(path, name)
+            status = self._in_upper(here)
+            if status is not None and self._is_whiteout(here, status):
                 names.pop(name, None)
             else:
                 names[name] = True
@@ -251,7 +266,9 @@ class CowFileSystem(WritableFileSystem):
             with contextlib.suppress(OSError):
                 os.setxattr(here, ORIGIN, b"")
         with _parent(self._upper, path) as (fd, name):
+            before = os.fstat(fd)
             os.rename(_TEMPORARY, name, src_dir_fd=self._work, dst_dir_fd=fd)
+            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # nothing has changed for who looks at it
         for handle in [handle for handle in node.handles if not handle.is_upper]:
             handle.follow(self._upper.open(path, os.O_RDONLY))
         return path
@@ -305,7 +322,7 @@ class CowFileSystem(WritableFileSystem):
         parent = self._node(directory)
         path = join(self._copy_up(parent), name)
         upper, lower = self._in_upper(path), self._in_lower(parent, path)
-        if (upper is not None and not _is_whiteout(upper)) or (upper is None and lower is not None):
+        if (upper is not None and not self._is_whiteout(path, upper)) or (upper is None and lower is not None):
             raise _error(errno.EEXIST)
         with _parent(self._upper, path) as (fd, _name):
             yield fd, path, lower is not None
@@ -365,7 +382,7 @@ class CowFileSystem(WritableFileSystem):
         with _parent(self._upper, path) as (fd, _name):
             remove_tree(fd, name)
             if hidden:
-                os.mknod(name, stat.S_IFCHR, dir_fd=fd)
+                _make_whiteout(fd, name)
         self._forget_name(node)
 
     def _forget_name(self, node: _Node) -> None:
@@ -412,7 +429,7 @@ class CowFileSystem(WritableFileSystem):
                     self._hide_lower(path)
             os.rename(name, new_name, src_dir_fd=fd, dst_dir_fd=new_fd)
             if self._in_lower(parent, path) is not None:
-                os.mknod(name, stat.S_IFCHR, dir_fd=fd)
+                _make_whiteout(fd, name)
         self._named.pop((parent.number, name), None)
         parent.children -= 1
         target_parent.children += 1
@@ -470,8 +487,16 @@ class CowFileSystem(WritableFileSystem):
                 os.close(fd)
 
 
-def _is_whiteout(status: os.stat_result) -> bool:
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+def _make_whiteout(directory: int, name: bytes) -> None:
+    """Have `name` hide what the lower tree has of it, in one of the two ways that overlayfs knows."""
+    try:
+        os.mknod(name, stat.S_IFCHR, dir_fd=directory)
+        return
+    except PermissionError:
+        pass  # another overlay's upper layer: it keeps those for itself
+    os.setxattr(directory, OPAQUE, HAS_WHITEOUTS)
+    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
+    os.setxattr(b"/proc/self/fd/%d/%s" % (directory, name), WHITEOUT, b"y", follow_symlinks=False)
 
 
 def _cookie(name: bytes) -> int:

@@ -15,7 +15,7 @@ from viewfs.cow.changes import Change, differences, is_opaque, same_content, sam
 from viewfs.cow.copying import remove_tree
 from viewfs.cow.layers import Layer
 from viewfs.cow.trees import Entry, Tree, join, split
-from viewfs.mounts.overlay import PRIVATE
+from viewfs.mounts.overlay import PRIVATE, WHITEOUT
 
 __all__ = ["settle"]
 
@@ -82,7 +82,7 @@ def _xattrs(entry: Entry) -> dict[str, bytes]:
 
 def _is_same(upper: Tree, mine: Entry, lower: Tree, path: bytes) -> bool:
     other = lower.entry(path)
-    if stat.S_ISCHR(mine.mode) and mine.rdev == 0:
+    if (stat.S_ISCHR(mine.mode) and mine.rdev == 0) or (mine.size == 0 and WHITEOUT in dict(mine.xattrs)):
         return other is None  # a whiteout of what is gone
     if other is None or mine.kind != other.kind or not _same_attributes(mine, other):
         return False

@@ -18,6 +18,7 @@ import prctl
 from viewfs.linux.libc import check, function, syscall
 
 __all__ = [
+    "CAPS_OF_OWNERS",
     "CAP_SYS_PTRACE",
     "FAKE_ROOT_CAPABILITIES",
     "PIDFD_GET_INFO",
@@ -42,6 +43,8 @@ __all__ = [
 FAKE_ROOT_CAPABILITIES = frozenset({*range(8), 31})
 
 CAP_SYS_PTRACE = 19
+#: dac_override, dac_read_search, fowner.
+CAPS_OF_OWNERS = frozenset({1, 2, 3})
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _IOV_MAX = 1024

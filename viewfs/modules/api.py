@@ -137,6 +137,13 @@ class OpenFile:
         """Returns how many bytes were taken."""
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
+    def lseek(self, offset: int, whence: int) -> Answer[int]:
+        """Where data or a hole begins, from `offset` on: `whence` is SEEK_DATA or SEEK_HOLE (lseek(2)).
+
+        Where it isn't implemented the kernel takes all of a file for data.
+        """
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
     def flush(self) -> Answer[None]:
         """A descriptor is closed; an error here is what close(2) returns."""
         return None

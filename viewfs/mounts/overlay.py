@@ -23,12 +23,16 @@ from viewfs.linux.mount import (
     read_messages,
 )
 
-__all__ = ["OPAQUE", "ORIGIN", "PRIVATE", "OverlayRefusedError", "create_overlay"]
+__all__ = ["HAS_WHITEOUTS", "OPAQUE", "ORIGIN", "PRIVATE", "WHITEOUT", "OverlayRefusedError", "create_overlay"]
 
 #: Attributes that overlayfs keeps to itself with `userxattr`.
 PRIVATE = b"user.overlay."
 #: Says y of a directory whose lower ones are not to be seen.
 OPAQUE = PRIVATE + b"opaque"
+#: What an empty file has that says of its name that it was deleted, where no device node can be made; the directory
+#: that it is in has the value of `OPAQUE` that says so.
+WHITEOUT = "user.overlay.whiteout"
+HAS_WHITEOUTS = b"x"
 #: A file that has it was copied up from a lower layer.
 ORIGIN = "user.overlay.origin"
 

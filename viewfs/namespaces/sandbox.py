@@ -26,7 +26,7 @@ from viewfs.linux.mount import (
     pivot_root,
     umount2,
 )
-from viewfs.linux.process import CAP_SYS_PTRACE, PIDFD_GET_INFO, drop_capabilities, no_new_privileges
+from viewfs.linux.process import CAP_SYS_PTRACE, CAPS_OF_OWNERS, PIDFD_GET_INFO, drop_capabilities, no_new_privileges
 from viewfs.linux.seccomp import ALLOW, ArgumentRule, compile_filter, deny, install_filter
 
 __all__ = ["Confinement", "Needs", "confine", "confine_reader", "sealed_rules", "view_rules"]
@@ -89,6 +89,9 @@ class Needs(Flag):
     CALLER_MEMORY = auto()
     #: Open sockets of the family AF_ALG.
     KERNEL_CRYPTO = auto()
+    #: Read and write files of the session's user whatever their permission bits say, as their owner could by changing
+    #: those (a file that was made read-only is written by who made it).
+    OWN_FILES = auto()
 
 
 def sealed_rules(needs: Needs = Needs.NONE) -> tuple[dict[str, int | ArgumentRule], int]:
@@ -142,7 +145,8 @@ def confine(confinement: Confinement, needs: Needs = Needs.NONE) -> None:
     if sealed:
         _empty_root()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    drop_capabilities({CAP_SYS_PTRACE} if Needs.CALLER_MEMORY in needs else ())
+    kept = {CAP_SYS_PTRACE} if Needs.CALLER_MEMORY in needs else set()
+    drop_capabilities(kept | CAPS_OF_OWNERS if Needs.OWN_FILES in needs else kept)
     no_new_privileges()
     if sealed:
         rules, default = sealed_rules(needs)

@@ -66,7 +66,7 @@ def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int) -> 
         from viewfs.modules.api import Identities
         from viewfs.mounts.fuse.counters import Counters
         from viewfs.mounts.fuse.host import serve
-        from viewfs.namespaces.sandbox import Confinement, confine
+        from viewfs.namespaces.sandbox import Confinement, Needs, confine
         from viewfs.namespaces.user import mapped_ids
 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # programs of the view are told to end first
@@ -74,7 +74,7 @@ def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int) -> 
         set_name("viewfs-cow")
         _keep_only({fuse, lower, upper, work})
         identities = Identities(os.getuid(), os.getgid(), mapped_ids("uid"), mapped_ids("gid"))
-        confine(Confinement.VIEW)
+        confine(Confinement.VIEW, Needs.OWN_FILES)
         serve(CowFileSystem(lower, upper, work, identities), fuse, Counters.create())
         status = 0
     except BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -59,6 +60,8 @@ class OpenLayer:
     selection: Selection
     live: bool
     states: list[State] = field(default_factory=list)
+    #: The process that serves `view` to this command alone.
+    server: int | None = None
 
     @property
     def path(self) -> str:
@@ -94,6 +97,9 @@ class OpenLayer:
         layers = [state.layer for state in self.states if state.layer is not None]
         for tree in (self.view, self.upper, *(state.tree for state in self.states), *layers):
             os.close(tree.root)
+        if self.server is not None:
+            os.kill(self.server, signal.SIGKILL)
+            os.waitpid(self.server, 0)
         try:
             if not self.live:
                 with self.layer.locked():
@@ -265,10 +271,10 @@ def _left_layer(layer: Layer, selection: Selection, session: str, messages: list
         upper, work = layer.directory("upper"), layer.directory("work")
         backend = os.environ.get(BACKEND_VARIABLE)
         try:
-            view = make_cover(lower, upper, work, source="viewfs-cow", backend=backend).mount
+            view, server = make_cover(lower, upper, work, source="viewfs-cow", backend=backend)
         finally:
             os.close(work)
     except OSError as error:
         raise explain_os_error("cannot look at the layer of", error) from error
     changed = Tree(upper)
-    return OpenLayer(layer, Tree(lower), Tree(view, links=changed), changed, selection, live=False)
+    return OpenLayer(layer, Tree(lower), Tree(view, links=changed), changed, selection, live=False, server=server)

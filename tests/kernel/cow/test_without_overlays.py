@@ -65,7 +65,7 @@ def test_real_programs(viewfs: Viewfs, materials: Path, name: str) -> None:
 
 
 def test_it_is_said_and_shown(cow: Cow, tree: Path) -> None:
-    result = cow.sh(f"grep ' {tree} ' /proc/self/mounts; echo x > text; cat text; pgrep -c viewfs-cow")
+    result = cow.sh(f"grep ' {tree} ' /proc/self/mounts; echo x > text; cat text; pgrep -r S,R,D -xc viewfs-cow")
     assert "fuse.viewfs.cow" in result.out and result.out.endswith("x\n1\n")
     assert "viewfs serves it itself" in result.err and str(cow.viewfs.state) in result.err
 
@@ -103,11 +103,10 @@ with open("text", "r+b") as file:                      # a shared mapping is wri
     with mmap.mmap(file.fileno(), 0) as memory:
         memory[:3] = b"ONE"
 reader = open("binary", "rb")                          # open before it is copied up, and read afterwards
-before = reader.read(5)
+before = os.pread(reader.fileno(), 5, 0)
 with open("binary", "r+b") as writer:
     writer.write(b"wrote")
-reader.seek(0)
-assert reader.read(5) == b"wrote", "a reader sees what is written"
+assert os.pread(reader.fileno(), 5, 0) == b"wrote", "a reader sees what is written"
 unlinked = open("unlinked", "w+")
 unlinked.write("still there"); unlinked.flush()
 os.unlink("unlinked")

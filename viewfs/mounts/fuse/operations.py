@@ -146,6 +146,7 @@ class Operations:
             }
         if self._writable is not None:
             self._handlers |= {
+                Opcode.LSEEK: self._lseek,
                 Opcode.SETATTR: self._setattr,
                 Opcode.MKNOD: self._mknod,
                 Opcode.MKDIR: self._mkdir,
@@ -339,6 +340,10 @@ class Operations:
     def _fsync(self, request: Request) -> Answer[Body]:
         handle, flags = request.fields[:2]
         return _then(self._open_file(handle).fsync(data_only=bool(flags & 1)), _done) if handle else b""
+
+    def _lseek(self, request: Request) -> Answer[Body]:
+        handle, offset, whence = request.fields[:3]
+        return _then(self._open_file(handle).lseek(offset, whence), protocol.encode_position)
 
     def _write(self, request: Request) -> Answer[Body]:
         handle, offset, size = request.fields[:3]

@@ -38,6 +38,7 @@ __all__ = [
     "encode_ioctl",
     "encode_poll",
     "encode_poll_wakeup",
+    "encode_position",
     "encode_reply_header",
     "encode_statistics",
     "encode_store_header",
@@ -179,6 +180,7 @@ ENTRY_OUT = Struct("=QQQQII" + ATTR)
 _OPEN_OUT = Struct("=QII")
 _INIT_OUT = Struct("=IIIIHHIIHHI28x")
 _STATFS_OUT = Struct("=QQQQQIIII24x")
+_POSITION_OUT = Struct("=Q")
 _SIZE_OUT = Struct("=II")
 #: fuse_notify_store_out: nodeid, offset, size, padding.
 _STORE_OUT = Struct("=QQI4x")
@@ -374,6 +376,11 @@ def encode_poll_wakeup(poll_handle: int) -> bytes:
 def encode_ioctl(result: int, data: bytes) -> bytes:
     """fuse_ioctl_out, and behind it what is copied to the caller's structure."""
     return _IOCTL_OUT.pack(result, 0, 0, 0) + data
+
+
+def encode_position(position: int) -> bytes:
+    """fuse_lseek_out."""
+    return _POSITION_OUT.pack(position)
 
 
 def encode_size(size: int) -> bytes:
