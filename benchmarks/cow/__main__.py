@@ -5,7 +5,6 @@ As root it runs itself as the account that is named, for a view is an ordinary u
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from benchmarks.account import as_account, parser
 from benchmarks.cow.work import WORK
 from benchmarks.machine import describe_machine
 from benchmarks.report import put_between_marks
@@ -47,7 +47,8 @@ def direct(name: str, tree: Path, _aside: Path) -> float:
 
 def viewfs(name: str, tree: Path, _aside: Path) -> float:
     """The same in a copy-on-write view."""
-    return _seconds(["viewfs", "run", "--name", "bench", "--cow", str(tree), "--", *_work(name, tree)])
+    # Kept until the end, so that its layer is too.
+    return _seconds(["viewfs", "run", "--keep", "--cow", str(tree), "--", *_work(name, tree)])
 
 
 def kernel_overlay(name: str, tree: Path, aside: Path) -> float:
@@ -203,30 +204,19 @@ def measure_all(base: Path, repetitions: int) -> tuple[Found, Found]:
     try:
         return measure_work(directory, repetitions), measure_opening(directory, repetitions)
     finally:
+        listed = subprocess.run(["viewfs", "ps", "--json"], check=True, stdout=subprocess.PIPE, text=True).stdout
+        for session in json.loads(listed)["sessions"]:
+            if str(HERE / "work.py") in session["command"]:
+                subprocess.run(["viewfs", "kill", session["name"]], check=True)
         subprocess.run(["chmod", "-R", "u+rwx", directory], check=True)
         shutil.rmtree(directory)
 
 
 def main() -> None:
     """Measure, or have the account measure; write."""
-    parser = argparse.ArgumentParser(prog="tools/bench --cow")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--account")
-    parser.add_argument("--repository", type=Path, required=True)
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--figures-only", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.account and os.getuid() == 0:
-        home = Path(f"~{arguments.account}").expanduser()
-        environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH")} | {"HOME": str(home)}
-        command = [
-            "runuser", "-u", arguments.account, "--", sys.executable, "-m", "benchmarks.cow", "--figures-only",
-            f"--repetitions={arguments.repetitions}", f"--repository={arguments.repository}", f"--base={home}",
-        ]  # fmt: skip
-        done = subprocess.run(command, env=environment, cwd=home, check=True, stdout=subprocess.PIPE, text=True)
-        work, opening = json.loads(done.stdout)
-    else:
-        work, opening = measure_all(arguments.base, arguments.repetitions)
+    arguments = parser("tools/bench --cow").parse_args()
+    found = as_account("benchmarks.cow", arguments) or measure_all(arguments.base, arguments.repetitions)
+    work, opening = found
     if arguments.figures_only:
         json.dump([work, opening], sys.stdout)
         return

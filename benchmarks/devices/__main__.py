@@ -5,7 +5,6 @@ As root it runs itself as the account that is named, for a device is an ordinary
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
+from benchmarks.account import as_account, parser
 from benchmarks.devices import in_process
 from benchmarks.machine import describe_machine
 from benchmarks.report import put_between_marks
@@ -191,25 +191,8 @@ def section(found: dict[str, dict[str, list[float]]], machine: dict[str, str], r
 
 def main() -> None:
     """Measure, or have the account measure; write."""
-    parser = argparse.ArgumentParser(prog="tools/bench --devices")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--account")
-    parser.add_argument("--repository", type=Path, required=True)
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--figures-only", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.account and os.getuid() == 0:
-        home = Path(f"~{arguments.account}").expanduser()
-        environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH")} | {"HOME": str(home)}
-        command = [
-            "runuser", "-u", arguments.account, "--", sys.executable, "-m", "benchmarks.devices", "--figures-only",
-            f"--repetitions={arguments.repetitions}", f"--repository={arguments.repository}",
-            f"--base={arguments.base}",
-        ]  # fmt: skip
-        done = subprocess.run(command, env=environment, cwd=home, check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout)
-    else:
-        found = measure_all(arguments.repetitions)
+    arguments = parser("tools/bench --devices").parse_args()
+    found = as_account("benchmarks.devices", arguments) or measure_all(arguments.repetitions)
     if arguments.figures_only:
         json.dump(found, sys.stdout)
         return

@@ -193,7 +193,7 @@ def test_a_layer_is_that_of_its_mount_point(tmp_path: Path) -> None:
     with tree(tmp_path) as top:
         root = top.entry(b"")
         assert root is not None
-        layers = LayerSet.of_session("name", create=True, directory=str(tmp_path / "state"))
+        layers = LayerSet.of_session("name", str(tmp_path / "state"), create=True)
         assert layers is not None
         one = layers.layer("/home/a b", Lower("host"), root, now_ns=5)
         again = layers.layer("/home/a b", Lower("host"), root, now_ns=9)

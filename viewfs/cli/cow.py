@@ -33,10 +33,11 @@ _paths = click.argument("paths", nargs=-1, metavar="[PATH]…")
 
 
 @contextmanager
-def _layers(session: str | None, paths: tuple[str, ...], states: tuple[str, ...] = ()) -> Iterator[OpenLayers]:
-    request = Request(
-        session, [os.path.realpath(path) if session is None else absolute(path) for path in paths], states
-    )
+def _layers(
+    session: str | None, paths: tuple[str, ...], states: tuple[str, ...] = (), *, tidies: bool = False
+) -> Iterator[OpenLayers]:
+    places = [os.path.realpath(path) if session is None else absolute(path) for path in paths]
+    request = Request(session, places, states, tidies)
     with opened_layers(request) as opened:
         for message in filter(None, opened.messages):
             warn(message)
@@ -190,7 +191,7 @@ def commit(
     done: list[dict[str, Any]] = []
     failed: list[str] = []
     all_changes: list[Change] = []
-    with _layers(session, paths) as opened, _all_locked(opened.layers):
+    with _layers(session, paths, tidies=True) as opened, _all_locked(opened.layers):
         commits = []
         for layer in opened.layers:
             _check_writable(layer)
@@ -294,7 +295,7 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
 
     done: list[dict[str, Any]] = []
     total: list[Change] = []
-    with _layers(session, paths) as opened, _all_locked(opened.layers):
+    with _layers(session, paths, tidies=True) as opened, _all_locked(opened.layers):
         for layer in opened.layers:
             changes = list(layer.changes())
             undone = restore(changes, layer.lower, layer.view, layer.selection)

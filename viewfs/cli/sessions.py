@@ -19,6 +19,7 @@ from viewfs.errors import ViewfsError
 from viewfs.linux.process import pid_of, pidfd_send_signal
 from viewfs.session.client import SESSION_VARIABLE, Session, find_session, sessions
 from viewfs.session.front import run_in_view
+from viewfs.session.layer_access import left_behind
 
 __all__ = ["at", "enter", "kill", "ps"]
 
@@ -26,7 +27,7 @@ __all__ = ["at", "enter", "kill", "ps"]
 @click.command()
 @json_option
 def ps(as_json: bool) -> None:
-    """Your sessions: name, since when, what runs in it.
+    """Your sessions: name, since when, what runs in it; and those that have ended and left changes.
 
     \b
     Example:
@@ -38,17 +39,19 @@ def ps(as_json: bool) -> None:
             here = session.is_view_of_caller()
             found.append({name: session.status[name] for name in _SHOWN} | {"here": here})
     found.sort(key=lambda status: status["started_ns"])
+    ended = list(left_behind([status["name"] for status in found]))
     if as_json:
-        print_json(sessions=found)
+        print_json(sessions=found, ended=[{"name": name, "paths": paths} for name, paths in ended])
         return
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for status in found:
         since = time.strftime("%F %H:%M", time.localtime(status["started_ns"] / 1e9))
         kept = "kept" if status["kept"] else ("here" if status["here"] else "")
         rows.append(
             (status["name"], since, status["pid"], status["epoch"], status["mounts"], " ".join(status["command"]), kept)
         )
-    print_table(("NAME", "SINCE", "PID", "EPOCH", "MOUNTS", "COMMAND", ""), rows)
+    rows += [(name, None, None, None, None, f"ended; changed {', '.join(paths)}", "") for name, paths in ended]
+    print_table(("NAME", "SINCE", "PID", "EPOCH", "MOUNTS", "COMMAND", ""), rows, dim=[row[1] is None for row in rows])
 
 
 _SHOWN = ("name", "pid", "command", "started_ns", "epoch", "mounts", "as_root", "kept")

@@ -63,7 +63,7 @@ class Commit:
         self._layer, self._lower, self._view = layer, lower, view
         unchanged: dict[tuple[int, int], bytes] = {}
         found = list(differences(lower, view, [upper], unchanged=unchanged))
-        self.conflicts = find_conflicts(layer.record, lower, view, upper, found, unchanged, selection)
+        self.conflicts = list(find_conflicts(layer.record, lower, view, upper, found, unchanged, selection))
         theirs: Callable[[bytes], bytes] | None = None
         if keep_theirs:
             at_odds = [conflict.path for conflict in self.conflicts]

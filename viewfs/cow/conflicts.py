@@ -38,20 +38,8 @@ def find_conflicts(
     changes: Sequence[Change],
     unchanged: dict[tuple[int, int], bytes],
     selection: Selection,
-) -> list[Conflict]:
-    """Those among `changes` that are in `selection`. `unchanged` are files whose other names are no news."""
-    return list(_find(record, lower, view, upper, changes, unchanged, selection))
-
-
-def _find(
-    record: LayerRecord,
-    lower: Tree,
-    view: Tree,
-    upper: Tree,
-    changes: Sequence[Change],
-    unchanged: dict[tuple[int, int], bytes],
-    selection: Selection,
 ) -> Iterator[Conflict]:
+    """Those among `changes` that are in `selection`. `unchanged` are files whose other names are no news."""
     gone: list[Conflict] = []
     inside: bytes | None = None
     for change in changes:

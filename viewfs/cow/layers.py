@@ -24,21 +24,13 @@ from viewfs.cow.copying import remove_tree, set_attributes
 from viewfs.cow.trees import Entry, Tree
 from viewfs.errors import UsageError, ViewfsError, explain_os_error
 
-__all__ = ["Checkpoint", "Layer", "LayerRecord", "LayerSet", "Lower", "state_directory"]
+__all__ = ["Checkpoint", "Layer", "LayerRecord", "LayerSet", "Lower", "has_changes"]
 
 _RECORD = "layer.json"
 _LOCK = ".lock"
 #: See `viewfs.cow.journal`.
 JOURNAL = "commit.journal"
 _SCHEMA = 1
-
-
-def state_directory() -> str:
-    """Where all of it is (XDG Base Directory Specification)."""
-    state = os.environ.get("XDG_STATE_HOME")
-    if not state or not os.path.isabs(state):
-        state = os.path.join(os.path.expanduser("~"), ".local/state")
-    return os.path.join(state, "viewfs")
 
 
 @dataclass(frozen=True)
@@ -105,6 +97,20 @@ class LayerRecord:
             touched=value["touched"],
             unsettled=value["unsettled"],
         )
+
+
+def has_changes(layer: int) -> bool:
+    """Is there anything in the upper directory of the layer in the open directory `layer`?"""
+    try:
+        upper = os.open("upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer)
+    except OSError:
+        return False
+    try:
+        return bool(os.listdir(upper))
+    except OSError:
+        return True
+    finally:
+        os.close(upper)
 
 
 def _covers(base: str, path: str) -> bool:
@@ -190,9 +196,12 @@ class LayerSet:
         self.fd = fd
 
     @classmethod
-    def of_session(cls, name: str, *, create: bool = False, directory: str | None = None) -> LayerSet | None:
-        """Those of session `name`; None where it has none and none are to be made. Raises `ViewfsError`."""
-        path = os.path.join(directory or state_directory(), name)
+    def of_session(cls, name: str, directory: str, *, create: bool = False) -> LayerSet | None:
+        """Those of session `name` in `directory`; None where there are none and none are made.
+
+        Raises `ViewfsError`.
+        """
+        path = os.path.join(directory, name)
         try:
             if create:
                 os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -248,6 +257,21 @@ class LayerSet:
         except BaseException:
             os.close(fd)
             raise
+
+    def tidy(self) -> None:
+        """Take away the layers in which nothing is, and the directory if none is left. No session may have it."""
+        for name in os.listdir(self.fd):
+            with contextlib.suppress(OSError, ViewfsError):
+                layer = self._open(name)
+                try:
+                    used = has_changes(layer.fd) or layer.record.checkpoints or layer.has_journal
+                finally:
+                    layer.close()
+                if not used:
+                    remove_tree(self.fd, os.fsencode(name))
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path)
+            os.rmdir(os.path.dirname(self.path))
 
     def remove(self) -> None:
         """Throw all of them away. Raises OSError."""

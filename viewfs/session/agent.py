@@ -14,9 +14,9 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from viewfs.errors import MachineError, ViewfsError, explain_os_error
 from viewfs.linux.namespaces import CloneFlags, namespace_id, setns, unshare
@@ -33,7 +33,8 @@ from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.members import end_members
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.channel import Channel, socket_pair
-from viewfs.session.protocol import Message, failure, success
+from viewfs.session.protocol import Message, failure, result_of, success
+from viewfs.session.running import LIGHT
 from viewfs.session.runtime import RuntimeDirectory
 
 __all__ = ["AgentPlan", "agent_main", "drop_privileges_for_command", "exec_command", "keep_only"]
@@ -47,6 +48,8 @@ class AgentPlan:
     """What the view is to be."""
 
     as_root: bool = False
+    #: Requests to cover trees with layers, made before anything runs in the view (`viewfs.session.cow`).
+    covers: tuple[dict[str, Any], ...] = ()
     hostname: str | None = None
     pid_namespace: bool = False
 
@@ -78,6 +81,7 @@ def agent_main(
         try:
             _make_view(plan)
             namespaces = [open_namespace(kind) for kind in plan.kinds]
+            covers = [_cover(request, namespaces[1]) for request in plan.covers]
         except ViewfsError as error:
             ready.send({"error": error.to_json()})
             os._exit(1)
@@ -85,19 +89,21 @@ def agent_main(
             problem = MachineError(str(explain_os_error("cannot make the view", error)))
             ready.send({"error": problem.to_json()})
             os._exit(1)
-        view = {"ok": {"kinds": plan.kinds}}
+        reports = [cover.report for cover in covers]
         itself = os.pidfd_open(os.getpid())
-        link.send(view, [itself, *namespaces])
-        ready.send(view, namespaces)
+        kept = [fd for cover in covers for fd in cover.fds]
+        link.send({"ok": {"kinds": plan.kinds, "covers": reports}}, [itself, *namespaces, *kept])
+        messages = [message for report in reports for message in report["messages"]]
+        ready.send({"ok": {"kinds": plan.kinds, "messages": messages}}, namespaces)
         ready.close()
-        os.close(itself)
-        for fd in namespaces[1:]:
+        for fd in (itself, *namespaces[1:], *kept):
             os.close(fd)
         _redirect_standard_streams(log_fd)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         set_name("viewfs-agent")
         agent = _Agent(link, as_root=plan.as_root)
+        agent.adopt(cover.worker for cover in covers if cover.report["servers"])
         agent.serve()
         link.close()
         agent.end_children()
@@ -109,6 +115,42 @@ def agent_main(
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+class _Cover(NamedTuple):
+    """What a worker has covered: its report, the descriptors that it names, and the worker."""
+
+    report: dict[str, Any]
+    fds: list[int]
+    worker: int
+
+
+def _cover(request: dict[str, Any], first_epoch: int) -> _Cover:
+    """Cover a tree of the view that nothing runs in yet. Raises the `ViewfsError` that the worker reports."""
+    ours, theirs = socket_pair()
+    agent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _become_worker({"kind": "cover", "request": request}, theirs, agent, [first_epoch])
+    theirs.close()
+    channel = Channel(ours)
+    try:
+        received = channel.receive()
+        if received is None:
+            raise ViewfsError(f"cannot make {request['path']} copy-on-write: the worker has failed")
+        report = result_of(received[0])
+        fds = dict(zip(report["descriptors"], received[1], strict=True))
+        for number in range(len(report["roots"])):
+            tree, place = fds.pop(f"tree{number}"), fds.pop(f"place{number}")
+            attach(tree, place)
+            os.close(tree)
+            os.close(place)
+        channel.send({"kept": True})
+    finally:
+        channel.close()
+    if not report["servers"]:
+        os.waitpid(pid, 0)
+    return _Cover(report | {"descriptors": list(fds)}, list(fds.values()), pid)
 
 
 def _make_view(plan: AgentPlan) -> None:
@@ -165,6 +207,10 @@ class _Agent:
             "spawn": self._spawn,
             "warm": self._warm,
         }
+
+    def adopt(self, workers: Iterable[int]) -> None:
+        """These have been forked before."""
+        self._children.update(workers)
 
     def serve(self) -> None:
         """Until the link closes."""
@@ -232,7 +278,8 @@ class _Agent:
 
     def _fork(self, request: Message, fds: list[int]) -> None:
         """Fork a worker, which is given `fds`; the reply has its pid, and descriptors of its channel and of itself."""
-        self._warm(request, [])
+        if request["kind"] not in LIGHT:
+            self._warm(request, [])
         ours, theirs = socket_pair()
         agent = os.getpid()
         pid = os.fork()
@@ -267,7 +314,7 @@ def _become_worker(request: Message, channel_socket: Any, agent: int, fds: list[
         _forget_children_signals()
         keep_only(channel_socket.fileno(), *fds)
         die_with_parent(agent)
-        from viewfs.session.worker import run_worker
+        from viewfs.session.running import run_worker
 
         set_name(f"viewfs-{request['kind']}")
         status = run_worker(request["kind"], Channel(channel_socket), request["request"], fds)

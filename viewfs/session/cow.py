@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from viewfs.cow.commit import recover
+from viewfs.cow.copying import remove_tree
 from viewfs.cow.layers import Layer, LayerSet, Lower
 from viewfs.cow.settling import settle
 from viewfs.cow.trees import Tree
@@ -53,7 +54,7 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     trees = [open_parts(root, _mount_table(), request["cover"], request["shown"]) for root in roots]
     setns(first_epoch, CloneFlags.NEWNS)
     unshare(CloneFlags.NEWNS)
-    layers = LayerSet.of_session(request["name"], create=True, directory=request["directory"])
+    layers = LayerSet.of_session(request["name"], request["directory"], create=True)
     assert layers is not None
     made: list[dict[str, Any]] = []
     names, kept = ["snapshot", "workshop"], [snapshot, open_namespace("mnt")]
@@ -73,7 +74,7 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
                 continue
             attach_aside(part.tree)
             layer = _open_layer(layers, part.path, part.tree, request["mounts"], messages)
-            cover = _cover_of(layer, part.tree, request["cover"], request["backend"])
+            cover = _cover_of(layer, part.tree, request)
             if cover.server is not None:
                 servers.append(cover.server)
                 messages.append(
@@ -141,10 +142,13 @@ def _open_layer(layers: LayerSet, point: str, lower_fd: int, mounts: list[list[s
     return layer
 
 
-def _cover_of(layer: Layer, lower: int, source: str, backend: str | None) -> Cover:
+def _cover_of(layer: Layer, lower: int, request: dict[str, Any]) -> Cover:
+    remove_tree(layer.fd, b"work")  # a volatile overlay leaves a mark in it by which it is refused the next time
+    os.mkdir("work", 0o700, dir_fd=layer.fd)
     upper, work = layer.directory("upper"), layer.directory("work")
     try:
-        return make_cover(lower, upper, work, source=source, backend=backend)
+        source, backend = request["cover"], request["backend"]
+        return make_cover(lower, upper, work, source=source, backend=backend, volatile=request["volatile"])
     finally:
         os.close(upper)
         os.close(work)

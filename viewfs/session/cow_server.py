@@ -14,9 +14,6 @@ from viewfs.mounts.overlay import OverlayRefusedError, create_overlay
 
 __all__ = ["Cover", "make_cover"]
 
-#: Set to “fuse”, no overlay of the kernel's is tried: for finding out which of the two a defect is of.
-BACKEND_VARIABLE = "VIEWFS_COW_BACKEND"
-
 
 class Cover(NamedTuple):
     """A detached mount, and the process that serves it, if the kernel doesn't."""
@@ -25,16 +22,19 @@ class Cover(NamedTuple):
     server: int | None
 
 
-def make_cover(lower: int, upper: int, work: int | None, *, source: str, backend: str | None = None) -> Cover:
+def make_cover(
+    lower: int, upper: int, work: int | None, *, source: str, backend: str | None = None, volatile: bool = False
+) -> Cover:
     """A mount that shows `lower` with what is changed in `upper`; `work` None: to be read only.
 
-    `source` is what the mount table shows. Raises `MachineError` where neither can be had.
+    `source` is what the mount table shows. `volatile`: what is written need not survive the machine. Raises
+    `MachineError` where neither can be had.
     """
     if backend != "fuse":
         try:
             if work is None:
                 return Cover(create_overlay([upper, lower], source=source), None)
-            return Cover(create_overlay([lower], upper, work, source=source), None)
+            return Cover(create_overlay([lower], upper, work, source=source, volatile=volatile), None)
         except OverlayRefusedError:
             pass
     fuse = open_fuse_device()

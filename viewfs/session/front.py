@@ -14,7 +14,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from viewfs.errors import ViewfsError
 from viewfs.linux.namespaces import namespace_id
@@ -24,6 +25,7 @@ from viewfs.session.agent import AgentPlan, agent_main, drop_privileges_for_comm
 from viewfs.session.channel import Channel, socket_pair
 from viewfs.session.client import SESSION_VARIABLE, Session
 from viewfs.session.ending import end_session
+from viewfs.session.layer_settings import LayerSettings
 from viewfs.session.protocol import result_of
 from viewfs.session.runtime import RuntimeDirectory
 from viewfs.session.standby import SessionHandles, supervisor_main
@@ -80,6 +82,9 @@ class _Front:
         self._plan = plan
         self._warn = warn
         self._runtime, self._listener, self.name = RuntimeDirectory.claim(plan.name)
+        self._layers = LayerSettings.of_session(self.name, named=plan.name is not None, runtime=self._runtime.path)
+        #: Those changes that the agent makes itself, before anything runs.
+        self._covers = list(takewhile(lambda change: change.request == "cow", plan.changes))
         self._to_supervisor: Channel
         self._namespaces: Namespaces | None = None
         self._processes: dict[str, int] = {}
@@ -98,7 +103,7 @@ class _Front:
         agent = os.fork()
         if agent == 0:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
-            agent_main(self._plan.view, agent_end, ready_end, log_write, self._runtime, self.name)
+            agent_main(self._view_plan(), agent_end, ready_end, log_write, self._runtime, self.name)
         self._processes["agent"] = agent
         supervisor = os.fork()
         if supervisor == 0:
@@ -106,7 +111,7 @@ class _Front:
             supervisor_main(
                 SessionHandles(
                     name=self.name,
-                    named=self._plan.name is not None,
+                    layers=self._layers,
                     plan=self._plan.view,
                     command=list(self._plan.command),
                     history=self._plan.history,
@@ -129,7 +134,13 @@ class _Front:
         if received is None:
             raise ViewfsError("the agent ended before the view was there", remedy="`viewfs doctor` tries each step")
         view = result_of(received[0])
+        for message in view["messages"]:
+            self._warn(message)
         self._namespaces = Namespaces(dict(zip(view["kinds"], received[1], strict=True)))
+
+    def _view_plan(self) -> AgentPlan:
+        paths = [str(change.arguments["path"]) for change in self._covers]
+        return replace(self._plan.view, covers=tuple(self._layers.request(path, []) for path in paths))
 
     def run(self) -> int:
         self._make_changes()
@@ -146,12 +157,13 @@ class _Front:
         return status
 
     def _make_changes(self) -> None:
-        if not self._plan.changes:
+        changes = self._plan.changes[len(self._covers) :]
+        if not changes:
             return
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _FROM_TERMINAL)  # a mount that takes long can be given up
         session = Session.connect(self._runtime, self.name)
         try:
-            for change in self._plan.changes:
+            for change in changes:
                 for message in session.request(change.request, **change.arguments).get("messages", ()):
                     self._warn(message)
         finally:

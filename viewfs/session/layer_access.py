@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,9 +25,14 @@ from viewfs.linux.namespaces import CloneFlags
 from viewfs.mounts.covering import attach_aside
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.client import Session, find_session
-from viewfs.session.cow_server import BACKEND_VARIABLE, make_cover
+from viewfs.session.cow_server import make_cover
+from viewfs.session.layer_settings import BACKEND_VARIABLE, state_directory
 
-__all__ = ["OpenLayer", "OpenLayers", "Request", "State", "opened_layers", "select"]
+__all__ = ["OpenLayer", "OpenLayers", "Request", "State", "left_behind", "opened_layers", "select"]
+
+
+#: How the directories of sessions begin whose name was not given (`layer_settings`).
+_UNNAMED = "unnamed."
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Request:
     paths: Sequence[str] = ()
     #: States that were kept, by epoch or name.
     states: Sequence[str] = ()
+    #: Afterwards what an ended session has left is taken away, where nothing is in it any more.
+    tidies: bool = False
 
 
 class State(NamedTuple):
@@ -163,6 +170,8 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
         opened = OpenLayers([], _session_of(request.session), [])
         if opened.session is not None:
             stack.callback(opened.session.close)
+        elif request.tidies:
+            stack.callback(_tidy, request.session)
         closing = stack.enter_context(contextlib.ExitStack())
         messages = opened.messages
         found = (
@@ -184,7 +193,7 @@ def _session_of(name: str | None) -> Session | None:
     except NotFoundError:
         if name is None:
             raise
-        layers = LayerSet.of_session(name)
+        layers = LayerSet.of_session(name, state_directory())
         if layers is None:
             raise
         layers.close()
@@ -213,7 +222,7 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
 
 def _check_readable(view: Tree, path: str, session: str) -> None:
     try:
-        view.names(b"")
+        os.fstat(view.root)
     except PermissionError:
         raise ViewfsError(
             f"{path} can be looked at by processes of the view only, for viewfs serves it itself",
@@ -228,6 +237,27 @@ def _state(layer: Layer, fd: int, directory: str | None) -> State:
     return State(Tree(fd, links=kept), kept)
 
 
+def _tidy(session: str | None) -> None:
+    if session is not None and (layers := LayerSet.of_session(session, state_directory())) is not None:
+        layers.tidy()
+        layers.close()
+
+
+def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """Sessions that have ended and left changes, but for those that are `running`: name, what was copy-on-write."""
+    directory = state_directory()
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(set(os.listdir(directory)) - set(running)):
+            if name.startswith(_UNNAMED) or (layers := LayerSet.of_session(name, directory)) is None:
+                continue
+            present = list(layers.layers())
+            layers.close()
+            for layer in present:
+                layer.close()
+            if present:
+                yield name, [layer.record.path for layer in present]
+
+
 def _left_by(request: Request, messages: list[str]) -> Iterator[OpenLayer]:
     assert request.session is not None
     if request.states:
@@ -235,7 +265,7 @@ def _left_by(request: Request, messages: list[str]) -> Iterator[OpenLayer]:
     # A mount of one's own is needed to show the two as one.
     unshare_user_namespace(_same_identity(), CloneFlags.NEWNS)
     mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
-    layers = LayerSet.of_session(request.session)
+    layers = LayerSet.of_session(request.session, state_directory())
     assert layers is not None
     try:
         present = {layer.record.path: layer for layer in layers.layers()}

@@ -14,17 +14,20 @@ import signal
 import socket
 import traceback
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.process import pid_of, set_name
 from viewfs.session.agent import DEBUG_VARIABLE, AgentPlan, keep_only
 from viewfs.session.channel import Channel
 from viewfs.session.ending import end_session
+from viewfs.session.layer_settings import LayerSettings
 from viewfs.session.runtime import RuntimeDirectory
 
 __all__ = ["SessionHandles", "supervisor_main"]
 
+#: What a worker that covered a tree has reported, and descriptors by the names in it.
+Cover = tuple[dict[str, Any], dict[str, int]]
 #: Milliseconds after which the supervisor starts anyway: long for a command that ends at once, short for a person.
 _IDLE_MILLISECONDS = 150
 
@@ -34,8 +37,7 @@ class SessionHandles:
     """What the supervisor is given at its birth."""
 
     name: str
-    #: The name was given, not made up.
-    named: bool
+    layers: LayerSettings
     plan: AgentPlan
     #: What runs in it, for people to read.
     command: list[str]
@@ -112,7 +114,13 @@ def _stand_by(handles: SessionHandles) -> int:
     if received is None or "ok" not in received[0]:
         return 1  # there is no view; the front says why
     greeting, (agent_pidfd, *fds) = received
-    namespaces = dict(zip(greeting["ok"]["kinds"], fds, strict=True))
+    kinds = greeting["ok"]["kinds"]
+    namespaces = dict(zip(kinds, fds, strict=False))
+    covers, rest = [], fds[len(kinds) :]
+    for report in greeting["ok"]["covers"]:
+        names = report["descriptors"]
+        covers.append((report, dict(zip(names, rest, strict=False))))
+        rest = rest[len(names) :]
     # The agent may know its own number only in a pid namespace that isn't ours.
     own = {handles.agent_process, pid_of(agent_pidfd)}
     events = _poll(handles)
@@ -121,9 +129,27 @@ def _stand_by(handles: SessionHandles) -> int:
         handles.kept = told is not None and bool(told[0].get("keep"))
     if (handles.front.fileno() in events and not handles.kept) or handles.link.fileno() in events:
         end_session(namespace_id(namespaces["user"]), spare=own, release=handles.link.close, agent=agent_pidfd)
+        _discard_layers(handles, covers)
         return 0
     handles.link.send({"op": "warm"})
     from viewfs.session.supervisor import run_supervisor
 
-    run_supervisor(handles, namespaces, agent_pidfd, own)
+    run_supervisor(handles, namespaces, covers, agent_pidfd, own)
     return 0
+
+
+def _discard_layers(handles: SessionHandles, covers: list[Cover]) -> None:
+    """Layers that nobody has a name for end with the session; the front tells of what was in them."""
+    if not covers or handles.layers.is_kept:
+        return
+    from viewfs.cow.layers import has_changes
+
+    changed = [
+        row["path"]
+        for report, fds in covers
+        for number, row in enumerate(report["layers"], 1)
+        if has_changes(fds[f"layer{number}"])
+    ]
+    with contextlib.suppress(OSError):
+        handles.front.send({"discarding": changed})
+    handles.layers.discard()

@@ -15,14 +15,13 @@ from collections import deque
 
 import trio
 
-from viewfs.cow.layers import state_directory
 from viewfs.linux.namespaces import namespace_id
 from viewfs.session.agent_link import AgentLink
 from viewfs.session.async_channel import AsyncChannel
 from viewfs.session.ending import end_session
 from viewfs.session.protocol import ProtocolError
 from viewfs.session.requests import Connection
-from viewfs.session.standby import SessionHandles
+from viewfs.session.standby import Cover, SessionHandles
 from viewfs.session.view import View
 from viewfs.session.view_layers import ViewLayers
 
@@ -35,7 +34,14 @@ _ACCEPT_AGAIN_SECONDS = 0.2
 class Supervisor:
     """One session."""
 
-    def __init__(self, handles: SessionHandles, namespaces: dict[str, int], agent_pidfd: int, own: set[int]) -> None:
+    def __init__(
+        self,
+        handles: SessionHandles,
+        namespaces: dict[str, int],
+        covers: list[Cover],
+        agent_pidfd: int,
+        own: set[int],
+    ) -> None:
         self.handles = handles
         self.name = handles.name
         self.plan = handles.plan
@@ -46,12 +52,10 @@ class Supervisor:
         self.own = own
         self._agent_pidfd = agent_pidfd
         self.agent = AgentLink(handles.link.socket)
-        # Without a name nobody takes them up again, and no two sessions may ever share them.
-        directory = handles.name if handles.named else f"unnamed.{handles.name}.{self.started_ns}"
-        # A socket is not one any more when it is seen through an overlay; ours must be found.
-        sockets = [os.path.realpath(handles.runtime.path)]
-        layers = ViewLayers(self.agent, directory, state_directory(), sockets)
+        layers = ViewLayers(self.agent, handles.layers)
         self.view = View(self.agent, namespaces["mnt"], layers, keep_history=handles.history, log=self.log)
+        for report, fds in covers:
+            layers.adopt(self.view, report, fds)
         self.ending = trio.Event()
         #: The process that the user started need not be there for the session to go on.
         self.kept = handles.kept
@@ -67,6 +71,7 @@ class Supervisor:
             nursery.start_soon(self._watch_agent)
             nursery.start_soon(self._watch_front)
             nursery.start_soon(self._read_log)
+            await self.view.take_up_states()
             nursery.start_soon(self._accept)
             await self.ending.wait()
             nursery.cancel_scope.cancel()
@@ -74,12 +79,12 @@ class Supervisor:
     def end(self) -> None:
         """End everything that lives in the session."""
         spare = self.own | self.view.server_pids()
-        discarded = [] if self.handles.named else self.view.layers.changed_paths()
+        discarded = self.view.layers.changed_paths()
         end_session(namespace_id(self.namespaces["user"]), spare=spare, release=self._release, agent=self._agent_pidfd)
-        if not self.handles.named:
-            with contextlib.suppress(OSError):  # the front is gone; or something is left, in a directory of its own
+        if not self.handles.layers.is_kept:
+            with contextlib.suppress(OSError):  # the front is gone
                 self.handles.front.send({"discarding": discarded})
-                self.view.layers.discard()
+            self.handles.layers.discard()
 
     def _release(self) -> None:
         self.view.close()
@@ -137,9 +142,11 @@ class Supervisor:
                 pass  # it has gone away, or it does not speak this protocol
 
 
-def run_supervisor(handles: SessionHandles, namespaces: dict[str, int], agent_pidfd: int, own: set[int]) -> None:
+def run_supervisor(
+    handles: SessionHandles, namespaces: dict[str, int], covers: list[Cover], agent_pidfd: int, own: set[int]
+) -> None:
     """Own the session until it ends."""
-    supervisor = Supervisor(handles, namespaces, agent_pidfd, own)
+    supervisor = Supervisor(handles, namespaces, covers, agent_pidfd, own)
     try:
         trio.run(supervisor.run)
     finally:

@@ -256,6 +256,13 @@ class View:
             await self.layers.take_up_states(self, mount)
         return mount, messages
 
+    async def take_up_states(self) -> None:
+        """Make epochs of the states that an earlier session kept of what was covered before anything ran."""
+        async with self._changing:
+            for mount in self.epochs.live():
+                if mount.made_in in self.layers.trees:
+                    await self.layers.take_up_states(self, mount)
+
     def record_cover(self, report: dict[str, Any], snapshot: int) -> Mount:
         """What `ViewLayers.cover` has mounted."""
         self._snapshots[self.epochs.current] = snapshot

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from viewfs.cow.layers import Checkpoint, Layer, LayerSet
+from viewfs.cow.layers import Checkpoint, Layer, has_changes
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.session.agent_link import AgentLink
-from viewfs.session.cow_server import BACKEND_VARIABLE
+from viewfs.session.layer_settings import LayerSettings
 
 if TYPE_CHECKING:
     from viewfs.session.view import View
@@ -59,16 +59,11 @@ class CoveredTree:
 class ViewLayers:
     """What a view has of layers, by the epoch of the mount that covers a tree with them."""
 
-    def __init__(self, agent: AgentLink, name: str, directory: str, shown: list[str]) -> None:
-        """`name` is the session's directory in `directory`. The directories `shown` stay as they are in every view."""
-        self._shown = shown
-        #: How covers are made, and what the mount table calls them.
-        self._how = {"cover": f"viewfs-cow:{name}", "backend": os.environ.get(BACKEND_VARIABLE)}
+    def __init__(self, agent: AgentLink, settings: LayerSettings) -> None:
+        self._settings = settings
         #: Processes that serve them.
         self.servers: set[int] = set()
         self._agent = agent
-        self._name = name
-        self._directory = directory
         self.trees: dict[Epoch, CoveredTree] = {}
         self.names: dict[Epoch, str] = {}
 
@@ -83,17 +78,10 @@ class ViewLayers:
         """
         doing = f"cannot make {request['path']} copy-on-write"
         mounts = [[path, mount.type, mount.source] for mount in view.epochs.live() for path in mount.paths]
-        asked = {
-            "path": request["path"],
-            "name": self._name,
-            "directory": self._directory,
-            "mounts": mounts,
-            "shown": self._shown,
-        } | self._how
+        asked = self._settings.request(request["path"], mounts)
         async with self._agent.worker("cover", asked, [first_epoch]) as worker:
             report, received = await worker.answer(doing)
             fds = dict(zip(report["descriptors"], received, strict=True))
-            self.servers |= set(report["servers"])
             await worker.channel.send({"kept": True})
         with trio.CancelScope(shield=True):
             for number in range(len(report["roots"])):
@@ -101,13 +89,19 @@ class ViewLayers:
                 await self._agent.call("attach", [tree, place])
                 os.close(tree)
                 os.close(place)
+            mount = self.adopt(view, report, fds)
+        return mount, report["messages"]
+
+    def adopt(self, view: View, report: dict[str, Any], fds: dict[str, int]) -> Mount:
+        """Record what has been covered."""
+        self.servers |= set(report["servers"])
         mount = view.record_cover(report, fds.pop("snapshot"))
         layers = [
             HeldLayer(row["path"], row["lower"], fds[f"lower{n}"], fds[f"layer{n}"], fds[f"view{n}"])
             for n, row in enumerate(report["layers"], 1)
         ]
         self.trees[mount.made_in] = CoveredTree(report["roots"], report["points"], layers, fds["workshop"])
-        return mount, report["messages"]
+        return mount
 
     async def take_up_states(self, view: View, mount: Mount) -> None:
         """Make epochs of the states that an earlier session of that name kept. The caller holds the view's lock."""
@@ -131,7 +125,9 @@ class ViewLayers:
         fds = [fd for tree, layer in holding for fd in (tree.workshop, layer.lower_fd, layer.layer_fd)]
         rows = [{"path": layer.path, "directory": f"checkpoints/{directory}"} for _tree, layer in holding]
         roots = [root for tree in self.trees.values() for root in tree.roots]
-        async with self._agent.worker("show_state", {"layers": rows, "roots": roots} | self._how, fds) as worker:
+        async with self._agent.worker(
+            "show_state", {"layers": rows, "roots": roots} | self._settings.how, fds
+        ) as worker:
             report, (namespace, *states) = await worker.answer("cannot keep the state")
             self.servers |= set(report["servers"])
             await worker.channel.send({"kept": True})
@@ -162,27 +158,7 @@ class ViewLayers:
 
     def changed_paths(self) -> list[str]:
         """The mount points below which anything was changed."""
-        return [layer.path for layer in self.layers() if not _is_empty(layer.layer_fd)]
-
-    def discard(self) -> None:
-        """Throw away all layers of the session. Raises OSError."""
-        layers = LayerSet.of_session(self._name, directory=self._directory)
-        if layers is not None:
-            layers.close()
-            layers.remove()
-
-
-def _is_empty(layer_fd: int) -> bool:
-    try:
-        upper = os.open("upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layer_fd)
-    except OSError:
-        return True
-    try:
-        return not os.listdir(upper)
-    except OSError:
-        return False
-    finally:
-        os.close(upper)
+        return [layer.path for layer in self.layers() if has_changes(layer.layer_fd)]
 
 
 def _kept(layer: Layer) -> Iterator[Checkpoint]:

@@ -20,14 +20,13 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
-from viewfs.errors import DamagedSourceError, UsageError, ViewfsError, explain_os_error
+from viewfs.errors import DamagedSourceError, UsageError, ViewfsError
 from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
 from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
@@ -48,10 +47,9 @@ from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.sandbox import Confinement, Needs, confine
 from viewfs.namespaces.user import mapped_ids
 from viewfs.session.channel import Channel
-from viewfs.session.cow import cover, show_state
 from viewfs.session.inspection import find_by_content
 
-__all__ = ["WORKERS", "run_worker"]
+__all__ = ["mount", "place", "resume", "tidy", "unmount"]
 
 log = logging.getLogger("viewfs.worker")
 
@@ -59,31 +57,6 @@ log = logging.getLogger("viewfs.worker")
 MAIN_DEVICE = ".main"
 
 T = TypeVar("T")
-Worker = Callable[[Channel, dict[str, Any], list[int]], None]
-
-
-def run_worker(kind: str, channel: Channel, request: dict[str, Any], fds: list[int]) -> int:
-    """Do the work, with descriptors `fds`, and say how it went; returns the exit status. Runs in a forked child."""
-    try:
-        WORKERS[kind](channel, request, fds)
-    except ViewfsError as error:
-        _try_to_send(channel, error)
-        return error.exit_code
-    except OSError as error:
-        _try_to_send(channel, explain_os_error(f"cannot {kind} {request.get('path', '')}".rstrip(), error))
-        return 1
-    except (Exception, SystemExit) as error:
-        log.exception("%s failed", kind)
-        _try_to_send(channel, ViewfsError(f"{kind} failed: {type(error).__name__}: {error}", remedy="see `viewfs log`"))
-        return 1
-    return 0
-
-
-def _try_to_send(channel: Channel, error: ViewfsError) -> None:
-    try:
-        channel.send({"error": error.to_json()})
-    except OSError:
-        print(error, file=sys.stderr)
 
 
 def _take_snapshot() -> int:
@@ -92,7 +65,7 @@ def _take_snapshot() -> int:
     return open_namespace("mnt")
 
 
-def _mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
+def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     """Take the snapshot, then become the server of a module, or make a kernel mount and end."""
     snapshot = _take_snapshot()
     found, source = _find(request)
@@ -145,7 +118,7 @@ def _report(channel: Channel, report: dict[str, Any], descriptors: dict[str, int
     channel.send({"ok": report | {"descriptors": list(descriptors)}}, list(descriptors.values()))
 
 
-def _resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
+def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     """Become the server of a mount whose server has died: `fds` are its source and its counters."""
     source_fd, counters_fd = fds
     unshare(CloneFlags.NEWNS)
@@ -302,7 +275,7 @@ def _mount_table() -> list[MountEntry]:
         return parse_mountinfo(table.read())
 
 
-def _place(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
+def place(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     """Make the mount points, and where a `root_mode` is given a FUSE mount to attach to them.
 
     `names`: each of these files of the mount is to be at a place of its own, so that there are as many mount points.
@@ -379,7 +352,7 @@ def _trees_of_files(mount_fd: int, names: list[str]) -> list[int]:
     return [open_tree(mount_fd, name, OpenTree.CLONE) for name in names]
 
 
-def _unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
+def unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     """Take a snapshot, and unmount `path` in the live view."""
     live = open_namespace("mnt")
     snapshot = _take_snapshot()
@@ -395,7 +368,7 @@ def _unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None
     channel.send({"ok": {}}, [snapshot])
 
 
-def _tidy(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
+def tidy(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     """Take away mount points that are needed no more."""
     for plan in map(MountPointPlan.from_json, request["plans"]):
         try:
@@ -403,14 +376,3 @@ def _tidy(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         except OSError as error:
             log.warning("what was made to mount on %s is still there: %s", plan.path, error)
     channel.send({"ok": {}})
-
-
-WORKERS: dict[str, Worker] = {
-    "mount": _mount,
-    "resume": _resume,
-    "place": _place,
-    "unmount": _unmount,
-    "tidy": _tidy,
-    "cover": cover,
-    "show_state": show_state,
-}

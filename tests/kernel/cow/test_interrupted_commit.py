@@ -122,6 +122,7 @@ def test_killed_at_every_step(cow: Cow, tree: Path, tmp_path: Path, keep_theirs:
 def reset(tree: Path, state: Path, tmp_path: Path) -> None:
     """The tree and the layer as they were before any commit; the directories themselves stay."""
     for source, target in ((tmp_path / "tree0", tree), (tmp_path / "layer0", state)):
+        target.mkdir(parents=True, exist_ok=True)
         subprocess.run(["chmod", "-R", "u+rwx", target], check=True)
         for name in os.listdir(target):
             path = target / name

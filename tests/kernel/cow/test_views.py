@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -217,3 +218,26 @@ def test_a_layer_without_room(viewfs: Viewfs, tree: Path) -> None:
     result = viewfs.sh("--mount", f"none:{viewfs.state}:tmp,size=1M", script=inner)
     assert result.out.startswith("code 1\none\ntwo\nthree\n") and "No space left on device" in result.err
     assert (tree / "small").read_text() == "x\n" and not (tree / "big").exists()
+
+
+def test_in_a_pid_namespace_and_in_any_order_with_mounts(
+    viewfs: Viewfs, tree: Path, image: Callable[..., Path]
+) -> None:
+    disk = image(inside="in the image\n")
+    options = ("--pid", "--cow", tree, "--mount", f"{disk}:{tree}/empty", "--cow", f"{tree}/empty", "--load", "hello")
+    script = f"echo x > {tree}/text; echo y > {tree}/empty/inside; viewfs diff --name-only; viewfs epochs --json"
+    out = viewfs.sh(*options, script=script).out
+    assert out.startswith(f"{tree}/text\n{tree}/empty/inside\n")
+    rows = json.loads(out.splitlines()[-1])["epochs"]
+    assert [row["operation"] for row in rows] == ["start", "cow", "mount", "cow", "insmod"]
+    assert (tree / "text").read_text() == "one\ntwo\nthree\n" and not list((viewfs.state / "viewfs").glob("*"))
+
+
+def test_a_session_that_is_killed_keeps_what_has_a_name(
+    viewfs: Viewfs, open_view: Callable[..., View], tree: Path
+) -> None:
+    view = open_view("--cow", tree)
+    view.sh(f"mkdir {tree}/closed; touch {tree}/closed/x; chmod 0 {tree}/closed")
+    viewfs("kill", view.name)
+    view.process.wait()
+    assert viewfs("diff", "--session", view.name, "--name-only").out.startswith(f"{tree}/closed\n")

@@ -1,0 +1,70 @@
+"""Where a session's layers are, and what workers that cover trees with them are told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["BACKEND_VARIABLE", "LayerSettings", "state_directory"]
+
+#: Set to “fuse”, no overlay of the kernel's is tried: for finding out which of the two a defect is of.
+BACKEND_VARIABLE = "VIEWFS_COW_BACKEND"
+
+
+def state_directory() -> str:
+    """Where all layers are (XDG Base Directory Specification)."""
+    state = os.environ.get("XDG_STATE_HOME")
+    if not state or not os.path.isabs(state):
+        state = os.path.join(os.path.expanduser("~"), ".local/state")
+    return os.path.join(state, "viewfs")
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What stays the same for all layers of a session."""
+
+    #: The session's directory in `directory`.
+    name: str
+    directory: str
+    #: They survive the session.
+    is_kept: bool
+    #: Directories that stay as they are in every view: a socket is none any more when it is seen through an overlay.
+    shown: tuple[str, ...]
+
+    @classmethod
+    def of_session(cls, name: str, *, named: bool, runtime: str) -> LayerSettings:
+        """For session `name`, whose control socket is in `runtime`.
+
+        Layers of a session whose name was not given are nobody's to take up, so no two sessions may share them.
+        """
+        own = name if named else f"unnamed.{name}.{time.time_ns()}"
+        return cls(own, state_directory(), named, (os.path.realpath(runtime),))
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How covers are made, and what the mount table calls them."""
+        return {
+            "cover": f"viewfs-cow:{self.name}",
+            "backend": os.environ.get(BACKEND_VARIABLE),
+            "volatile": not self.is_kept,
+        }
+
+    def request(self, path: str, mounts: list[list[str]]) -> dict[str, Any]:
+        """The request to make `path` copy-on-write in a view that has `mounts`: path, type, source."""
+        here = {"path": path, "name": self.name, "directory": self.directory, "mounts": mounts}
+        return here | {"shown": list(self.shown)} | self.how
+
+    def discard(self) -> None:
+        """Throw the layers away, if they don't survive."""
+        if self.is_kept:
+            return
+        from viewfs.cow.layers import LayerSet  # a view without layers is not to wait for it
+
+        with contextlib.suppress(OSError):  # what is left is in a directory of its own, and in nobody's way
+            layers = LayerSet.of_session(self.name, self.directory)
+            if layers is not None:
+                layers.close()
+                layers.remove()
