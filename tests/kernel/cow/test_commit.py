@@ -259,8 +259,8 @@ def test_discard_only_some(cow: Cow, tree: Path) -> None:
 
 
 def test_a_million_is_only_more(cow: Cow, tree: Path) -> None:
-    """Ten thousand files here; `make soak` takes a million."""
-    count = int(os.environ.get("VIEWFS_SOAK_FILES", "10000"))
+    """Four thousand files here; `make soak` takes a million."""
+    count = int(os.environ.get("VIEWFS_SOAK_FILES", "4000"))
     make = (
         f"import os\nfor d in range({count} // 1000):\n os.mkdir(f'd{{d}}')\n"
         " for n in range(1000): open(f'd{d}/{n}', 'w').close()"

@@ -57,10 +57,14 @@ WORKS = {
     ),
     "pip install into a venv": Work(
         "",
-        f"""{sys.executable} -m venv venv
-        venv/bin/pip --no-cache-dir -q install --no-index ../demo-1-py3-none-any.whl""",
-        "venv/bin/demo; venv/bin/pip list --format=freeze; find venv -type f | grep -v '[.]pyc$' | sort",
-        500,
+        f"""{sys.executable} -m venv --without-pip venv
+        {sys.executable} -m pip --python venv/bin/python --no-cache-dir -q install --no-index ../demo-1-py3-none-any.whl
+        {sys.executable} -m pip --python venv/bin/python -q uninstall -y demo
+        {sys.executable} -m pip --python venv/bin/python --no-cache-dir -q install --no-index ../demo-1-py3-none-any.whl
+        """,
+        f"""venv/bin/demo; {sys.executable} -m pip --python venv/bin/python list --format=freeze
+        find venv -type f | grep -v '[.]pyc$' | sort""",
+        10,
     ),
     "sqlite": Work(
         """sqlite3 old.db "create table t(a integer primary key, b text);

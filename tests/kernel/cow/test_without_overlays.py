@@ -59,7 +59,7 @@ def served(monkeypatch: pytest.MonkeyPatch, viewfs: Viewfs) -> None:
     monkeypatch.setenv("VIEWFS_COW_BACKEND", "fuse")
 
 
-@pytest.mark.parametrize("name", ["git", "sqlite", "tar x with all types of files"])
+@pytest.mark.parametrize("name", ["sqlite", "tar x with all types of files", "rsync"])
 def test_real_programs(viewfs: Viewfs, materials: Path, name: str) -> None:
     test_real_work.test_committed_is_the_same_as_done_directly(viewfs, materials, name)
 
