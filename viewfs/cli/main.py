@@ -15,11 +15,9 @@ __all__ = ["cli", "main", "warn"]
 
 #: Subcommand → module:attribute, in the order of `viewfs --help`, in groups.
 _COMMANDS = {
-    "Open a view": {
+    "Open a view, and change it": {
         "shell": ("viewfs.cli.run:shell", "A view with your shell in it."),
         "run": ("viewfs.cli.run:run", "A view for one command."),
-    },
-    "Change the view": {
         "mount": ("viewfs.cli.change:mount", "Mount an image, a directory or a virtual file system."),
         "umount": ("viewfs.cli.change:umount", "Take a mount out of the view."),
         "insmod": ("viewfs.cli.change:insmod", "Load a module."),
@@ -42,12 +40,10 @@ _COMMANDS = {
         "stats": ("viewfs.cli.stats:stats", "What module servers were asked, and how fast they were."),
         "log": ("viewfs.cli.look:log", "What module servers had to say."),
     },
-    "Sessions": {
+    "Sessions, and this machine": {
         "ps": ("viewfs.cli.sessions:ps", "Your sessions."),
         "enter": ("viewfs.cli.sessions:enter", "Run a command in a session's view."),
         "kill": ("viewfs.cli.sessions:kill", "End a session and all in it."),
-    },
-    "This machine": {
         "doctor": ("viewfs.cli.doctor:doctor", "Can this machine do it? Tries, and says what to change."),
         "completion": ("viewfs.cli.completion:completion", "Completion for bash, zsh or fish."),
     },

@@ -18,9 +18,9 @@ import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 from viewfs.cow.copying import copy_node, remove_tree
+from viewfs.cow.nodes import Handle, Node, failed, make_whiteout
 from viewfs.cow.trees import Tree, join
 from viewfs.modules.api import (
     ROOT_INODE,
@@ -29,71 +29,15 @@ from viewfs.modules.api import (
     FileSystemStatistics,
     Identities,
     InodeNumber,
-    OpenFile,
     WritableFileSystem,
 )
-from viewfs.mounts.overlay import HAS_WHITEOUTS, OPAQUE, ORIGIN, PRIVATE, WHITEOUT
+from viewfs.mounts.overlay import OPAQUE, ORIGIN, PRIVATE, WHITEOUT
 
 __all__ = ["CowFileSystem"]
 
 _NOREPLACE = 1
 _TEMPORARY = b"copying"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
-
-
-@dataclass
-class _Node:
-    """A file or directory that the kernel has been told of, by the place where it is."""
-
-    number: InodeNumber
-    #: None for the root, and for what has no name any more.
-    parent: _Node | None
-    name: bytes
-    #: Of a directory: what the lower tree has in it is seen.
-    merged: bool = True
-    gone: bool = False
-    handles: list[_Handle] = field(default_factory=list)
-    #: How many nodes have it as their parent.
-    children: int = 0
-
-    @property
-    def path(self) -> bytes:
-        if self.gone:
-            raise _error(errno.ENOENT)
-        return self.name if self.parent is None else join(self.parent.path, self.name)
-
-
-class _Handle(OpenFile):
-    """An open file, which follows it when it is copied up."""
-
-    def __init__(self, node: _Node, fd: int, *, is_upper: bool) -> None:
-        self._node, self.fd, self.is_upper = node, fd, is_upper
-        node.handles.append(self)
-
-    def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self.fd, size, offset)
-
-    def write(self, offset: int, data: bytes) -> int:
-        return os.pwrite(self.fd, data, offset)
-
-    def fsync(self, *, data_only: bool) -> None:
-        (os.fdatasync if data_only else os.fsync)(self.fd)
-
-    def lseek(self, offset: int, whence: int) -> int:
-        return os.lseek(self.fd, offset, whence)
-
-    def follow(self, fd: int) -> None:
-        """The file is another one now."""
-        os.close(self.fd)
-        self.fd, self.is_upper = fd, True
-
-    def release(self) -> None:
-        os.close(self.fd)
-        self._node.handles.remove(self)
 
 
 class CowFileSystem(WritableFileSystem):
@@ -106,23 +50,23 @@ class CowFileSystem(WritableFileSystem):
         self._lower, self._upper, self._work = Tree(lower), Tree(upper), work
         self._identities = identities
         self._numbers = itertools.count(ROOT_INODE + 1)
-        root = _Node(ROOT_INODE, None, b"")
-        self._nodes: dict[int, _Node] = {ROOT_INODE: root}
-        self._named: dict[tuple[int, bytes], _Node] = {}
+        root = Node(ROOT_INODE, None, b"")
+        self._nodes: dict[int, Node] = {ROOT_INODE: root}
+        self._named: dict[tuple[int, bytes], Node] = {}
         os.umask(0)
 
     # -- finding
 
-    def _node(self, inode: int) -> _Node:
+    def _node(self, inode: int) -> Node:
         try:
             return self._nodes[inode]
         except KeyError:
-            raise _error(errno.ESTALE) from None
+            raise failed(errno.ESTALE) from None
 
-    def _child(self, parent: _Node, name: bytes) -> _Node:
+    def _child(self, parent: Node, name: bytes) -> Node:
         node = self._named.get((parent.number, name))
         if node is None:
-            node = _Node(InodeNumber(next(self._numbers)), parent, name)
+            node = Node(InodeNumber(next(self._numbers)), parent, name)
             parent.children += 1
             self._nodes[node.number] = self._named[parent.number, name] = node
         return node
@@ -130,7 +74,7 @@ class CowFileSystem(WritableFileSystem):
     def _in_upper(self, path: bytes) -> os.stat_result | None:
         return self._upper.status(path)
 
-    def _in_lower(self, node: _Node | None, path: bytes) -> os.stat_result | None:
+    def _in_lower(self, node: Node | None, path: bytes) -> os.stat_result | None:
         """What the lower tree has at `path`, which is in the directory `node`, if that is seen."""
         if node is not None and not node.merged:
             return None
@@ -147,20 +91,20 @@ class CowFileSystem(WritableFileSystem):
         except OSError:
             return False
 
-    def _found(self, node: _Node) -> tuple[os.stat_result, bool]:
+    def _found(self, node: Node) -> tuple[os.stat_result, bool]:
         """What a node is, and whether it is in the upper directory. Raises ENOENT."""
         path = node.path
         upper = self._in_upper(path)
         if upper is not None:
             if self._is_whiteout(path, upper):
-                raise _error(errno.ENOENT)
+                raise failed(errno.ENOENT)
             return upper, True
         lower = self._in_lower(node.parent, path)
         if lower is None:
-            raise _error(errno.ENOENT)
+            raise failed(errno.ENOENT)
         return lower, False
 
-    def _attributes(self, node: _Node, status: os.stat_result) -> Attributes:
+    def _attributes(self, node: Node, status: os.stat_result) -> Attributes:
         known = self._identities
         return Attributes(
             node.number,
@@ -177,7 +121,7 @@ class CowFileSystem(WritableFileSystem):
             status.st_blksize,
         )
 
-    def _looked_up(self, parent: _Node, name: bytes) -> Attributes | None:
+    def _looked_up(self, parent: Node, name: bytes) -> Attributes | None:
         path = join(parent.path, name)
         upper, lower = self._in_upper(path), self._in_lower(parent, path)
         status = upper or lower
@@ -201,11 +145,11 @@ class CowFileSystem(WritableFileSystem):
         node = self._node(inode)
         if node.gone:
             if not node.handles:
-                raise _error(errno.ESTALE)
+                raise failed(errno.ESTALE)
             return self._attributes(node, os.fstat(node.handles[0].fd))
         return self._attributes(node, self._found(node)[0])
 
-    def _names(self, node: _Node) -> dict[bytes, bool]:
+    def _names(self, node: Node) -> dict[bytes, bool]:
         """What is in a directory."""
         path = node.path
         names = dict.fromkeys(self._lower.names(path) if node.merged else (), True)
@@ -244,10 +188,10 @@ class CowFileSystem(WritableFileSystem):
 
     # -- copying up
 
-    def _copy_up(self, node: _Node) -> bytes:
+    def _copy_up(self, node: Node) -> bytes:
         """Have the file or directory in the upper directory; its path."""
         if self._work is None:
-            raise _error(errno.EROFS)
+            raise failed(errno.EROFS)
         path = node.path
         if self._in_upper(path) is not None:
             return path
@@ -255,7 +199,7 @@ class CowFileSystem(WritableFileSystem):
             self._copy_up(node.parent)
         entry = self._lower.entry(path)
         if entry is None:
-            raise _error(errno.ESTALE)
+            raise failed(errno.ESTALE)
         remove_tree(self._work, _TEMPORARY)
         copy_node(self._lower, path, entry, self._work, _TEMPORARY)
         here = b"/proc/self/fd/%d/%s" % (self._work, _TEMPORARY)
@@ -273,18 +217,18 @@ class CowFileSystem(WritableFileSystem):
             handle.follow(self._upper.open(path, os.O_RDONLY))
         return path
 
-    def open(self, inode: InodeNumber, flags: int) -> _Handle:
+    def open(self, inode: InodeNumber, flags: int) -> Handle:
         node = self._node(inode)
         if flags & _WRITING:
             path = self._copy_up(node)
             # The kernel reads what it changes a part of.
             fd = self._upper.open(path, os.O_RDWR | flags & os.O_TRUNC)
-            return _Handle(node, fd, is_upper=True)
+            return Handle(node, fd, is_upper=True)
         if node.gone and node.handles:
             fd = os.open(f"/proc/self/fd/{node.handles[0].fd}", os.O_RDONLY | os.O_CLOEXEC)
-            return _Handle(node, fd, is_upper=node.handles[0].is_upper)
+            return Handle(node, fd, is_upper=node.handles[0].is_upper)
         is_upper = self._found(node)[1]
-        return _Handle(node, (self._upper if is_upper else self._lower).open(node.path), is_upper=is_upper)
+        return Handle(node, (self._upper if is_upper else self._lower).open(node.path), is_upper=is_upper)
 
     def setattr(self, inode: InodeNumber, changes: Mapping[str, int]) -> Attributes:
         node = self._node(inode)
@@ -323,19 +267,19 @@ class CowFileSystem(WritableFileSystem):
         path = join(self._copy_up(parent), name)
         upper, lower = self._in_upper(path), self._in_lower(parent, path)
         if (upper is not None and not self._is_whiteout(path, upper)) or (upper is None and lower is not None):
-            raise _error(errno.EEXIST)
+            raise failed(errno.EEXIST)
         with _parent(self._upper, path) as (fd, _name):
             yield fd, path, lower is not None
 
     def _made(self, directory: InodeNumber, name: bytes) -> Attributes:
         found = self._looked_up(self._node(directory), name)
         if found is None:
-            raise _error(errno.EIO)
+            raise failed(errno.EIO)
         return found
 
     def create(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            raise _error(errno.EPERM)
+            raise failed(errno.EPERM)
         with self._place(directory, name) as (fd, _path, _hides):
             remove_tree(fd, name)
             os.mknod(name, mode, dir_fd=fd)
@@ -367,25 +311,25 @@ class CowFileSystem(WritableFileSystem):
             os.link(old, name, src_dir_fd=there, dst_dir_fd=fd, follow_symlinks=False)
         return self._made(directory, name)
 
-    def _remove(self, parent: _Node, name: bytes, *, directory: bool) -> None:
+    def _remove(self, parent: Node, name: bytes, *, directory: bool) -> None:
         node = self._child(parent, name)
         status, _is_upper = self._found(node)
         if stat.S_ISDIR(status.st_mode) != directory:
-            raise _error(errno.ENOTDIR if directory else errno.EISDIR)
+            raise failed(errno.ENOTDIR if directory else errno.EISDIR)
         if directory:
             self._looked_up(parent, name)
             if self._names(node):
-                raise _error(errno.ENOTEMPTY)
+                raise failed(errno.ENOTEMPTY)
         path = node.path
         self._copy_up(parent)
         hidden = self._in_lower(parent, path) is not None
         with _parent(self._upper, path) as (fd, _name):
             remove_tree(fd, name)
             if hidden:
-                _make_whiteout(fd, name)
+                make_whiteout(fd, name)
         self._forget_name(node)
 
-    def _forget_name(self, node: _Node) -> None:
+    def _forget_name(self, node: Node) -> None:
         if node.parent is not None:
             self._named.pop((node.parent.number, node.name), None)
         node.gone = True
@@ -400,24 +344,24 @@ class CowFileSystem(WritableFileSystem):
         self, directory: InodeNumber, name: bytes, new_directory: InodeNumber, new_name: bytes, flags: int
     ) -> None:
         if flags & ~_NOREPLACE:
-            raise _error(errno.EINVAL)
+            raise failed(errno.EINVAL)
         parent, target_parent = self._node(directory), self._node(new_directory)
         if self._looked_up(parent, name) is None:
-            raise _error(errno.ENOENT)
+            raise failed(errno.ENOENT)
         node = self._child(parent, name)
         status, is_upper = self._found(node)
         is_directory = stat.S_ISDIR(status.st_mode)
         if is_directory and (not is_upper or node.merged):
-            raise _error(errno.EXDEV)
+            raise failed(errno.EXDEV)
         existing = self._looked_up(target_parent, new_name)
         if existing is not None:
             if flags & _NOREPLACE:
-                raise _error(errno.EEXIST)
+                raise failed(errno.EEXIST)
             replaced = self._child(target_parent, new_name)
             if stat.S_ISDIR(existing.mode) != is_directory:
-                raise _error(errno.EISDIR if not is_directory else errno.ENOTDIR)
+                raise failed(errno.EISDIR if not is_directory else errno.ENOTDIR)
             if is_directory and self._names(replaced):
-                raise _error(errno.ENOTEMPTY)
+                raise failed(errno.ENOTEMPTY)
             self._forget_name(replaced)
         path = self._copy_up(node)
         target = join(self._copy_up(target_parent), new_name)
@@ -429,7 +373,7 @@ class CowFileSystem(WritableFileSystem):
                     self._hide_lower(path)
             os.rename(name, new_name, src_dir_fd=fd, dst_dir_fd=new_fd)
             if self._in_lower(parent, path) is not None:
-                _make_whiteout(fd, name)
+                make_whiteout(fd, name)
         self._named.pop((parent.number, name), None)
         parent.children -= 1
         target_parent.children += 1
@@ -462,7 +406,7 @@ class CowFileSystem(WritableFileSystem):
 
     def setxattr(self, inode: InodeNumber, name: bytes, value: bytes) -> None:
         if not name.startswith(b"user.") or name.startswith(PRIVATE):
-            raise _error(errno.ENOTSUP)
+            raise failed(errno.ENOTSUP)
         node = self._node(inode)
         os.setxattr(self._own_path(self._copy_up(node), is_upper=True), name, value, follow_symlinks=False)
 
@@ -485,18 +429,6 @@ class CowFileSystem(WritableFileSystem):
         for fd in (self._lower.root, self._upper.root, self._work):
             if fd is not None:
                 os.close(fd)
-
-
-def _make_whiteout(directory: int, name: bytes) -> None:
-    """Have `name` hide what the lower tree has of it, in one of the two ways that overlayfs knows."""
-    try:
-        os.mknod(name, stat.S_IFCHR, dir_fd=directory)
-        return
-    except PermissionError:
-        pass  # another overlay's upper layer: it keeps those for itself
-    os.setxattr(directory, OPAQUE, HAS_WHITEOUTS)
-    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
-    os.setxattr(b"/proc/self/fd/%d/%s" % (directory, name), WHITEOUT, b"y", follow_symlinks=False)
 
 
 def _cookie(name: bytes) -> int:

@@ -110,7 +110,7 @@ def begin(top: Path, seeds: range) -> None:
 def test_committed_is_the_same_as_done_directly(viewfs: Viewfs, tmp_path: Path, first: int) -> None:
     """In two views, one after the other, each seed a tree of its own; then one commit."""
     served = viewfs.environment.get("VIEWFS_COW_BACKEND") == "fuse"  # which takes its time
-    count = int(os.environ.get("VIEWFS_SOAK_TREES", "8" if served else "25"))
+    count = int(os.environ.get("VIEWFS_SOAK_TREES", "8" if served else "15"))
     seeds = range(first, first + count)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

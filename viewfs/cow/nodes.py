@@ -1,0 +1,83 @@
+"""What our own copy-on-write file system keeps of files that the kernel knows: where they are, who has them open."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+
+from viewfs.cow.trees import join
+from viewfs.modules.api import InodeNumber, OpenFile
+from viewfs.mounts.overlay import HAS_WHITEOUTS, OPAQUE, WHITEOUT
+
+__all__ = ["Handle", "Node", "failed", "make_whiteout"]
+
+
+def failed(number: int) -> OSError:
+    """The error of that number."""
+    return OSError(number, os.strerror(number))
+
+
+@dataclass
+class Node:
+    """A file or directory that the kernel has been told of, by the place where it is."""
+
+    number: InodeNumber
+    #: None for the root, and for what has no name any more.
+    parent: Node | None
+    name: bytes
+    #: Of a directory: what the lower tree has in it is seen.
+    merged: bool = True
+    gone: bool = False
+    handles: list[Handle] = field(default_factory=list)
+    #: How many nodes have it as their parent.
+    children: int = 0
+
+    @property
+    def path(self) -> bytes:
+        """Where it is, below the root. Raises ENOENT if it has no name any more."""
+        if self.gone:
+            raise failed(errno.ENOENT)
+        return self.name if self.parent is None else join(self.parent.path, self.name)
+
+
+class Handle(OpenFile):
+    """An open file, which follows it when it is copied up."""
+
+    def __init__(self, node: Node, fd: int, *, is_upper: bool) -> None:
+        self._node, self.fd, self.is_upper = node, fd, is_upper
+        node.handles.append(self)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self.fd, size, offset)
+
+    def write(self, offset: int, data: bytes) -> int:
+        return os.pwrite(self.fd, data, offset)
+
+    def fsync(self, *, data_only: bool) -> None:
+        (os.fdatasync if data_only else os.fsync)(self.fd)
+
+    def lseek(self, offset: int, whence: int) -> int:
+        return os.lseek(self.fd, offset, whence)
+
+    def follow(self, fd: int) -> None:
+        """The file is another one now."""
+        os.close(self.fd)
+        self.fd, self.is_upper = fd, True
+
+    def release(self) -> None:
+        os.close(self.fd)
+        self._node.handles.remove(self)
+
+
+def make_whiteout(directory: int, name: bytes) -> None:
+    """Have `name` hide what the lower tree has of it, in one of the two ways that overlayfs knows."""
+    try:
+        os.mknod(name, stat.S_IFCHR, dir_fd=directory)
+        return
+    except PermissionError:
+        pass  # another overlay's upper layer: it keeps those for itself
+    os.setxattr(directory, OPAQUE, HAS_WHITEOUTS)
+    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
+    os.setxattr(b"/proc/self/fd/%d/%s" % (directory, name), WHITEOUT, b"y", follow_symlinks=False)
