@@ -13,11 +13,8 @@
 demo:
 	@tools/as-user tools/demo
 
-# The tests that need two users need root; all others are an ordinary account's.
 test:
-	@if [ "$$(id -u)" -eq 0 ]; then tools/as-user true && environment=$$(tools/prepare) \
-	    && VIEWFS_REQUIRE= $$environment/bin/python -B -m pytest -p no:cacheprovider -q tests/root; fi
-	@tools/as-user python -m pytest -p no:cacheprovider --ignore=tests/root $(PYTEST_ARGUMENTS)
+	@tools/test $(PYTEST_ARGUMENTS)
 
 lint:
 	@environment=$$(tools/prepare) && $$environment/bin/ruff check . && $$environment/bin/ruff format --check . \

@@ -172,7 +172,6 @@ def test_the_version() -> None:
         (["run"], 2, "COMMAND"),
         (["mount", "/a"], 2, "DIRECTORY"),
         (["mount", "--nosuch"], 2, "--nosuch"),
-        (["at", "yesterday", "--", "true"], 2, "yesterday"),
         (["completion", "cmd"], 2, "cmd"),
         (["run", "--mount", "/a", "--", "true"], 2, "SRC:DST"),
         (["run", "--load", "", "--", "true"], 2, "MODULE"),

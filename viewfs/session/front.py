@@ -112,7 +112,7 @@ class _Front:
                 SessionHandles(
                     name=self.name,
                     layers=self._layers,
-                    plan=self._plan.view,
+                    plan=self._view_plan(),
                     command=list(self._plan.command),
                     history=self._plan.history,
                     listener=self._listener,
@@ -225,6 +225,8 @@ class _Front:
         for name, pid in self._processes.items():
             if name not in self._ended:
                 os.waitpid(pid, 0)
+        if self._covers:
+            self._layers.end()  # as a rule the supervisor has done it
         self._runtime.remove(self.name)
         self._runtime.close()
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from viewfs.cow.changes import Change, differences
 from viewfs.cow.commit import recover
-from viewfs.cow.layers import Layer, LayerSet
+from viewfs.cow.layers import Layer, LayerSet, has_changes
 from viewfs.cow.planning import Selection
 from viewfs.cow.settling import settle
 from viewfs.cow.trees import Tree
@@ -250,12 +250,14 @@ def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
         for name in sorted(set(os.listdir(directory)) - set(running)):
             if name.startswith(_UNNAMED) or (layers := LayerSet.of_session(name, directory)) is None:
                 continue
-            present = list(layers.layers())
-            layers.close()
-            for layer in present:
+            paths = []
+            for layer in layers.layers():
+                if has_changes(layer.fd) or layer.record.checkpoints:
+                    paths.append(layer.record.path)
                 layer.close()
-            if present:
-                yield name, [layer.record.path for layer in present]
+            layers.close()
+            if paths:
+                yield name, paths
 
 
 def _left_by(request: Request, messages: list[str]) -> Iterator[OpenLayer]:

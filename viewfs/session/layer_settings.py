@@ -57,14 +57,15 @@ class LayerSettings:
         here = {"path": path, "name": self.name, "directory": self.directory, "mounts": mounts}
         return here | {"shown": list(self.shown)} | self.how
 
-    def discard(self) -> None:
-        """Throw the layers away, if they don't survive."""
-        if self.is_kept:
-            return
+    def end(self) -> None:
+        """The session has ended: throw the layers away, or those in which nothing is, if they survive."""
         from viewfs.cow.layers import LayerSet  # a view without layers is not to wait for it
 
         with contextlib.suppress(OSError):  # what is left is in a directory of its own, and in nobody's way
             layers = LayerSet.of_session(self.name, self.directory)
             if layers is not None:
+                if self.is_kept:
+                    layers.tidy()
                 layers.close()
-                layers.remove()
+                if not self.is_kept:
+                    layers.remove()

@@ -112,6 +112,8 @@ def _poll(handles: SessionHandles) -> set[int]:
 def _stand_by(handles: SessionHandles) -> int:
     received = handles.link.receive()
     if received is None or "ok" not in received[0]:
+        if handles.plan.covers:
+            handles.layers.end()
         return 1  # there is no view; the front says why
     greeting, (agent_pidfd, *fds) = received
     kinds = greeting["ok"]["kinds"]
@@ -129,7 +131,7 @@ def _stand_by(handles: SessionHandles) -> int:
         handles.kept = told is not None and bool(told[0].get("keep"))
     if (handles.front.fileno() in events and not handles.kept) or handles.link.fileno() in events:
         end_session(namespace_id(namespaces["user"]), spare=own, release=handles.link.close, agent=agent_pidfd)
-        _discard_layers(handles, covers)
+        _end_layers(handles, covers)
         return 0
     handles.link.send({"op": "warm"})
     from viewfs.session.supervisor import run_supervisor
@@ -138,18 +140,19 @@ def _stand_by(handles: SessionHandles) -> int:
     return 0
 
 
-def _discard_layers(handles: SessionHandles, covers: list[Cover]) -> None:
+def _end_layers(handles: SessionHandles, covers: list[Cover]) -> None:
     """Layers that nobody has a name for end with the session; the front tells of what was in them."""
-    if not covers or handles.layers.is_kept:
+    if not covers:
         return
-    from viewfs.cow.layers import has_changes
+    if not handles.layers.is_kept:
+        from viewfs.cow.layers import has_changes
 
-    changed = [
-        row["path"]
-        for report, fds in covers
-        for number, row in enumerate(report["layers"], 1)
-        if has_changes(fds[f"layer{number}"])
-    ]
-    with contextlib.suppress(OSError):
-        handles.front.send({"discarding": changed})
-    handles.layers.discard()
+        changed = [
+            row["path"]
+            for report, fds in covers
+            for number, row in enumerate(report["layers"], 1)
+            if has_changes(fds[f"layer{number}"])
+        ]
+        with contextlib.suppress(OSError):
+            handles.front.send({"discarding": changed})
+    handles.layers.end()

@@ -84,7 +84,7 @@ class Supervisor:
         if not self.handles.layers.is_kept:
             with contextlib.suppress(OSError):  # the front is gone
                 self.handles.front.send({"discarding": discarded})
-            self.handles.layers.discard()
+        self.handles.layers.end()
 
     def _release(self) -> None:
         self.view.close()

@@ -26,6 +26,8 @@ def test_what_is_written_stays_in_the_view(viewfs: Viewfs, tree: Path) -> None:
 def test_nothing_is_said_of_a_view_in_which_nothing_changed(viewfs: Viewfs, tree: Path) -> None:
     result = viewfs.sh("--cow", tree, script=f"cat {tree}/text")
     assert result.err == "" and not (viewfs.state / "viewfs").exists()
+    viewfs.sh("--name", "n", "--cow", tree, script=f"cat {tree}/text; viewfs ps > /dev/null")
+    assert not (viewfs.state / "viewfs").exists()
 
 
 def test_a_name_keeps_the_changes_for_the_next_view(cow: Cow) -> None:
@@ -180,6 +182,7 @@ def test_what_can_not_be(viewfs: Viewfs, tree: Path, path: str, code: int, what:
 def test_twice_is_refused(viewfs: Viewfs, tree: Path) -> None:
     result = viewfs("run", "--cow", f"{tree},{tree}/directory", "--", "true", check=False)
     assert result.code == 2 and "copy-on-write already" in result.err
+    assert not (viewfs.state / "viewfs").exists()
 
 
 def test_commands_without_layers(viewfs: Viewfs, open_view: Callable[..., View], tree: Path, cow: Cow) -> None:
@@ -191,7 +194,7 @@ def test_commands_without_layers(viewfs: Viewfs, open_view: Callable[..., View],
     view = open_view()
     nothing = view("diff", check=False)
     assert nothing.code == 4 and "viewfs cow PATH" in nothing.err
-    cow.sh("true")
+    cow.sh("echo x > text")
     elsewhere = cow("diff", "/usr", check=False)
     assert elsewhere.code == 4 and "/usr is not copy-on-write" in elsewhere.err
 
