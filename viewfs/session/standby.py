@@ -28,8 +28,9 @@ __all__ = ["SessionHandles", "supervisor_main"]
 
 #: What a worker that covered a tree has reported, and descriptors by the names in it.
 Cover = tuple[dict[str, Any], dict[str, int]]
-#: Milliseconds after which the supervisor starts anyway: long for a command that ends at once, short for a person.
-_IDLE_MILLISECONDS = 150
+#: Milliseconds after which the supervisor starts anyway: long for a command, whose processors it would take, and short
+#: for a person.
+_IDLE_MILLISECONDS = 2000
 
 
 @dataclass
