@@ -123,6 +123,8 @@ class Layer:
     def __init__(self, fd: int, record: LayerRecord) -> None:
         self.fd = fd
         self.record = record
+        #: It was begun just now: there is nothing of an earlier session in it.
+        self.is_new = False
 
     @classmethod
     def open(cls, fd: int) -> Layer:
@@ -158,9 +160,10 @@ class Layer:
         finally:
             os.close(fd)
 
-    def write(self, record: LayerRecord) -> None:
-        """Replace layer.json, for good. Raises OSError."""
-        write_durably(self.fd, _RECORD, json.dumps({"schema": _SCHEMA} | asdict(record), indent=1))
+    def write(self, record: LayerRecord, *, durably: bool = True) -> None:
+        """Replace layer.json, for good if it is to be done `durably`. Raises OSError."""
+        text = json.dumps({"schema": _SCHEMA} | asdict(record), indent=1)
+        write_whole(self.fd, _RECORD, text, durably=durably)
         self.record = record
 
     def directory(self, name: str, flags: int = os.O_RDONLY) -> int:
@@ -229,8 +232,10 @@ class LayerSet:
             os.close(fd)
             raise
 
-    def layer(self, path: str, lower: Lower, root: Entry, *, now_ns: int) -> Layer:
+    def layer(self, path: str, lower: Lower, root: Entry, *, now_ns: int, durably: bool = True) -> Layer:
         """The layer of mount point `path`, as it was left, or a new one; `root` is what is there now.
+
+        `durably`: it has to survive the machine.
 
         Raises `UsageError` if it was made over something else, and OSError.
         """
@@ -251,8 +256,9 @@ class LayerSet:
                 layer.make_directories(root)
                 return layer
             layer = Layer(fd, LayerRecord(path, lower, now_ns))
+            layer.is_new = True
             layer.make_directories(root)
-            layer.write(layer.record)
+            layer.write(layer.record, durably=durably)
             return layer
         except BaseException:
             os.close(fd)
@@ -297,13 +303,15 @@ def _read(directory: int, name: str) -> str:
         return file.read()
 
 
-def write_durably(directory: int, name: str, text: str) -> None:
-    """Make or replace a file so that after a crash the old or the new one is there. Raises OSError."""
+def write_whole(directory: int, name: str, text: str, *, durably: bool = True) -> None:
+    """Make or replace a file, so that nobody sees half of it, even (`durably`) after a crash. Raises OSError."""
     aside = f"{name}.new"
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=directory)
     with open(fd, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if durably:
+            os.fsync(file.fileno())
     os.rename(aside, name, src_dir_fd=directory, dst_dir_fd=directory)
-    os.fsync(directory)
+    if durably:
+        os.fsync(directory)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from viewfs.cow.copying import copy_node, remove_tree, set_attributes
-from viewfs.cow.layers import Layer, write_durably
+from viewfs.cow.layers import Layer, write_whole
 from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.errors import ViewfsError, explain_os_error
 
@@ -98,7 +98,7 @@ class _Manifest:
 
     def write(self, states: int, directory: str) -> None:
         files = {os.fsdecode(path): list(one) for path, one in self.files.items()}
-        write_durably(states, _MANIFEST, json.dumps({"directory": directory, "files": files}))
+        write_whole(states, _MANIFEST, json.dumps({"directory": directory, "files": files}))
 
 
 class _Copy:

@@ -73,7 +73,7 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
                 covers.append((part.path, part.tree))
                 continue
             attach_aside(part.tree)
-            layer = _open_layer(layers, part.path, part.tree, request["mounts"], messages)
+            layer = _open_layer(layers, part.path, part.tree, request, messages)
             cover = _cover_of(layer, part.tree, request)
             if cover.server is not None:
                 servers.append(cover.server)
@@ -128,13 +128,17 @@ def _mount_table() -> list[Any]:
         return parse_mountinfo(table.read())
 
 
-def _open_layer(layers: LayerSet, point: str, lower_fd: int, mounts: list[list[str]], messages: list[str]) -> Layer:
+def _open_layer(layers: LayerSet, point: str, lower_fd: int, request: dict[str, Any], messages: list[str]) -> Layer:
     """The layer of a mount point, with what an earlier session left of it put in order."""
-    serving = [Lower(kind, source) for path, kind, source in mounts if point == path or point.startswith(path + "/")]
+    serving = [
+        Lower(kind, source) for path, kind, source in request["mounts"] if point == path or point.startswith(path + "/")
+    ]
     lower = serving[-1] if serving else Lower("host")
     root = Tree(lower_fd).entry(b"")
     assert root is not None
-    layer = layers.layer(point, lower, root, now_ns=time.time_ns())
+    layer = layers.layer(point, lower, root, now_ns=time.time_ns(), durably=not request["volatile"])
+    if layer.is_new:
+        return layer
     with layer.locked():
         if (done := recover(layer, Tree(lower_fd))) is not None:
             messages.append(done)
