@@ -279,7 +279,7 @@ def test_locked(cow: Cow) -> None:
     import fcntl
 
     cow.sh("echo x > text")
-    with open(cow.layer / ".lock") as lock:
+    with open(cow.layer / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         result = cow("commit", check=False)
     assert result.code == 1 and "being worked on by another command" in result.err
