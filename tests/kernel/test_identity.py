@@ -13,6 +13,12 @@ import pytest
 from tests.kernel.conftest import View, Viewfs
 
 
+def test_as_root_the_session_is_found_without_a_runtime_directory(viewfs: Viewfs) -> None:
+    del viewfs.environment["XDG_RUNTIME_DIR"]
+    viewfs.environment["TMPDIR"] = str(viewfs.directory)
+    assert viewfs.sh("--as-root", script="viewfs epochs --json | head -c 20").out.startswith('{"schema": 1')
+
+
 def test_the_user_stays_who_they_are(viewfs: Viewfs, tmp_path: Path) -> None:
     done = viewfs.sh(script=f"id -u; id -g; id -un; touch {tmp_path}/mine; stat -c %u {tmp_path}/mine /usr")
     uid, gid, name, mine, usr = done.out.split()

@@ -27,7 +27,7 @@ from viewfs.session.client import SESSION_VARIABLE, Session
 from viewfs.session.ending import end_session
 from viewfs.session.layer_settings import LayerSettings
 from viewfs.session.protocol import result_of
-from viewfs.session.runtime import RuntimeDirectory
+from viewfs.session.runtime import RUNTIME_VARIABLE, RuntimeDirectory
 from viewfs.session.standby import SessionHandles, supervisor_main
 
 __all__ = ["InitialChange", "SessionPlan", "run_in_view", "run_session", "start_command"]
@@ -145,7 +145,12 @@ class _Front:
     def run(self) -> int:
         self._make_changes()
         assert self._namespaces is not None
-        environment = {**os.environ, SESSION_VARIABLE: self.name, **self._plan.environment}
+        environment = {
+            **os.environ,
+            SESSION_VARIABLE: self.name,
+            RUNTIME_VARIABLE: self._runtime.path,
+            **self._plan.environment,
+        }
         command = start_command(
             self._namespaces, list(self._plan.command), environment, as_root=self._plan.view.as_root
         )

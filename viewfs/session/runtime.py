@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 from viewfs.errors import UsageError, ViewfsError
 
-__all__ = ["RuntimeDirectory", "check_name"]
+__all__ = ["RUNTIME_VARIABLE", "RuntimeDirectory", "check_name"]
 
+#: Set in commands of a view: where its session can be found, if not where this process would look.
+RUNTIME_VARIABLE = "VIEWFS_RUNTIME_DIR"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SUFFIX = ".sock"
 
@@ -44,6 +46,9 @@ class RuntimeDirectory:
         if runtime and os.path.isabs(runtime):
             yield os.path.join(runtime, "viewfs")
         yield os.path.join(os.environ.get("TMPDIR") or "/tmp", f"viewfs-{os.geteuid()}")
+        # Inside a view in which the user appears as root the number is another one.
+        if outside := os.environ.get(RUNTIME_VARIABLE):
+            yield outside
 
     @classmethod
     def existing(cls) -> Iterator[RuntimeDirectory]:
