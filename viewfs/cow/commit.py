@@ -88,6 +88,7 @@ class Commit:
             journal.begin(self.plan.selection.paths, self.plan.steps)
             try:
                 self._stage(progress)
+                self._check_unchanged()
                 journal.staged()
             except BaseException:
                 _undo(self._lower, self.plan.steps)
@@ -125,6 +126,18 @@ class Commit:
         for directory in copier.directories if sync_each else ():
             with self._lower.directory(directory) as fd:
                 os.fsync(fd)
+
+    def _check_unchanged(self) -> None:
+        """Staging may take minutes: what is to be replaced must be what it was when conflicts were looked for."""
+        seen = {change.path: change.old for change in self.plan.changes}
+        for step in self.plan.steps:
+            old = seen.get(step.path)
+            if step.operation is Operation.ATTRIBUTES or (old is not None and old.is_directory):
+                continue
+            now = self._lower.entry(step.path)
+            if (now and (now.identity, now.ctime_ns)) != (old and (old.identity, old.ctime_ns)):
+                path = step.path.decode(errors="replace")
+                raise ViewfsError(f"/{path} was changed outside just now", remedy="commit again")
 
 
 def recover(layer: Layer, lower: Tree) -> str | None:
