@@ -31,6 +31,8 @@ class Node:
     merged: bool = True
     gone: bool = False
     handles: list[Handle] = field(default_factory=list)
+    #: What was opened last, for telling whether it is still the same: the kernel has pages of it then.
+    opened: tuple[int, ...] | None = None
     #: How many nodes have it as their parent.
     children: int = 0
 
@@ -47,6 +49,10 @@ class Handle(OpenFile):
 
     def __init__(self, node: Node, fd: int, *, is_upper: bool) -> None:
         self._node, self.fd, self.is_upper = node, fd, is_upper
+        # Others may write to the lower tree; to the upper directory only the kernel does, through here.
+        found = () if is_upper else _signature(os.fstat(fd))
+        self.keep_cache = node.opened == found
+        node.opened = found
         node.handles.append(self)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -69,6 +75,11 @@ class Handle(OpenFile):
     def release(self) -> None:
         os.close(self.fd)
         self._node.handles.remove(self)
+
+
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    """What is another one when the content is."""
+    return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
 
 
 def make_whiteout(directory: int, name: bytes) -> None:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from viewfs.linux.files import Resolve, openat2
 
-__all__ = ["Entry", "Tree", "data_extents", "join", "split"]
+__all__ = ["GONE", "Entry", "Tree", "data_extents", "join", "split"]
 
 _INSIDE = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_XDEV
-#: Where a part of the path is not there, or is no directory: a symbolic link is none either.
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+#: What says that a part of the path is not there, or is no directory: a symbolic link is none either.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 #: Attributes that belong to the file; what the machine's security modules keep there belongs to the machine.
 _KEPT_XATTRS = ("user.", "system.posix_acl_")
 
@@ -99,7 +99,7 @@ class Tree:
             with self.directory(path) as fd:
                 return sorted(map(os.fsencode, os.listdir(fd)))
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 return []
             raise
 
@@ -111,7 +111,7 @@ class Tree:
         try:
             parent = self.open(directory, os.O_PATH | os.O_DIRECTORY)
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 return None
             raise
         try:
@@ -136,7 +136,7 @@ class Tree:
             finally:
                 os.close(parent)
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 return None
             raise
 
@@ -159,7 +159,7 @@ def read_entry(directory: int, name: bytes) -> Entry | None:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else b""
     except OSError as error:
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return None
         raise
     return _made_of(status, target, b"/proc/self/fd/%d/%s" % (directory, name))
@@ -191,7 +191,7 @@ def _xattrs(path: bytes, *, follow: bool) -> tuple[tuple[str, bytes], ...]:
             if key.startswith(_KEPT_XATTRS)
         ]
     except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENODATA, *_GONE):
+        if error.errno in (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENODATA, *GONE):
             return ()
         raise
     return tuple(found)

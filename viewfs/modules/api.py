@@ -129,6 +129,8 @@ class OpenFile:
 
     #: Bypass the page cache: for content whose length is not known beforehand, and that may differ at each open.
     direct_io: bool = False
+    #: What the kernel has in its page cache since the file was open before is still right.
+    keep_cache: bool = False
 
     def read(self, offset: int, size: int) -> Answer[bytes]:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))

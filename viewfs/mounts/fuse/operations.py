@@ -325,7 +325,12 @@ class Operations:
                 return protocol.encode_open(0, OpenFlags.NONE)
             handle = next(self._next_handle)
             self._handles[handle] = opened
-            return protocol.encode_open(handle, OpenFlags.DIRECT_IO if opened.direct_io else OpenFlags.NONE)
+            flags = OpenFlags.DIRECT_IO if opened.direct_io else OpenFlags.NONE
+            if opened.keep_cache:
+                flags |= OpenFlags.KEEP_CACHE
+            if type(opened).flush is OpenFile.flush:
+                flags |= OpenFlags.NOFLUSH
+            return protocol.encode_open(handle, flags)
 
         return _then(self._fs.open(self._inode(request.node), request.fields[0]), finish)
 
