@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 from viewfs.errors import UsageError
 from viewfs.modules.options import split_options
+from viewfs.session.layer_settings import BACKENDS
 
 __all__ = [
     "COW",
@@ -18,6 +20,7 @@ __all__ = [
     "MOUNT",
     "ChangesInOrder",
     "absolute",
+    "cow_backend_option",
     "module_option",
     "parse_cow",
     "parse_load",
@@ -85,7 +88,7 @@ def parse_cow(text: str) -> list[dict[str, Any]]:
     paths = [path.replace("\\,", ",") for path in re.split(r"(?<!\\),", text)]
     if not all(paths):
         raise UsageError(f"--cow {text}: not of the form PATH[,PATH…]")
-    return [{"request": "cow", "path": absolute(path)} for path in paths]
+    return [{"request": "cow", "path": absolute(path), "cwd": os.getcwd()} for path in paths]
 
 
 class _Change(_ParamType):
@@ -154,3 +157,14 @@ session_option = click.option(
     help="The session to act on; inside a view, by default, that view's.",
 )
 module_option = click.option("-o", "options", metavar="opt=val,…", multiple=True, help="Options of the module.")
+
+
+def cow_backend_option(name: str) -> Callable[[Any], Any]:
+    """An option `name` that says what serves copy-on-write trees."""
+    return click.option(
+        name,
+        "cow_backend",
+        type=click.Choice(BACKENDS),
+        help="What serves them: the kernel's overlay (fast; changes only what is yours), viewfs's own file system"
+        " over FUSE, or whichever fits (auto).",
+    )

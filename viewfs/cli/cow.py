@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from viewfs.cli.arguments import absolute, session_option
+from viewfs.cli.arguments import absolute, cow_backend_option, session_option
 from viewfs.cli.changes import count_line, in_listing, shown_change, to_json, unified
 from viewfs.cli.cow_images import write_tree
 from viewfs.cli.main import printable, tell, warn
@@ -46,9 +46,10 @@ def _layers(
 
 @click.command()
 @session_option
+@cow_backend_option("--backend")
 @json_option
 @click.argument("path")
-def cow(session: str | None, as_json: bool, path: str) -> None:
+def cow(session: str | None, cow_backend: str | None, as_json: bool, path: str) -> None:
     """Make PATH, a directory, a mount or /, copy-on-write: everything can be written, and nothing of it is changed.
 
     \b
@@ -58,7 +59,7 @@ def cow(session: str | None, as_json: bool, path: str) -> None:
       viewfs commit
     """
     with closing(find_session(session)) as found:
-        result = found.request("cow", path=absolute(path))
+        result = found.request("cow", path=absolute(path), cwd=os.getcwd(), backend=cow_backend)
     for message in result.pop("messages"):
         warn(message)
     if as_json:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from viewfs.cli.arguments import COW, LOAD, MOUNT, ChangesInOrder
+from viewfs.cli.arguments import COW, LOAD, MOUNT, ChangesInOrder, cow_backend_option
 from viewfs.cli.main import warn
 from viewfs.errors import UsageError
 from viewfs.session.agent import AgentPlan
@@ -24,6 +24,7 @@ _OPTIONS = (
     click.option("--mount", "mounts", type=MOUNT, multiple=True, help="Mount this first. Repeatable, in order."),
     click.option("--load", "loads", type=LOAD, multiple=True, help="Load this module first. Repeatable, in order."),
     click.option("--cow", "cows", type=COW, multiple=True, help="Make these copy-on-write. Repeatable, in order."),
+    cow_backend_option("--cow-backend"),
     click.option("--name", help="Call the session that; `viewfs enter NAME` joins it."),
     click.option("--keep", is_flag=True, help="Keep the session after the command has ended."),
     click.option("--history", is_flag=True, help="Keep every epoch enterable: what is unmounted lives on."),
@@ -50,6 +51,7 @@ def _plan(command: list[str], environment: dict[str, str], given: dict[str, Any]
         name=None if given["name"] is None else check_name(given["name"]),
         keep=given["keep"],
         history=given["history"],
+        cow_backend=given["cow_backend"],
         view=AgentPlan(as_root=given["as_root"], hostname=hostname, pid_namespace=given["pid_namespace"]),
         changes=tuple(InitialChange(change.pop("request", "mount"), change) for change in changes),
         environment=environment,

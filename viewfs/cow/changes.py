@@ -13,11 +13,14 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
 
 from viewfs.cow.trees import Entry, Tree, data_extents, join
 from viewfs.mounts.overlay import OPAQUE
+from viewfs.namespaces.user import mapped_ids
 
-__all__ = ["Change", "Kind", "differences", "is_opaque", "same_content", "same_time", "with_renames"]
+__all__ = ["Change", "Kind", "differences", "is_opaque", "same_content", "same_owner", "same_time", "with_renames"]
 
 _BLOCK = 1 << 20
 
@@ -137,12 +140,28 @@ def _aspects(path: bytes, old: Entry, new: Entry, old_tree: Tree, new_tree: Tree
         yield "device"
     if stat.S_IMODE(old.mode) != stat.S_IMODE(new.mode):
         yield "mode"
-    if path and (old.uid, old.gid) != (new.uid, new.gid):  # the root of a layer is its user's, whatever it is over
+    if path and not same_owner(old, new):  # the root of a layer is its user's, whatever it is over
         yield "owner"
     if old.xattrs != new.xattrs:
         yield "xattrs"
     if not same_time(old.mtime_ns, new.mtime_ns):
         yield "times"
+
+
+def same_owner(old: Entry, new: Entry) -> bool:
+    """Has nobody given it to somebody else? What belongs to one that has no number here nobody could give away: it is
+    shown as the user's where it was copied."""
+    return old.uid in (new.uid, overflow_id("uid")) and old.gid in (new.gid, overflow_id("gid"))
+
+
+@lru_cache
+def overflow_id(kind: str) -> int | None:
+    """The "uid" or "gid" of all who have no number in this user namespace; None where everybody has one.
+
+    (user_namespaces(7), “Unmapped user and group IDs”)
+    """
+    number = int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())
+    return None if number in mapped_ids(kind) else number
 
 
 def same_time(old: int, new: int) -> bool:

@@ -30,7 +30,7 @@ _RECORD = "layer.json"
 _LOCK = ".lock"
 #: See `viewfs.cow.journal`.
 JOURNAL = "commit.journal"
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class LayerRecord:
     bases: dict[str, int] = field(default_factory=dict)
     #: Directories of the lower tree that commits wrote to, with the change time that they had afterwards.
     touched: dict[str, int] = field(default_factory=dict)
+    #: What showed it last: the kernel's "overlay", or our own file system ("fuse").
+    backend: str = "overlay"
     #: The upper directory has entries that are no changes any more, because they were committed or discarded.
     unsettled: bool = False
 
@@ -95,6 +97,7 @@ class LayerRecord:
             checkpoints=tuple(Checkpoint(**one) for one in value["checkpoints"]),
             bases=value["bases"],
             touched=value["touched"],
+            backend=value["backend"],
             unsettled=value["unsettled"],
         )
 

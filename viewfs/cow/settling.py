@@ -11,7 +11,7 @@ import stat
 import time
 from dataclasses import replace
 
-from viewfs.cow.changes import Change, differences, is_opaque, same_content, same_time
+from viewfs.cow.changes import Change, differences, is_opaque, same_content, same_owner, same_time
 from viewfs.cow.copying import remove_tree
 from viewfs.cow.layers import Layer
 from viewfs.cow.trees import Entry, Tree, join, split
@@ -94,7 +94,7 @@ def _is_same(upper: Tree, mine: Entry, lower: Tree, path: bytes) -> bool:
 
 
 def _same_attributes(mine: Entry, other: Entry) -> bool:
-    return (mine.mode, mine.uid, mine.gid) == (other.mode, other.uid, other.gid) and _xattrs(mine) == _xattrs(other)
+    return mine.mode == other.mode and same_owner(other, mine) and _xattrs(mine) == _xattrs(other)
 
 
 def _remove_at_once(upper: Tree, path: bytes, layer: int) -> None:

@@ -1,7 +1,13 @@
 """Covering a tree of mounts with another: which mounts lie at and below a path, and putting others in their places.
 
-An overlay is of one mount, so that a tree with mounts below it takes an overlay of each. What is not covered comes
-along as it is: the kernel's own file systems, and what is mounted on a single file.
+A cover is of one mount, so that a tree with mounts below it takes a cover of each. What is not covered comes along as
+it is: the kernel's own file systems, and what is mounted on a single file.
+
+Two things the kernel's overlay can't do in a user namespace. It changes nothing that belongs to users whom the
+namespace has no number for (capable_wrt_inode_uidgid of the kernel). And it can't have a directory below which
+something is mounted outside of the view, which the kernel shows to nobody without what is mounted there
+(mount_namespaces(7)). Such a part takes another cover; the directories in it that an overlay can have are parts of
+their own, so that work in them is fast.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ from viewfs.linux.mount import (
 from viewfs.linux.mountinfo import MountEntry
 
 __all__ = [
+    "Division",
     "Part",
     "Treatment",
     "assemble",
@@ -44,9 +51,9 @@ _KERNELS_OWN = frozenset(
     "autofs binder binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue"
     " nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
 )
-#: Of the root, what belongs to the machine as it runs.
 #: Directories that can be covered where overlays are made.
 _ASIDE = ("/sys", "/dev", "/tmp")
+#: Of the root, what belongs to the machine as it runs.
 _MACHINES_OWN = frozenset({"dev", "proc", "run", "sys"})
 
 
@@ -59,18 +66,31 @@ class Treatment(Enum):
     SHOW = "show"
     #: It is shown, and can't be written: a single file that is mounted.
     GUARD = "guard"
-    #: The same with all below it, most of which is covered for itself: a directory below which something is mounted
-    #: outside of the view, which the kernel shows to nobody without what is mounted there (mount_namespaces(7)).
-    SPLIT = "split"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a tree: a detached copy of the mount that is seen at `path`, whose descriptor belongs to it."""
+    """One piece of a tree: what is mounted at `path`, by a descriptor that belongs to it."""
 
     path: str
     treatment: Treatment
+    #: A detached copy of the mount, or where `is_attached` the directory, with what is mounted below it.
     tree: int
+    is_attached: bool = False
+    #: It is the directory of somebody whom this user namespace has no number for.
+    is_of_others: bool = False
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which directories are to be parts of their own, although nothing is mounted on them."""
+
+    #: These, whatever they are in.
+    always: Sequence[str] = ()
+    #: Of what an overlay can't have: the topmost on the way to one of these that it can.
+    within: Sequence[str] = ()
+    #: May a directory be one, in the part at the path that comes first?
+    allowed: Callable[[str, str], bool] = lambda _part, _path: True
 
 
 def roots_of(path: str) -> list[str]:
@@ -97,7 +117,9 @@ def mount_id_at(path: str) -> int | None:
         os.close(fd)
 
 
-def open_parts(root: str, table: Sequence[MountEntry], cover: str, shown: Sequence[str] = ()) -> list[Part]:
+def open_parts(
+    root: str, table: Sequence[MountEntry], cover: str, shown: Sequence[str] = (), division: Division | None = None
+) -> list[Part]:
     """What is seen at and below `root`, in parts, itself first; a directory comes before what lies in it.
 
     `cover` is the source of mounts that are covers. (Another view's are file systems like others.) The directories
@@ -112,7 +134,7 @@ def open_parts(root: str, table: Sequence[MountEntry], cover: str, shown: Sequen
         raise UsageError(f"{root} is copy-on-write already", remedy=f"that of {holding.mount_point} covers it")
     parts: list[Part] = []
     try:
-        _open_directory(root, table, cover, parts)
+        _open_directories(root, table, cover, division or Division(), parts)
         for path in shown:
             if _lies_in(path, root) and os.path.isdir(path) and path not in {part.path for part in parts}:
                 parts.append(Part(path, Treatment.SHOW, open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)))
@@ -123,39 +145,81 @@ def open_parts(root: str, table: Sequence[MountEntry], cover: str, shown: Sequen
     return sorted(parts, key=lambda part: part.path.split("/"))
 
 
-def _open_directory(root: str, table: Sequence[MountEntry], cover: str, parts: list[Part]) -> None:
-    waiting = [root]
+def _open_directories(
+    root: str, table: Sequence[MountEntry], cover: str, division: Division, parts: list[Part]
+) -> None:
+    waiting, known = [root], {root}
     while waiting:
         path = waiting.pop()
         below = visible_below(path, table)
-        try:
-            parts.append(Part(path, Treatment.COVER, open_tree(AT_FDCWD, path, OpenTree.CLONE)))
-        except OSError as error:
-            if error.errno != errno.EINVAL or not below:
-                raise
-            tree = open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)
-            parts.append(Part(path, Treatment.SPLIT, tree))
-            mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, set_attributes=MountAttr.RDONLY)
+        part = _open_directory(path, below)
+        parts.append(part)
+        inside = [each for each in division.always if _lies_in(each, path)]
+        if part.is_of_others:
+            inside += filter(None, (_first_own(path, each) for each in division.within if _lies_in(each, path)))
+        elif part.is_attached:
             with os.scandir(path) as entries:
-                directories = sorted((e.path for e in entries if e.is_dir(follow_symlinks=False)), reverse=True)
-            mounted = {entry.mount_point: entry for entry in below}
-            waiting += [each for each in directories if each not in mounted or can_be_covered(mounted[each], cover)]
-            for entry in below:
-                if os.path.dirname(entry.mount_point) == path and not can_be_covered(entry, cover):
-                    parts.append(_as_it_is(entry))
-            continue
-        # What the view itself has mounted.
+                inside += sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+        points = [entry.mount_point for entry in below]
+        for each in inside:
+            in_mount = any(each == point or _lies_in(each, point) for point in points)
+            if not in_mount and each not in known and _is_directory(each) and division.allowed(path, each):
+                known.add(each)
+                waiting.append(each)
         for number, entry in enumerate(below):
-            if any(_lies_in(entry.mount_point, other.mount_point) for other in below[:number]):
+            point = entry.mount_point
+            if point in known or any(_lies_in(point, other) for other in points[:number]):
                 continue  # it comes with that one
+            known.add(point)
             if can_be_covered(entry, cover):
-                waiting.append(entry.mount_point)
+                waiting.append(point)
             else:
                 parts.append(_as_it_is(entry))
 
 
+def _open_directory(path: str, below: Sequence[MountEntry]) -> Part:
+    """Raises OSError."""
+    of_others = not _is_own(os.stat(path))
+    try:
+        return Part(path, Treatment.COVER, open_tree(AT_FDCWD, path, OpenTree.CLONE), is_of_others=of_others)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not below:
+            raise
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return Part(path, Treatment.COVER, fd, is_attached=True, is_of_others=of_others)
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """May this user change what is in a directory? In one for everybody (/tmp) each has what they made."""
+    everybodys = stat.S_ISVTX | stat.S_IWOTH
+    return status.st_uid == os.getuid() or status.st_mode & everybodys == everybodys
+
+
+def _first_own(directory: str, path: str) -> str | None:
+    """The first directory on the way from `directory` to `path`, which lies in it, that is this user's own."""
+    here = directory
+    for name in path[len(directory.rstrip("/")) + 1 :].split("/"):
+        here = os.path.join(here, name)
+        try:
+            status = os.stat(here, follow_symlinks=False)
+        except OSError:
+            return None
+        if not stat.S_ISDIR(status.st_mode):
+            return None
+        if _is_own(status):
+            return here
+    return None
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
 def _lies_in(path: str, directory: str) -> bool:
-    return path.startswith(directory + "/")
+    return path.startswith(directory.rstrip("/") + "/")
 
 
 def can_be_covered(entry: MountEntry, cover: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from viewfs.cow.commit import recover
@@ -23,6 +23,8 @@ from viewfs.linux.mount import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, MoveMount,
 from viewfs.linux.mountinfo import parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 from viewfs.mounts.covering import (
+    Division,
+    Part,
     Treatment,
     assemble,
     attach_aside,
@@ -32,15 +34,19 @@ from viewfs.mounts.covering import (
     roots_of,
     visible_below,
 )
+from viewfs.mounts.overlay import OverlayRefusedError
 from viewfs.namespaces.enter import open_namespace
 from viewfs.session.channel import Channel
 from viewfs.session.cow_server import Cover, make_cover
 
 __all__ = ["cover", "show_state"]
 
+#: So many paths are named in a message.
+_LISTED = 6
+
 
 def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
-    """Make `path` copy-on-write: a tree of overlays for each place, and descriptors of all that has to be kept."""
+    """Make `path` copy-on-write: a tree of covers for each place, and descriptors of all that has to be kept."""
     (first_epoch,) = fds
     path = os.path.realpath(request["path"])
     if not os.path.isdir(path):
@@ -51,55 +57,146 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     device = os.stat(path).st_dev
     unshare(CloneFlags.NEWNS)
     snapshot = open_namespace("mnt")
-    trees = [open_parts(root, _mount_table(), request["cover"], request["shown"]) for root in roots]
     setns(first_epoch, CloneFlags.NEWNS)
     unshare(CloneFlags.NEWNS)
+    workshop = open_namespace("mnt")
     layers = LayerSet.of_session(request["name"], request["directory"], create=True)
     assert layers is not None
-    made: list[dict[str, Any]] = []
-    names, kept = ["snapshot", "workshop"], [snapshot, open_namespace("mnt")]
-    messages: list[str] = []
-    servers: list[int] = []
+    division = _division(layers, request)
+    setns(snapshot, CloneFlags.NEWNS)
+    trees = [open_parts(root, _mount_table(), request["cover"], request["shown"], division) for root in roots]
+    setns(workshop, CloneFlags.NEWNS)
+    names, kept = ["snapshot", "workshop"], [snapshot, workshop]
+    maker = _Maker(layers, request)
     for number, parts in enumerate(trees):
-        covers = []
-        split = {part.path for part in parts if part.treatment is Treatment.SPLIT}
-        for part in parts:
-            if part.path in split and os.path.dirname(part.path) not in split:
-                messages.append(
-                    f"something is mounted below {part.path} outside of the view: the directory itself and the files"
-                    " in it can only be read, while the directories in it can be written"
-                )
-            if part.treatment is not Treatment.COVER:
-                covers.append((part.path, part.tree))
-                continue
-            attach_aside(part.tree)
-            layer = _open_layer(layers, part.path, part.tree, request, messages)
-            cover = _cover_of(layer, part.tree, request)
-            if cover.server is not None:
-                servers.append(cover.server)
-                messages.append(
-                    f"the kernel makes no overlay of {part.path} with layers in {request['directory']}:"
-                    " viewfs serves it itself, which takes more time"
-                )
-            attach_aside(cover.mount)  # to be looked at without what will lie in it
-            covers.append((part.path, open_tree(cover.mount, "", OpenTree.CLONE | AT_EMPTY_PATH)))
-            made.append({"path": part.path, "lower": asdict(layer.record.lower)})
-            names += [f"lower{len(made)}", f"layer{len(made)}", f"view{len(made)}"]
-            kept += [part.tree, layer.fd, cover.mount]
+        covers = [(part.path, maker.cover(part) if part.treatment is Treatment.COVER else part.tree) for part in parts]
         names += [f"tree{number}", f"place{number}"]
         kept += [assemble(covers), places[number]]
+    for number, fds in enumerate(maker.kept, 1):
+        names += [f"lower{number}", f"layer{number}", f"view{number}"]
+        kept += fds
     report = {
         "path": path,
         "roots": roots,
         "points": [part.path for parts in trees for part in parts],
-        "layers": made,
+        "layers": maker.made,
         "device": device,
-        "messages": messages,
-        "servers": [*servers, os.getpid()] if servers else [],
+        "messages": maker.messages(),
+        "servers": [*maker.servers, os.getpid()] if maker.servers else [],
         "descriptors": names,
     }
     channel.send({"ok": report}, kept)
-    _stay(channel, servers)
+    _stay(channel, maker.servers)
+
+
+def _division(layers: LayerSet, request: dict[str, Any]) -> Division:
+    """Directories that had layers of their own keep them, and those that are in a layer stay in it."""
+    known = {layer.record.path: layer for layer in layers.layers() if layer.record.lower.is_host}
+
+    def allowed(part: str, path: str) -> bool:
+        if path in known or part not in known:
+            return True
+        with known[part].open_upper() as upper:
+            return upper.status(os.fsencode(os.path.relpath(path, part))) is None
+
+    return Division(list(known), [] if request["backend"] == "overlay" else request["own"], allowed)
+
+
+class _Maker:
+    """Makes the covers of one request, and knows what there is to say about it."""
+
+    def __init__(self, layers: LayerSet, request: dict[str, Any]) -> None:
+        self._layers, self._request = layers, request
+        #: A row for each, and its descriptors.
+        self.made: list[dict[str, Any]] = []
+        self.kept: list[list[int]] = []
+        self.servers: list[int] = []
+        self._messages: list[str] = []
+        #: What viewfs serves itself, by the reason.
+        self._served: dict[str, list[str]] = {}
+
+    def cover(self, part: Part) -> int:
+        """A cover of `part` that is attached nowhere. Raises `ViewfsError` and OSError."""
+        if not part.is_attached:
+            attach_aside(part.tree)
+        layer = self._open_layer(part.path, part.tree)
+        cover = self._make(part, layer)
+        backend = "overlay" if cover.server is None else "fuse"
+        if layer.record.backend != backend:
+            layer.write(replace(layer.record, backend=backend), durably=not self._request["volatile"])
+        if cover.server is not None:
+            self.servers.append(cover.server)
+        attach_aside(cover.mount)  # to be looked at without what will lie in it
+        self.made.append({"path": part.path, "lower": asdict(layer.record.lower), "backend": backend})
+        self.kept.append([part.tree, layer.fd, cover.mount])
+        return open_tree(cover.mount, "", OpenTree.CLONE | AT_EMPTY_PATH)
+
+    def _make(self, part: Part, layer: Layer) -> Cover:
+        backend = self._request["backend"]
+        if backend == "overlay" and part.is_attached:
+            raise OverlayRefusedError(
+                f"the kernel makes no overlay of {part.path}: something is mounted below it outside of the view",
+                remedy="without --cow-backend viewfs serves it itself",
+            )
+        reason = None
+        if backend == "auto":
+            if part.is_of_others:
+                reason = "belongs to others, so that the kernel's overlay could change little in it"
+            elif part.is_attached:
+                reason = "has something mounted below it outside of the view, so that the kernel makes no overlay of it"
+        remove_tree(layer.fd, b"work")  # a volatile overlay leaves a mark in it by which it is refused the next time
+        os.mkdir("work", 0o700, dir_fd=layer.fd)
+        upper, work = layer.directory("upper"), layer.directory("work")
+        try:
+            cover = make_cover(
+                part.tree,
+                upper,
+                work,
+                source=self._request["cover"],
+                backend="fuse" if reason else backend,
+                volatile=self._request["volatile"],
+            )
+        finally:
+            os.close(upper)
+            os.close(work)
+        if cover.server is not None and backend == "auto":
+            where = self._request["directory"]
+            reason = reason or f"can have no overlay of the kernel's with layers in {where}"
+            self._served.setdefault(reason, []).append(part.path)
+        return cover
+
+    def _open_layer(self, point: str, lower_fd: int) -> Layer:
+        """The layer of a mount point, with what an earlier session left of it put in order."""
+        mounts = self._request["mounts"]
+        serving = [
+            Lower(kind, source) for path, kind, source in mounts if point == path or point.startswith(path + "/")
+        ]
+        lower = serving[-1] if serving else Lower("host")
+        root = Tree(lower_fd).entry(b"")
+        assert root is not None
+        durably = not self._request["volatile"]
+        layer = self._layers.layer(point, lower, root, now_ns=time.time_ns(), durably=durably)
+        if layer.is_new:
+            return layer
+        with layer.locked():
+            if (done := recover(layer, Tree(lower_fd))) is not None:
+                self._messages.append(done)
+            settle(layer, Tree(lower_fd))
+        return layer
+
+    def messages(self) -> list[str]:
+        """What the user should know."""
+        served = [
+            f"{_listed(paths)} {reason}: viewfs serves it itself, which takes more time"
+            for reason, paths in self._served.items()
+        ]
+        return self._messages + served
+
+
+def _listed(paths: list[str]) -> str:
+    if len(paths) <= _LISTED:
+        return ", ".join(paths)
+    return f"{', '.join(paths[:_LISTED])} … ({len(paths)} in all)"
 
 
 def _stay(channel: Channel, servers: list[int]) -> None:
@@ -128,36 +225,6 @@ def _mount_table() -> list[Any]:
         return parse_mountinfo(table.read())
 
 
-def _open_layer(layers: LayerSet, point: str, lower_fd: int, request: dict[str, Any], messages: list[str]) -> Layer:
-    """The layer of a mount point, with what an earlier session left of it put in order."""
-    serving = [
-        Lower(kind, source) for path, kind, source in request["mounts"] if point == path or point.startswith(path + "/")
-    ]
-    lower = serving[-1] if serving else Lower("host")
-    root = Tree(lower_fd).entry(b"")
-    assert root is not None
-    layer = layers.layer(point, lower, root, now_ns=time.time_ns(), durably=not request["volatile"])
-    if layer.is_new:
-        return layer
-    with layer.locked():
-        if (done := recover(layer, Tree(lower_fd))) is not None:
-            messages.append(done)
-        settle(layer, Tree(lower_fd))
-    return layer
-
-
-def _cover_of(layer: Layer, lower: int, request: dict[str, Any]) -> Cover:
-    remove_tree(layer.fd, b"work")  # a volatile overlay leaves a mark in it by which it is refused the next time
-    os.mkdir("work", 0o700, dir_fd=layer.fd)
-    upper, work = layer.directory("upper"), layer.directory("work")
-    try:
-        source, backend = request["cover"], request["backend"]
-        return make_cover(lower, upper, work, source=source, backend=backend, volatile=request["volatile"])
-    finally:
-        os.close(upper)
-        os.close(work)
-
-
 def _as_it_is(point: str) -> int:
     try:
         return open_tree(AT_FDCWD, point, OpenTree.CLONE)
@@ -179,7 +246,7 @@ def show_state(channel: Channel, request: dict[str, Any], fds: list[int]) -> Non
         workshop, lower, directory = fds[3 * number : 3 * number + 3]
         setns(workshop, CloneFlags.NEWNS)
         state = os.open(layer["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-        cover = make_cover(lower, state, None, source=request["cover"], backend=request["backend"])
+        cover = make_cover(lower, state, None, source=request["cover"], backend=layer["backend"])
         os.close(state)
         states[layer["path"]] = cover.mount
         if cover.server is not None:

@@ -23,12 +23,12 @@ class Cover(NamedTuple):
 
 
 def make_cover(
-    lower: int, upper: int, work: int | None, *, source: str, backend: str | None = None, volatile: bool = False
+    lower: int, upper: int, work: int | None, *, source: str, backend: str = "auto", volatile: bool = False
 ) -> Cover:
     """A mount that shows `lower` with what is changed in `upper`; `work` None: to be read only.
 
-    `source` is what the mount table shows. `volatile`: what is written need not survive the machine. Raises
-    `MachineError` where neither can be had.
+    `source` is what the mount table shows. `backend`: overlay, fuse, or the first of them that can be had (auto).
+    `volatile`: what is written need not survive the machine. Raises `MachineError` where it can't be had.
     """
     if backend != "fuse":
         try:
@@ -36,7 +36,8 @@ def make_cover(
                 return Cover(create_overlay([upper, lower], source=source), None)
             return Cover(create_overlay([lower], upper, work, source=source, volatile=volatile), None)
         except OverlayRefusedError:
-            pass
+            if backend == "overlay":
+                raise
     fuse = open_fuse_device()
     writable = work is not None
     mount = create_fuse_mount(

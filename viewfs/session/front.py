@@ -58,6 +58,8 @@ class SessionPlan:
     name: str | None = None
     keep: bool = False
     history: bool = False
+    #: What is to serve copy-on-write trees; None: what the environment says.
+    cow_backend: str | None = None
     view: AgentPlan = field(default_factory=AgentPlan)
     changes: tuple[InitialChange, ...] = ()
     #: Added to the command's environment.
@@ -82,7 +84,9 @@ class _Front:
         self._plan = plan
         self._warn = warn
         self._runtime, self._listener, self.name = RuntimeDirectory.claim(plan.name)
-        self._layers = LayerSettings.of_session(self.name, named=plan.name is not None, runtime=self._runtime.path)
+        self._layers = LayerSettings.of_session(
+            self.name, named=plan.name is not None, runtime=self._runtime.path, backend=plan.cow_backend
+        )
         #: Those changes that the agent makes itself, before anything runs.
         self._covers = list(takewhile(lambda change: change.request == "cow", plan.changes))
         self._to_supervisor: Channel
@@ -140,7 +144,8 @@ class _Front:
 
     def _view_plan(self) -> AgentPlan:
         paths = [str(change.arguments["path"]) for change in self._covers]
-        return replace(self._plan.view, covers=tuple(self._layers.request(path, []) for path in paths))
+        covers = tuple(self._layers.request(path, [], os.getcwd()) for path in paths)
+        return replace(self._plan.view, covers=covers)
 
     def run(self) -> int:
         self._make_changes()

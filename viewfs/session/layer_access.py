@@ -7,6 +7,7 @@ Without a view the command makes the overlay for itself, in namespaces of its ow
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Collection, Iterator, Sequence
@@ -21,12 +22,12 @@ from viewfs.cow.settling import settle
 from viewfs.cow.trees import Tree
 from viewfs.errors import MachineError, NotFoundError, UsageError, ViewfsError, explain_os_error
 from viewfs.linux.mount import AT_FDCWD, MountFlags, OpenTree, mount, open_tree
-from viewfs.linux.namespaces import CloneFlags
+from viewfs.linux.namespaces import CloneFlags, setns
 from viewfs.mounts.covering import attach_aside
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.client import Session, find_session
 from viewfs.session.cow_server import make_cover
-from viewfs.session.layer_settings import BACKEND_VARIABLE, state_directory
+from viewfs.session.layer_settings import state_directory
 
 __all__ = ["OpenLayer", "OpenLayers", "Request", "State", "left_behind", "opened_layers", "select"]
 
@@ -205,9 +206,7 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
     if not rows:
         raise NotFoundError("nothing of this view is copy-on-write", remedy="`viewfs cow PATH` makes it so")
     chosen = select([row["path"] for row in rows], request.paths)
-    with contextlib.suppress(MachineError):
-        # Power over one's own files, whatever their permission bits say.
-        unshare_user_namespace(_same_identity(), CloneFlags(0))
+    _gain_access(session, served=any(row["backend"] == "fuse" for row in rows if row["path"] in chosen))
     for path, selected in sorted(chosen.items()):
         answer, fds = session.request_fds("layer", path=path, states=list(request.states))
         layer = Layer.open(fds[1])
@@ -216,18 +215,26 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
         upper = Tree(layer.directory("upper"))
         states = [_state(layer, fd, by_epoch.get(epoch)) for fd, epoch in zip(fds[3:], answer["epochs"], strict=True)]
         view = Tree(fds[2], links=upper)
-        _check_readable(view, path, session.name)
         yield OpenLayer(layer, Tree(fds[0]), view, upper, Selection(selected), live=True, states=states)
 
 
-def _check_readable(view: Tree, path: str, session: str) -> None:
-    try:
-        os.fstat(view.root)
-    except PermissionError:
-        raise ViewfsError(
-            f"{path} can be looked at by processes of the view only, for viewfs serves it itself",
-            remedy=f"viewfs enter {session} -- viewfs …",
-        ) from None
+def _gain_access(session: Session, *, served: bool) -> None:
+    """Power over one's own files, whatever their permission bits say.
+
+    What viewfs has `served` itself, processes of the view's user namespace and those below it can read only (fuse.rst,
+    allow_other): whoever is outside joins it, as `viewfs enter` does.
+    """
+    if served and not session.is_view_of_caller():
+        namespaces = session.namespaces()
+        try:
+            setns(namespaces.fds["user"], CloneFlags.NEWUSER)
+            return
+        except OSError as error:
+            raise explain_os_error("cannot join the user namespace of", error) from error
+        finally:
+            namespaces.close()
+    with contextlib.suppress(MachineError):
+        unshare_user_namespace(_same_identity(), CloneFlags(0))
 
 
 def _state(layer: Layer, fd: int, directory: str | None) -> State:
@@ -288,6 +295,18 @@ def _recover(layer: Layer, lower: Tree, messages: list[str]) -> None:
                 messages.append(done)
 
 
+def _open_lower(path: str, *, is_served: bool) -> int:
+    """The directory as it is on the host, alone if it can be had so; where viewfs serves the layer it need not be."""
+    try:
+        lower = open_tree(AT_FDCWD, path, OpenTree.CLONE)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not is_served:
+            raise
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    attach_aside(lower)
+    return lower
+
+
 def _left_layer(layer: Layer, selection: Selection, session: str, messages: list[str]) -> OpenLayer:
     record = layer.record
     if not record.lower.is_host:
@@ -297,13 +316,11 @@ def _left_layer(layer: Layer, selection: Selection, session: str, messages: list
             remedy=f"open a view with --name {session} that mounts it, and --cow {record.path}",
         )
     try:
-        lower = open_tree(AT_FDCWD, record.path, OpenTree.CLONE)
-        attach_aside(lower)
+        lower = _open_lower(record.path, is_served=record.backend == "fuse")
         _recover(layer, Tree(lower), messages)  # before there is an overlay of it
         upper, work = layer.directory("upper"), layer.directory("work")
-        backend = os.environ.get(BACKEND_VARIABLE)
         try:
-            view, server = make_cover(lower, upper, work, source="viewfs-cow", backend=backend)
+            view, server = make_cover(lower, upper, work, source="viewfs-cow", backend=record.backend)
         finally:
             os.close(work)
     except OSError as error:

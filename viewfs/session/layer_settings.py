@@ -8,10 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BACKEND_VARIABLE", "LayerSettings", "state_directory"]
+from viewfs.errors import UsageError
 
-#: Set to “fuse”, no overlay of the kernel's is tried: for finding out which of the two a defect is of.
+__all__ = ["BACKENDS", "BACKEND_VARIABLE", "LayerSettings", "state_directory"]
+
+#: What serves copy-on-write trees, where --cow-backend doesn't say: one of `BACKENDS`.
 BACKEND_VARIABLE = "VIEWFS_COW_BACKEND"
+#: The kernel's overlay, viewfs's own file system, or the one that is better for each tree.
+BACKENDS = ("auto", "overlay", "fuse")
 
 
 def state_directory() -> str:
@@ -33,29 +37,40 @@ class LayerSettings:
     is_kept: bool
     #: Directories that stay as they are in every view: a socket is none any more when it is seen through an overlay.
     shown: tuple[str, ...]
+    backend: str = "auto"
 
     @classmethod
-    def of_session(cls, name: str, *, named: bool, runtime: str) -> LayerSettings:
-        """For session `name`, whose control socket is in `runtime`.
+    def of_session(cls, name: str, *, named: bool, runtime: str, backend: str | None = None) -> LayerSettings:
+        """For session `name`, whose control socket is in `runtime`. Raises `UsageError` for an unknown `backend`.
 
         Layers of a session whose name was not given are nobody's to take up, so no two sessions may share them.
         """
         own = name if named else f"unnamed.{name}.{time.time_ns()}"
-        return cls(own, state_directory(), named, (os.path.realpath(runtime),))
+        backend = backend or os.environ.get(BACKEND_VARIABLE) or "auto"
+        if backend not in BACKENDS:
+            raise UsageError(
+                f"there is no {backend} to serve copy-on-write trees", remedy=f"one of {', '.join(BACKENDS)}"
+            )
+        return cls(own, state_directory(), named, (os.path.realpath(runtime),), backend)
 
     @property
     def how(self) -> dict[str, Any]:
         """How covers are made, and what the mount table calls them."""
         return {
             "cover": f"viewfs-cow:{self.name}",
-            "backend": os.environ.get(BACKEND_VARIABLE),
             "volatile": not self.is_kept,
         }
 
-    def request(self, path: str, mounts: list[list[str]]) -> dict[str, Any]:
-        """The request to make `path` copy-on-write in a view that has `mounts`: path, type, source."""
+    def request(
+        self, path: str, mounts: list[list[str]], working_directory: str, backend: str | None = None
+    ) -> dict[str, Any]:
+        """The request to make `path` copy-on-write in a view that has `mounts`: path, type, source.
+
+        Work is most likely done in the `working_directory`, and at home.
+        """
         here = {"path": path, "name": self.name, "directory": self.directory, "mounts": mounts}
-        return here | {"shown": list(self.shown)} | self.how
+        own = [os.path.expanduser("~"), working_directory]
+        return here | {"shown": list(self.shown), "own": own, "backend": backend or self.backend} | self.how
 
     def end(self) -> None:
         """The session has ended: throw the layers away, or those in which nothing is, if they survive."""

@@ -130,6 +130,7 @@ class Connection:
             {
                 "path": layer.path,
                 "lower": layer.lower,
+                "backend": layer.backend,
                 "states": [{"epoch": epoch, "name": names.get(epoch, "")} for epoch in sorted(layer.states)],
             }
             for layer in self._view.layers.layers()

@@ -29,6 +29,8 @@ class HeldLayer:
 
     path: str
     lower: dict[str, str]
+    #: "overlay" or "fuse".
+    backend: str
     lower_fd: int
     layer_fd: int
     view_fd: int
@@ -78,7 +80,7 @@ class ViewLayers:
         """
         doing = f"cannot make {request['path']} copy-on-write"
         mounts = [[path, mount.type, mount.source] for mount in view.epochs.live() for path in mount.paths]
-        asked = self._settings.request(request["path"], mounts)
+        asked = self._settings.request(request["path"], mounts, request["cwd"], request.get("backend"))
         async with self._agent.worker("cover", asked, [first_epoch]) as worker:
             report, received = await worker.answer(doing)
             fds = dict(zip(report["descriptors"], received, strict=True))
@@ -97,7 +99,7 @@ class ViewLayers:
         self.servers |= set(report["servers"])
         mount = view.record_cover(report, fds.pop("snapshot"))
         layers = [
-            HeldLayer(row["path"], row["lower"], fds[f"lower{n}"], fds[f"layer{n}"], fds[f"view{n}"])
+            HeldLayer(row["path"], row["lower"], row["backend"], fds[f"lower{n}"], fds[f"layer{n}"], fds[f"view{n}"])
             for n, row in enumerate(report["layers"], 1)
         ]
         self.trees[mount.made_in] = CoveredTree(report["roots"], report["points"], layers, fds["workshop"])
@@ -123,7 +125,10 @@ class ViewLayers:
         if not holding:
             raise UsageError("nothing of this view is copy-on-write", remedy="`viewfs cow PATH` makes it so")
         fds = [fd for tree, layer in holding for fd in (tree.workshop, layer.lower_fd, layer.layer_fd)]
-        rows = [{"path": layer.path, "directory": f"checkpoints/{directory}"} for _tree, layer in holding]
+        rows = [
+            {"path": layer.path, "directory": f"checkpoints/{directory}", "backend": layer.backend}
+            for _tree, layer in holding
+        ]
         roots = [root for tree in self.trees.values() for root in tree.roots]
         async with self._agent.worker(
             "show_state", {"layers": rows, "roots": roots} | self._settings.how, fds

@@ -1,0 +1,277 @@
+"""What a lower tree and the upper directory over it show together, and what the kernel has been told of it.
+
+The rules are overlayfs's (Documentation/filesystems/overlayfs.rst). Files are known by where they are. Walking to each
+directory anew is most of what a look-up takes, so directories are kept open for a moment: no longer than the kernel
+keeps what it is told, for the lower tree may be changed by others.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from viewfs.cow.nodes import Node, failed
+from viewfs.cow.trees import GONE, Tree, join
+from viewfs.modules.api import ROOT_INODE, Attributes, DirectoryEntry, Identities, InodeNumber
+from viewfs.mounts.overlay import OPAQUE, WHITEOUT
+
+__all__ = ["KEPT_SECONDS", "MergedTree", "OpenDirectories"]
+
+#: How long the kernel keeps names and attributes.
+KEPT_SECONDS = 1.0
+#: Directories of each tree that are kept open.
+_KEPT_OPEN = 200
+#: Directories whose names are kept while they are listed.
+_LISTINGS = 32
+
+
+class OpenDirectories:
+    """Directories of a tree, some of them kept open for a moment."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._kept: OrderedDict[bytes, tuple[int | None, float]] = OrderedDict()
+
+    def get(self, path: bytes) -> int | None:
+        """A descriptor (O_PATH) that is good until the next call; None where there is no such directory."""
+        now = time.monotonic()
+        if (kept := self._kept.get(path)) is not None and now < kept[1]:
+            return kept[0]
+        self._drop(path)
+        fd: int | None = None
+        try:
+            fd = self._tree.open(path, os.O_PATH | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+        self._kept[path] = fd, now + KEPT_SECONDS
+        if len(self._kept) > _KEPT_OPEN:
+            self._drop(next(iter(self._kept)))
+        return fd
+
+    def status(self, path: bytes) -> os.stat_result | None:
+        """What stat(2) tells of it; None where nothing is. Raises OSError."""
+        directory, _slash, name = path.rpartition(b"/")
+        fd = self.get(directory)
+        if fd is None:
+            return None
+        try:
+            return os.stat(name, dir_fd=fd, follow_symlinks=False) if name else os.stat(fd)
+        except OSError as error:
+            if error.errno in GONE:
+                return None
+            raise
+
+    def names(self, path: bytes) -> list[bytes]:
+        """The names in a directory; none where there is no such directory. Raises OSError."""
+        fd = self.get(path)
+        if fd is None:
+            return []
+        reading = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            return list(map(os.fsencode, os.listdir(reading)))
+        finally:
+            os.close(reading)
+
+    def place(self, path: bytes) -> bytes:
+        """A path for system calls that take no directory, good until the next call. Raises ENOENT."""
+        directory, _slash, name = path.rpartition(b"/")
+        fd = self.get(directory)
+        if fd is None:
+            raise failed(errno.ENOENT)
+        return b"/proc/self/fd/%d/%s" % (fd, name or b".")
+
+    def open(self, path: bytes, flags: int) -> int:
+        """A descriptor of a file. Raises OSError."""
+        directory, _slash, name = path.rpartition(b"/")
+        fd = self.get(directory)
+        if fd is None:
+            raise failed(errno.ENOENT)
+        return os.open(name or b".", flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+
+    def forget(self, path: bytes = b"") -> None:
+        """A directory was made, moved or removed there."""
+        below = path + b"/" if path else b""
+        for kept in [kept for kept in self._kept if kept == path or kept.startswith(below)]:
+            self._drop(kept)
+
+    def _drop(self, path: bytes) -> None:
+        fd = self._kept.pop(path, (None, 0.0))[0]
+        if fd is not None:
+            os.close(fd)
+
+
+class MergedTree:
+    """`lower` with the changes that are in `upper`. Made for one thread."""
+
+    def __init__(self, lower: Tree, upper: Tree, identities: Identities) -> None:
+        self.lower, self.upper = lower, upper
+        self.in_lower, self.in_upper = OpenDirectories(lower), OpenDirectories(upper)
+        self._identities = identities
+        self._numbers = itertools.count(ROOT_INODE + 1)
+        self._nodes: dict[int, Node] = {ROOT_INODE: Node(ROOT_INODE, None, b"")}
+        self._named: dict[tuple[int, bytes], Node] = {}
+        #: Directories that are being listed: the names are asked for in several goes.
+        self._listings: OrderedDict[int, list[tuple[int, bytes]]] = OrderedDict()
+
+    # -- what the kernel knows
+
+    def node(self, inode: InodeNumber) -> Node:
+        """Raises ESTALE."""
+        try:
+            return self._nodes[inode]
+        except KeyError:
+            raise failed(errno.ESTALE) from None
+
+    def child(self, parent: Node, name: bytes) -> Node:
+        """The node of a name, which is made if need be."""
+        node = self._named.get((parent.number, name))
+        if node is None:
+            node = Node(InodeNumber(next(self._numbers)), parent, name)
+            parent.children += 1
+            self._nodes[node.number] = self._named[parent.number, name] = node
+        return node
+
+    def unname(self, node: Node) -> None:
+        """Its name was removed: the file lives on as long as somebody has it open."""
+        if node.parent is not None:
+            self._named.pop((node.parent.number, node.name), None)
+        node.gone = True
+
+    def rename(self, node: Node, parent: Node, name: bytes) -> None:
+        """It is called `name` in `parent` now."""
+        if node.parent is not None:
+            self._named.pop((node.parent.number, node.name), None)
+            node.parent.children -= 1
+        parent.children += 1
+        node.parent, node.name = parent, name
+        self._named[parent.number, name] = node
+
+    def forget(self, inode: InodeNumber) -> None:
+        """The kernel has."""
+        node = self._nodes.get(inode)
+        # A directory that the kernel has forgotten can still be in the path of what it has not.
+        if node is not None and node.parent is not None and not node.handles and not node.children:
+            self._nodes.pop(node.number, None)
+            if not node.gone:
+                self._named.pop((node.parent.number, node.name), None)
+            node.parent.children -= 1
+
+    # -- what is there
+
+    def lower_status(self, parent: Node | None, path: bytes) -> os.stat_result | None:
+        """What the lower tree has at `path`, which is in the directory `parent`, if that is seen."""
+        if parent is not None and not parent.merged:
+            return None
+        return self.in_lower.status(path)
+
+    def is_whiteout(self, path: bytes, status: os.stat_result) -> bool:
+        """Says what is at `path` in the upper directory that nothing is?"""
+        if stat.S_ISCHR(status.st_mode):
+            return status.st_rdev == 0
+        if status.st_size or not stat.S_ISREG(status.st_mode):
+            return False
+        try:
+            return bool(os.getxattr(self.in_upper.place(path), WHITEOUT, follow_symlinks=False))
+        except OSError:
+            return False
+
+    def _is_opaque(self, path: bytes) -> bool:
+        try:
+            return os.getxattr(self.in_upper.place(path), OPAQUE, follow_symlinks=False) == b"y"
+        except OSError:
+            return False
+
+    def found(self, node: Node) -> tuple[os.stat_result, bool]:
+        """What a node is, and whether it is in the upper directory. Raises ENOENT."""
+        path = node.path
+        upper = self.in_upper.status(path)
+        if upper is not None:
+            if self.is_whiteout(path, upper):
+                raise failed(errno.ENOENT)
+            return upper, True
+        lower = self.lower_status(node.parent, path)
+        if lower is None:
+            raise failed(errno.ENOENT)
+        return lower, False
+
+    def look_up(self, parent: Node, name: bytes) -> Attributes | None:
+        """What `name` is in `parent`; None where nothing is."""
+        path = join(parent.path, name)
+        return self._seen(parent, name, path, self.in_upper.status(path), self.lower_status(parent, path))
+
+    def _seen(
+        self, parent: Node, name: bytes, path: bytes, upper: os.stat_result | None, lower: os.stat_result | None
+    ) -> Attributes | None:
+        status = upper or lower
+        if status is None or (upper is not None and self.is_whiteout(path, upper)):
+            return None
+        node = self.child(parent, name)
+        if stat.S_ISDIR(status.st_mode):
+            seen = lower is not None and stat.S_ISDIR(lower.st_mode)
+            node.merged = seen and (upper is None or not self._is_opaque(path))
+        return self.attributes(node, status)
+
+    def attributes(self, node: Node, status: os.stat_result) -> Attributes:
+        """As the view shows it: what belongs to somebody that the user namespace has no number for is the user's."""
+        known = self._identities
+        return Attributes(
+            node.number,
+            status.st_mode,
+            status.st_size,
+            status.st_nlink,
+            status.st_uid if status.st_uid in known.uids else known.uid,
+            status.st_gid if status.st_gid in known.gids else known.gid,
+            status.st_rdev,
+            status.st_atime_ns,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            status.st_blocks,
+            status.st_blksize,
+        )
+
+    def names(self, node: Node) -> set[bytes]:
+        """What is in a directory."""
+        path = node.path
+        names = set(self.in_lower.names(path) if node.merged else ())
+        for name in self.in_upper.names(path):
+            here = join(path, name)
+            status = self.in_upper.status(here)
+            if status is not None and self.is_whiteout(here, status):
+                names.discard(name)
+            else:
+                names.add(name)
+        return names
+
+    def list(self, node: Node, start: int) -> Iterator[DirectoryEntry]:
+        """What is in a directory, after the cookie `start`."""
+        listing = None if start == 0 else self._listings.get(node.number)
+        if listing is None:
+            # By a number that a name keeps, whatever comes and goes beside it.
+            listing = sorted((3 + (hash(name) & 0x3FFFFFFFFFFFFFFF), name) for name in self.names(node))
+            self._listings[node.number] = listing
+            if len(self._listings) > _LISTINGS:
+                self._listings.popitem(last=False)
+        path = node.path
+        for cookie, name in listing:
+            if cookie > start:
+                here = join(path, name)
+                upper = self.in_upper.status(here)
+                # Of a file that is in the upper directory nothing else matters.
+                hidden = upper is not None and not stat.S_ISDIR(upper.st_mode)
+                lower = None if hidden else self.lower_status(node, here)
+                found = self._seen(node, name, here, upper, lower)
+                if found is not None:
+                    yield DirectoryEntry(name, cookie, found)
+
+    def close(self) -> None:
+        """Let go of what is kept open, and of the trees."""
+        self.in_lower.forget()
+        self.in_upper.forget()
+        os.close(self.lower.root)
+        os.close(self.upper.root)
