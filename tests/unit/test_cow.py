@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viewfs.cli.arguments import parse_cow
+from viewfs.cli.changes import unified_hunks
 from viewfs.cow.changes import Kind, differences, same_content, same_time, with_renames
 from viewfs.cow.copying import TreeCopier, decode_attributes, encode_attributes, remove_tree
 from viewfs.cow.images import FORMATS, format_of
@@ -241,3 +243,40 @@ def test_paths_of_an_option() -> None:
     assert [row["path"] for row in parse_cow("/a,/b\\,c,/d")] == ["/a", "/b,c", "/d"]
     with pytest.raises(UsageError, match="not of the form"):
         parse_cow("/a,,/b")
+
+
+LINES = st.lists(st.sampled_from(["one", "two", "three", ""]), max_size=30)
+
+
+@given(LINES, LINES, LINES, LINES)
+def test_a_unified_diff_leads_from_one_to_the_other(
+    head: list[str], before: list[str], after: list[str], tail: list[str]
+) -> None:
+    before, after = [*head, *before, *tail], [*head, *after, *tail]
+    hunks = unified_hunks(before, after)
+    assert hunks is not None
+    made: list[str] = []
+    position = 0
+    for line in hunks:
+        if match := re.fullmatch(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", line):
+            begin = int(match[1]) - (match[2] != "0")
+            made += before[position:begin]
+            position = begin
+            assert int(match[3]) - (match[4] != "0") == len(made)
+        elif line[0] == "+":
+            made.append(line[1:])
+        else:
+            assert before[position] == line[1:]
+            made += [line[1:]] if line[0] == " " else []
+            position += 1
+    assert made + before[position:] == after
+    assert bool(hunks) == (before != after)
+
+
+def test_a_unified_diff_of_what_is_long() -> None:
+    before = [str(number) for number in range(100_000)]
+    changed = [*before[:50_000], "other", *before[50_001:]]
+    hunks = unified_hunks(before, changed)
+    assert hunks == ["@@ -49998,7 +49998,7 @@", " 49997", " 49998", " 49999", "-50000", "+other", " 50001", " 50002",
+                     " 50003"]  # fmt: skip
+    assert unified_hunks(before, before[::-1]) is None

@@ -201,6 +201,25 @@ def test_messages_go_both_ways(pair: tuple[Channel, Channel]) -> None:
     assert one.receive() == ({"id": 3}, [])
 
 
+def test_more_descriptors_than_the_kernel_takes_at_once(pair: tuple[Channel, Channel]) -> None:
+    one, other = pair
+    read, write = os.pipe()
+    try:
+        one.send({"id": 1}, [write] * 700)
+        one.send({"id": 2}, [read])
+        for number, count in ((1, 700), (2, 1)):
+            received = other.receive()
+            assert received is not None
+            message, fds = received
+            assert (message["id"], len(fds)) == (number, count)
+            assert {os.fstat(fd).st_ino for fd in fds} == {os.fstat(read).st_ino}
+            for fd in fds:
+                os.close(fd)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
 def test_descriptors_arrive_with_their_messages(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     pipes = [os.pipe() for _ in range(4)]
@@ -226,8 +245,7 @@ def test_descriptors_arrive_with_their_messages(pair: tuple[Channel, Channel]) -
 def test_the_most_descriptors_that_a_message_can_have(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     for _ in range(3):
-        one.send({"op": "take"}, [0] * MAX_FDS)
-    for _ in range(3):
+        one.send({"op": "take"}, [0] * MAX_FDS)  # (what is on its way counts against RLIMIT_NOFILE, too)
         received = other.receive()
         assert received is not None and len(received[1]) == MAX_FDS
         for fd in received[1]:

@@ -14,11 +14,15 @@ from viewfs.cli.main import printable
 from viewfs.cow.changes import Change, Kind
 from viewfs.cow.trees import Entry, Tree, split
 
-__all__ = ["count_line", "shown_change", "to_json", "unified"]
+__all__ = ["count_line", "shown_change", "to_json", "unified", "unified_hunks"]
 
 _COLOURS = {Kind.ADDED: "green", Kind.CHANGED: "yellow", Kind.DELETED: "red", Kind.RENAMED: "cyan"}
-#: Text that is longer is told by its size.
-_TEXT_LIMIT = 512 << 10
+#: Bytes of text whose changes are shown, or all of it where it is new or gone; and lines among which they are.
+_CHANGED_LIMIT = 8 << 20
+_WHOLE_LIMIT = 512 << 10
+_LINES_LIMIT = 20_000
+#: Lines that are shown before and after what differs.
+_CONTEXT = 3
 _LOOKED_AT = 8000
 _KINDS = {
     stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo",
@@ -86,25 +90,68 @@ def unified(change: Change, old: Tree, new: Tree, shown: str) -> Iterator[str]:
     entries = [entry for entry in (change.old, change.new) if entry is not None]
     if not any(entry.is_file for entry in entries) or (change.old and change.new and "content" not in change.aspects):
         return
-    before, after = _lines(old, change.old, change.source or change.path), _lines(new, change.new, change.path)
-    if before is None or after is None:
+    limit = _WHOLE_LIMIT if change.old is None or change.new is None else _CHANGED_LIMIT
+    before = _lines(old, change.old, change.source or change.path, limit)
+    after = _lines(new, change.new, change.path, limit)
+    if before is None or after is None or before == after:
+        return
+    hunks = unified_hunks(before, after)
+    if hunks is None:
         return
     name = printable(shown)
     old_name, new_name = ("/dev/null" if entry is None else name for entry in (change.old, change.new))
-    for line in difflib.unified_diff(before, after, old_name, new_name, lineterm=""):
+    for line in (f"--- {old_name}", f"+++ {new_name}", *hunks):
         colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
         text = printable(line)
         yield click.style(text, fg=colour, bold=line.startswith(("+++", "---"))) if colour else text
 
 
-def _lines(tree: Tree, entry: Entry | None, path: bytes) -> list[str] | None:
-    """The lines of a file; none of what is none; None for what is not text, or too much of it."""
-    if entry is None or not entry.is_file:
-        return []
-    if entry.size > _TEXT_LIMIT:
+def unified_hunks(before: list[str], after: list[str]) -> list[str] | None:
+    """The hunks of a unified diff; None if too many lines differ.
+
+    (difflib alone would go through all that is the same before the first change and after the last.)
+    """
+    shorter = min(len(before), len(after))
+    same = next((i for i in range(shorter) if before[i] != after[i]), shorter)
+    left = shorter - same
+    tail = next((i for i in range(left) if before[-1 - i] != after[-1 - i]), left)
+    start, rest = max(same - _CONTEXT, 0), max(tail - _CONTEXT, 0)
+    old, new = before[start : len(before) - rest], after[start : len(after) - rest]
+    if max(len(old), len(new)) > _LINES_LIMIT:
         return None
-    with open(tree.open(path), "rb") as file:
-        data = file.read(_TEXT_LIMIT + 1)
+    lines: list[str] = []
+    for group in difflib.SequenceMatcher(None, old, new).get_grouped_opcodes(_CONTEXT):
+        old_range = _range(start + group[0][1], start + group[-1][2])
+        new_range = _range(start + group[0][3], start + group[-1][4])
+        lines.append(f"@@ -{old_range} +{new_range} @@")
+        for tag, old_begin, old_end, new_begin, new_end in group:
+            if tag == "equal":
+                lines += [" " + line for line in old[old_begin:old_end]]
+            else:
+                lines += ["-" + line for line in old[old_begin:old_end]]
+                lines += ["+" + line for line in new[new_begin:new_end]]
+    return lines
+
+
+def _range(begin: int, end: int) -> str:
+    """Lines as a unified diff counts them: from 1, and from 0 where there are none."""
+    length = end - begin
+    if length == 1:
+        return str(begin + 1)
+    return f"{begin + 1 if length else begin},{length}"
+
+
+def _lines(tree: Tree, entry: Entry | None, path: bytes, limit: int) -> list[str] | None:
+    """The lines of a file; none of what is none; None for what is not text, too much of it, or not to be read."""
+    if entry is None or not entry.is_file or not entry.size:
+        return []
+    if entry.size > limit:
+        return None
+    try:
+        with open(tree.open(path), "rb") as file:
+            data = file.read(limit + 1)
+    except PermissionError:
+        return None
     if b"\0" in data[:_LOOKED_AT]:
         return None
     try:

@@ -28,6 +28,8 @@ __all__ = ["checkpoint", "commit", "cow", "diff", "discard", "rollback"]
 
 #: Bytes that take long enough to stage for a bar.
 _LONG = 64 << 20
+#: So many paths that could not be committed are named.
+_FAILURES = 10
 _RANGE = re.compile(r"([^/\s]+)?\.\.([^/\s]+)?")
 _paths = click.argument("paths", nargs=-1, metavar="[PATH]…")
 
@@ -233,8 +235,10 @@ def commit(
     else:
         click.echo(f"{'would commit' if dry_run else 'committed'}: {count_line(all_changes)}")
     if failed:
-        for line in failed[1:]:
+        for line in failed[1:_FAILURES]:
             warn(f"not committed: {line}")
+        if len(failed) > _FAILURES:
+            warn(f"not committed: {len(failed) - _FAILURES} more (--json has them all)")
         raise ViewfsError(f"not committed: {failed[0]}", remedy="it is still in the view; see `viewfs diff`")
 
 
@@ -296,10 +300,15 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
 
     done: list[dict[str, Any]] = []
     total: list[Change] = []
+    refused: list[str] = []
     with _layers(session, paths, tidies=True) as opened, _all_locked(opened.layers):
         for layer in opened.layers:
-            changes = list(layer.changes())
-            undone = restore(changes, layer.lower, layer.view, layer.selection)
+            undone = list(layer.changes())
+            if not layer.live and layer.selection.paths == (b"",):
+                layer.layer.empty()
+            else:
+                undone, left = restore(undone, layer.lower, layer.view, layer.selection)
+                refused += [layer.shown(change.path) for change in left]
             layer.layer.write(layer.layer.record.rebased(layer.selection.paths, time.time_ns()))
             undone = [change for change in undone if in_listing(change)]
             total += undone
@@ -308,6 +317,17 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
         print_json(changes=done)
     else:
         click.echo(f"discarded: {count_line(total)}")
+    _check_refused(refused)
+
+
+def _check_refused(paths: list[str]) -> None:
+    """Raises `ViewfsError` if there are paths that could not be made what they were."""
+    if paths:
+        others = f" and {len(paths) - 1} others" if len(paths) > 1 else ""
+        raise ViewfsError(
+            f"what {paths[0]}{others} had been may not be read, and so is not there again",
+            remedy="it is in the next view that begins without these changes",
+        )
 
 
 @click.command()
@@ -365,18 +385,22 @@ def rollback(session: str | None, as_json: bool, epoch: str, paths: tuple[str, .
     from viewfs.cow.restore import restore
 
     total: list[Change] = []
+    refused: list[str] = []
     with _layers(session, paths, (epoch,)) as opened:
         answer = _keep(opened, "", "rollback")
         with _all_locked(opened.layers):
             for layer in opened.layers:
                 (state,) = layer.states
                 changes = list(layer.changes_between(state, layer.now))
-                total += restore(changes, state.tree, layer.view, layer.selection)
+                undone, left = restore(changes, state.tree, layer.view, layer.selection)
+                total += undone
+                refused += [layer.shown(change.path) for change in left]
                 layer.layer.write(replace(layer.layer.record, unsettled=True))
     if as_json:
         print_json(**answer, undone=len(total))
     else:
-        undone = count_line([change for change in total if in_listing(change)])
+        counts = count_line([change for change in total if in_listing(change)])
         click.echo(
-            f"epoch {answer['epoch']} is kept; this is epoch {answer['current']}, as {epoch} was ({undone}: undone)"
+            f"epoch {answer['epoch']} is kept; this is epoch {answer['current']}, as {epoch} was ({counts}: undone)"
         )
+    _check_refused(refused)

@@ -170,8 +170,16 @@ def same_time(old: int, new: int) -> bool:
 
 
 def same_content(path: bytes, old: Tree, new: Tree, size: int, new_path: bytes | None = None) -> bool:
-    """Do the files at `path` (in `new`, at `new_path`) have the same `size` bytes? Holes on both sides aren't read."""
-    left = old.open(path)
+    """Do the files at `path` (in `new`, at `new_path`) have the same `size` bytes? Holes on both sides aren't read.
+
+    What may not be read is not the same as anything.
+    """
+    if not size:
+        return True
+    try:
+        left = old.open(path)
+    except PermissionError:
+        return False
     try:
         right = new.open(path if new_path is None else new_path)
         try:
@@ -211,9 +219,10 @@ def with_renames(changes: Iterable[Change], old: Tree, new: Tree) -> list[Change
     added = _files_by_size(listed, Kind.ADDED)
     sources: dict[bytes, Change] = {}
     for size in deleted.keys() & added.keys() - {0}:
-        by_digest: dict[bytes, list[Change]] = {}
+        by_digest: dict[bytes | None, list[Change]] = {}
         for change in reversed(deleted[size]):
             by_digest.setdefault(_digest(old, change.path), []).append(change)
+        by_digest.pop(None, None)
         for change in added[size]:
             if candidates := by_digest.get(_digest(new, change.path)):
                 sources[change.path] = candidates.pop()
@@ -234,8 +243,12 @@ def _files_by_size(changes: list[Change], kind: Kind) -> dict[int, list[Change]]
     return found
 
 
-def _digest(tree: Tree, path: bytes) -> bytes:
-    fd = tree.open(path)
+def _digest(tree: Tree, path: bytes) -> bytes | None:
+    """Of the content of a file; None if it may not be read."""
+    try:
+        fd = tree.open(path)
+    except PermissionError:
+        return None
     try:
         digest = hashlib.blake2b(digest_size=20)
         for begin, end in data_extents(fd, os.fstat(fd).st_size):

@@ -30,7 +30,7 @@ from viewfs.cow.journal import Journal, Operation, Step
 from viewfs.cow.layers import Layer
 from viewfs.cow.planning import THEIRS, Selection, plan_commit
 from viewfs.cow.trees import Entry, Tree, split
-from viewfs.errors import ViewfsError, explain_os_error
+from viewfs.errors import ViewfsError
 from viewfs.linux.files import syncfs
 from viewfs.mounts.overlay import OPAQUE
 
@@ -38,6 +38,8 @@ __all__ = ["Commit", "Outcome", "recover"]
 
 #: With more files than that to stage, the file system is synced once instead of each file.
 _SYNC_EACH = 500
+#: What is for one path to be refused with; everything else ends the commit.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass
@@ -47,6 +49,10 @@ class Outcome:
     changes: list[Change]
     #: Steps that could not be done, with the reason; the layer still has these changes.
     failed: list[tuple[bytes, str]] = field(default_factory=list)
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno or errno.EIO).lower()
 
 
 def _nothing(_done: int) -> None:
@@ -87,7 +93,7 @@ class Commit:
         try:
             journal.begin(self.plan.selection.paths, self.plan.steps)
             try:
-                self._stage(progress)
+                refused = self._stage(progress)
                 self._check_unchanged()
                 journal.staged()
             except BaseException:
@@ -95,14 +101,20 @@ class Commit:
                 journal.end()
                 raise
         except OSError as error:
-            raise explain_os_error(f"cannot stage the changes of {self._layer.record.path}", error) from error
-        failed = _apply(self._lower, self.plan.steps)
+            where = self._layer.record.path
+            raise ViewfsError(
+                f"cannot commit to {where}: {_reason(error)}", remedy="nothing has changed; try again when it can be"
+            ) from error
+        failed = refused + _apply(self._lower, [step for step in self.plan.steps if step.path not in dict(refused)])
         _finish(self._layer, self._lower, journal, self.plan.selection.paths, self.plan.steps, failed)
         undone = {path for path, _why in failed}
-        return Outcome([change for change in self.plan.changes if change.path not in undone], failed)
+        done = [change for change in self.plan.changes if change.path not in undone]
+        # Times of a directory follow from what was done in it, if anything was.
+        told = {change.path for change in self.plan.changes if not (change.is_directory and change.only_times)}
+        return Outcome(done, [(path, why) for path, why in failed if path in told])
 
-    def _stage(self, progress: Callable[[int], None]) -> None:
-        """Copy all that is new beside its place, and have it on the disk."""
+    def _stage(self, progress: Callable[[int], None]) -> list[tuple[bytes, str]]:
+        """Copy all that is new beside its place, and have it on the disk; what may not be there, with the reason."""
         done = 0
 
         def copied(path: bytes, entry: Entry) -> None:
@@ -118,14 +130,22 @@ class Commit:
         selection = self.plan.selection
         sync_each = len(self.plan.changes) <= _SYNC_EACH
         copier = TreeCopier(self._view, self._lower, links=self.plan.unchanged, sync=sync_each, copied=copied)
+        refused: list[tuple[bytes, str]] = []
         for step in self.plan.installs():
-            copier.copy(step.path, step.temporary, lambda path: selection.has(path) or selection.leads_to(path))
+            try:
+                copier.copy(step.path, step.temporary, lambda path: selection.has(path) or selection.leads_to(path))
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+                refused.append((step.path, _reason(error)))
+                _give_up(self._lower, step)
         if not sync_each:
             with self._lower.directory(b"") as fd:
                 syncfs(fd)
         for directory in copier.directories if sync_each else ():
-            with self._lower.directory(directory) as fd:
+            with contextlib.suppress(FileNotFoundError, PermissionError), self._lower.directory(directory) as fd:
                 os.fsync(fd)
+        return refused
 
     def _check_unchanged(self) -> None:
         """Staging may take minutes: what is to be replaced must be what it was when conflicts were looked for."""
@@ -210,7 +230,7 @@ def _apply(lower: Tree, steps: Sequence[Step]) -> list[tuple[bytes, str]]:
         try:
             _do(lower, step)
         except OSError as error:
-            failed.append((step.path, os.strerror(error.errno or errno.EIO).lower()))
+            failed.append((step.path, _reason(error)))
             _give_up(lower, step)
     for directory in {split(step.path)[0] for step in steps}:
         try:

@@ -236,15 +236,18 @@ def copy_node(source: Tree, path: bytes, entry: Entry, directory: int, name: byt
             set_attributes(directory, name, entry)
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    content = source.open(path)
+    # One may not be allowed to read it, and need not be where nothing is to be read: somebody's lock.
+    content = source.open(path) if entry.size else -1
     try:
         target = os.open(name, flags, 0o600, dir_fd=directory)
         try:
-            copy_content(content, target, os.fstat(content).st_size)
+            if entry.size:
+                copy_content(content, target, os.fstat(content).st_size)
             set_attributes(directory, name, entry)
             if sync:
                 os.fsync(target)
         finally:
             os.close(target)
     finally:
-        os.close(content)
+        if content != -1:
+            os.close(content)

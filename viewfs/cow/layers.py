@@ -190,6 +190,14 @@ class Layer:
             os.mkdir("upper", 0o700, dir_fd=self.fd)
             set_attributes(self.fd, b"upper", root)
 
+    def empty(self) -> None:
+        """Throw away all that was changed since the last state that was kept. No view may have it. Raises OSError."""
+        with self.open_upper() as upper:
+            root = upper.entry(b"")
+        assert root is not None
+        remove_tree(self.fd, b"upper")
+        self.make_directories(root)
+
     def close(self) -> None:
         os.close(self.fd)
 

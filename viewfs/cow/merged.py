@@ -224,7 +224,8 @@ class MergedTree:
             node.number,
             status.st_mode,
             status.st_size,
-            status.st_nlink,
+            # What a directory of the upper tree counts is not all that is in it (1: not counted, as in overlayfs).
+            1 if stat.S_ISDIR(status.st_mode) else status.st_nlink,
             status.st_uid if status.st_uid in known.uids else known.uid,
             status.st_gid if status.st_gid in known.gids else known.gid,
             status.st_rdev,

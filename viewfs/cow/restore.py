@@ -21,14 +21,18 @@ __all__ = ["restore"]
 _IN_PLACE = frozenset({"mode", "owner", "xattrs", "times"})
 
 
-def restore(changes: Iterable[Change], state: Tree, view: Tree, selection: Selection) -> list[Change]:
-    """Undo `changes`, which lead from `state` to `view`, as far as they are in `selection`; those that were undone.
+def restore(
+    changes: Iterable[Change], state: Tree, view: Tree, selection: Selection
+) -> tuple[list[Change], list[Change]]:
+    """Undo `changes`, which lead from `state` to `view`, as far as they are in `selection`.
 
-    Raises OSError where something can't be written; doing it again then does the rest.
+    Those that were undone, and those that could not be, because what was there may not be read. Raises OSError where
+    something can't be written; doing it again then does the rest.
     """
     temporary_name = b".viewfs-" + secrets.token_hex(4).encode()
     copier = TreeCopier(state, view)
     undone: list[Change] = []
+    refused: list[Change] = []
     covered: bytes | None = None
     directories: dict[bytes, Entry] = {}
     for change in changes:
@@ -52,7 +56,12 @@ def restore(changes: Iterable[Change], state: Tree, view: Tree, selection: Selec
         with view.directory(parent) as fd:
             name = split(path)[1]
             if change.old is not None:
-                copier.copy(path, join(parent, temporary_name))
+                try:
+                    copier.copy(path, join(parent, temporary_name))
+                except PermissionError:
+                    remove_tree(fd, temporary_name)
+                    refused.append(undone.pop())
+                    continue
             if covered is not None or change.old is None:
                 remove_tree(fd, name)  # rename(2) replaces a file, but nothing that is full
             if change.old is not None:
@@ -62,7 +71,7 @@ def restore(changes: Iterable[Change], state: Tree, view: Tree, selection: Selec
         directory, name = split(path)
         with view.directory(directory) as fd:
             set_attributes(fd, name or b".", directories[path])
-    return undone
+    return undone, refused
 
 
 def _make_parents(state: Tree, view: Tree, path: bytes, directories: dict[bytes, Entry]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import array
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-__all__ = ["Ancillary", "descriptors_in", "rights", "room_for"]
+__all__ = ["MAX_WITH_ONE", "Ancillary", "descriptors_in", "in_pieces", "rights", "room_for"]
 
+#: How many descriptors the kernel takes with one message (unix(7), SCM_MAX_FD).
+MAX_WITH_ONE = 253
 #: Level, type and data of one control message, as recvmsg gives them.
 Ancillary = tuple[int, int, bytes]
 
@@ -15,6 +17,18 @@ Ancillary = tuple[int, int, bytes]
 def rights(fds: list[int] | None) -> list[tuple[int, int, array.array[int]]]:
     """Descriptors as sendmsg takes them. They stay the sender's own, too."""
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+
+
+def in_pieces(data: bytes, fds: list[int] | None) -> Iterator[tuple[bytes, list[int]]]:
+    """`data` and descriptors for one sendmsg(2) after the other: the kernel takes only so many with each.
+
+    All but the last take one byte of the data, which must have as many.
+    """
+    left = fds or []
+    while len(left) > MAX_WITH_ONE:
+        yield data[:1], left[:MAX_WITH_ONE]
+        data, left = data[1:], left[MAX_WITH_ONE:]
+    yield data, left
 
 
 def room_for(count: int) -> int:

@@ -53,6 +53,8 @@ _KERNELS_OWN = frozenset(
 )
 #: Directories that can be covered where overlays are made.
 _ASIDE = ("/sys", "/dev", "/tmp")
+#: A directory with more directories in it is not divided.
+_MANY = 100
 #: Of the root, what belongs to the machine as it runs.
 _MACHINES_OWN = frozenset({"dev", "proc", "run", "sys"})
 
@@ -159,7 +161,8 @@ def _open_directories(
             inside += filter(None, (_first_own(path, each) for each in division.within if _lies_in(each, path)))
         elif part.is_attached:
             with os.scandir(path) as entries:
-                inside += sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+                directories = sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+            inside += directories if len(directories) <= _MANY else []
         points = [entry.mount_point for entry in below]
         for each in inside:
             in_mount = any(each == point or _lies_in(each, point) for point in points)

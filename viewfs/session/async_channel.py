@@ -8,7 +8,7 @@ from types import TracebackType
 
 import trio
 
-from viewfs.linux.scm import rights
+from viewfs.linux.scm import in_pieces, rights
 from viewfs.session.inbox import ANCILLARY_SIZE, Inbox, Received
 from viewfs.session.protocol import Message, encode
 
@@ -28,9 +28,10 @@ class AsyncChannel:
         data = encode(message, len(fds or ()))
         async with self._sending:
             try:
-                sent = await self._socket.sendmsg([data], rights(fds), socket.MSG_NOSIGNAL)
-                while sent < len(data):
-                    sent += await self._socket.send(data[sent:], socket.MSG_NOSIGNAL)
+                for piece, with_it in in_pieces(data, fds):
+                    sent = await self._socket.sendmsg([piece], rights(with_it), socket.MSG_NOSIGNAL)
+                    while sent < len(piece):
+                        sent += await self._socket.send(piece[sent:], socket.MSG_NOSIGNAL)
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
 

@@ -9,7 +9,7 @@ import os
 import socket
 from typing import Any
 
-from viewfs.linux.scm import rights
+from viewfs.linux.scm import in_pieces, rights
 from viewfs.session.inbox import ANCILLARY_SIZE, Inbox, Received
 from viewfs.session.protocol import Message, encode, result_of
 
@@ -36,9 +36,10 @@ class Channel:
         """Raises OSError if the other end is gone."""
         data = encode(message, len(fds or ()))
         # Not socket.send_fds and recv_fds: Python 3.11 takes their flags and does not pass them on.
-        sent = self.socket.sendmsg([data], rights(fds), socket.MSG_NOSIGNAL)
-        if sent < len(data):
-            self.socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
+        for piece, with_it in in_pieces(data, fds):
+            sent = self.socket.sendmsg([piece], rights(with_it), socket.MSG_NOSIGNAL)
+            if sent < len(piece):
+                self.socket.sendall(piece[sent:], socket.MSG_NOSIGNAL)
 
     def receive(self) -> Received | None:
         """The next message; None when the other end has closed."""

@@ -22,6 +22,7 @@ from viewfs.errors import UsageError
 from viewfs.linux.mount import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, MoveMount, OpenTree, move_mount, open_tree
 from viewfs.linux.mountinfo import parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
+from viewfs.linux.process import pidfd_open
 from viewfs.mounts.covering import (
     Division,
     Part,
@@ -82,10 +83,10 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         "layers": maker.made,
         "device": device,
         "messages": maker.messages(),
-        "servers": [*maker.servers, os.getpid()] if maker.servers else [],
-        "descriptors": names,
+        "servers": len(maker.servers),
+        "descriptors": names + _server_names(maker.servers),
     }
-    channel.send({"ok": report}, kept)
+    channel.send({"ok": report}, kept + _pidfds(maker.servers))
     _stay(channel, maker.servers)
 
 
@@ -141,9 +142,9 @@ class _Maker:
         reason = None
         if backend == "auto":
             if part.is_of_others:
-                reason = "belongs to others, so that the kernel's overlay could change little in it"
+                reason = "owned by others, so that the kernel's overlay could change little in it"
             elif part.is_attached:
-                reason = "has something mounted below it outside of the view, so that the kernel makes no overlay of it"
+                reason = "something is mounted below it outside of the view, so that the kernel makes no overlay of it"
         remove_tree(layer.fd, b"work")  # a volatile overlay leaves a mark in it by which it is refused the next time
         os.mkdir("work", 0o700, dir_fd=layer.fd)
         upper, work = layer.directory("upper"), layer.directory("work")
@@ -161,7 +162,7 @@ class _Maker:
             os.close(work)
         if cover.server is not None and backend == "auto":
             where = self._request["directory"]
-            reason = reason or f"can have no overlay of the kernel's with layers in {where}"
+            reason = reason or f"the kernel makes no overlay of it with layers in {where}"
             self._served.setdefault(reason, []).append(part.path)
         return cover
 
@@ -187,7 +188,7 @@ class _Maker:
     def messages(self) -> list[str]:
         """What the user should know."""
         served = [
-            f"{_listed(paths)} {reason}: viewfs serves it itself, which takes more time"
+            f"viewfs itself serves {_listed(paths)}, which takes more time: {reason}"
             for reason, paths in self._served.items()
         ]
         return self._messages + served
@@ -197,6 +198,15 @@ def _listed(paths: list[str]) -> str:
     if len(paths) <= _LISTED:
         return ", ".join(paths)
     return f"{', '.join(paths[:_LISTED])} … ({len(paths)} in all)"
+
+
+def _server_names(servers: list[int]) -> list[str]:
+    return [f"server{number}" for number in range(len(servers) + 1)] if servers else []
+
+
+def _pidfds(servers: list[int]) -> list[int]:
+    """Of those that serve, and of this process, which waits for them."""
+    return [pidfd_open(pid) for pid in (*servers, os.getpid())] if servers else []
 
 
 def _stay(channel: Channel, servers: list[int]) -> None:
@@ -257,6 +267,6 @@ def show_state(channel: Channel, request: dict[str, Any], fds: list[int]) -> Non
         below = [entry.mount_point for entry in visible_below(root, _mount_table())]
         tree = assemble([(point, states.get(point) or _as_it_is(point)) for point in (root, *below)])
         move_mount(tree, "", AT_FDCWD, root, MoveMount.F_EMPTY_PATH)
-    report = {"servers": [*servers, os.getpid()] if servers else []}
-    channel.send({"ok": report}, [open_namespace("mnt"), *states.values()])
+    names = ["epoch", *(f"state{number}" for number in range(len(states))), *_server_names(servers)]
+    channel.send({"ok": {"descriptors": names}}, [open_namespace("mnt"), *states.values(), *_pidfds(servers)])
     _stay(channel, servers)

@@ -49,6 +49,11 @@ def make_cover(
         uid=os.getuid(),
         gid=os.getgid(),
     )
+    # Once, and not by each server. (Where the kernel's overlays will do, nothing of it is needed.)
+    import viewfs.cow.filesystem
+    import viewfs.mounts.fuse.host
+    import viewfs.namespaces.sandbox  # noqa: F401
+
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -62,7 +67,6 @@ def make_cover(
 def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int) -> NoReturn:
     status = 1
     try:
-        # Commands that only compare, where the kernel's overlay will do, need none of it.
         from viewfs.cow.filesystem import CowFileSystem
         from viewfs.modules.api import Identities
         from viewfs.mounts.fuse.counters import Counters

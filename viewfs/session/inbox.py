@@ -6,15 +6,15 @@ import os
 from collections import deque
 from collections.abc import Iterable
 
-from viewfs.linux.scm import Ancillary, descriptors_in, room_for
-from viewfs.session.protocol import MAX_FDS, FrameDecoder, Message
+from viewfs.linux.scm import MAX_WITH_ONE, Ancillary, descriptors_in, room_for
+from viewfs.session.protocol import FrameDecoder, Message
 
 __all__ = ["ANCILLARY_SIZE", "Inbox", "Received"]
 
 #: A message and the descriptors that came with it, which are the receiver's now.
 Received = tuple[Message, list[int]]
 #: Room to give to recvmsg(2) for ancillary data, in bytes.
-ANCILLARY_SIZE = room_for(MAX_FDS)
+ANCILLARY_SIZE = room_for(MAX_WITH_ONE)
 
 
 class Inbox:

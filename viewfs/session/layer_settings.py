@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from viewfs.errors import UsageError
+from viewfs.linux.process import pid_of
 
-__all__ = ["BACKENDS", "BACKEND_VARIABLE", "LayerSettings", "state_directory"]
+__all__ = ["BACKENDS", "BACKEND_VARIABLE", "LayerSettings", "state_directory", "take_servers"]
 
 #: What serves copy-on-write trees, where --cow-backend doesn't say: one of `BACKENDS`.
 BACKEND_VARIABLE = "VIEWFS_COW_BACKEND"
@@ -84,3 +85,12 @@ class LayerSettings:
                 layers.close()
                 if not self.is_kept:
                     layers.remove()
+
+
+def take_servers(descriptors: dict[str, int]) -> set[int]:
+    """The processes that serve what a report's `descriptors` are of: their pidfds are taken out, and closed."""
+    names = [name for name in descriptors if name.startswith("server")]
+    pids = {pid_of(descriptors[name]) for name in names}
+    for name in names:
+        os.close(descriptors.pop(name))
+    return pids

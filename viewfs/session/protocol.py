@@ -31,8 +31,8 @@ __all__ = [
 VERSION = 1
 #: Bytes; room for the largest environment that execve(2) takes, several times over.
 MAX_FRAME = 16 << 20
-#: Descriptors with one message (the kernel's SCM_MAX_FD is 253): three for each mount that is made copy-on-write.
-MAX_FDS = 250
+#: Descriptors with one message: three for each mount that is made copy-on-write. (A process can have 1,024, as a rule.)
+MAX_FDS = 900
 
 Message = dict[str, Any]
 _LENGTH = struct.Struct(">I")

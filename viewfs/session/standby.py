@@ -21,7 +21,7 @@ from viewfs.linux.process import pid_of, set_name
 from viewfs.session.agent import DEBUG_VARIABLE, AgentPlan, keep_only
 from viewfs.session.channel import Channel
 from viewfs.session.ending import end_session
-from viewfs.session.layer_settings import LayerSettings
+from viewfs.session.layer_settings import LayerSettings, take_servers
 from viewfs.session.runtime import RuntimeDirectory
 
 __all__ = ["SessionHandles", "supervisor_main"]
@@ -131,7 +131,8 @@ def _stand_by(handles: SessionHandles) -> int:
         told = handles.front.receive()
         handles.kept = told is not None and bool(told[0].get("keep"))
     if (handles.front.fileno() in events and not handles.kept) or handles.link.fileno() in events:
-        end_session(namespace_id(namespaces["user"]), spare=own, release=handles.link.close, agent=agent_pidfd)
+        spare = own.union(*(take_servers(fds) for _report, fds in covers))
+        end_session(namespace_id(namespaces["user"]), spare=spare, release=handles.link.close, agent=agent_pidfd)
         _end_layers(handles, covers)
         return 0
     handles.link.send({"op": "warm"})

@@ -15,7 +15,7 @@ from viewfs.cow.layers import Checkpoint, Layer, has_changes
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.session.agent_link import AgentLink
-from viewfs.session.layer_settings import LayerSettings
+from viewfs.session.layer_settings import LayerSettings, take_servers
 
 if TYPE_CHECKING:
     from viewfs.session.view import View
@@ -96,7 +96,7 @@ class ViewLayers:
 
     def adopt(self, view: View, report: dict[str, Any], fds: dict[str, int]) -> Mount:
         """Record what has been covered."""
-        self.servers |= set(report["servers"])
+        self.servers |= take_servers(fds)
         mount = view.record_cover(report, fds.pop("snapshot"))
         layers = [
             HeldLayer(row["path"], row["lower"], row["backend"], fds[f"lower{n}"], fds[f"layer{n}"], fds[f"view{n}"])
@@ -133,8 +133,10 @@ class ViewLayers:
         async with self._agent.worker(
             "show_state", {"layers": rows, "roots": roots} | self._settings.how, fds
         ) as worker:
-            report, (namespace, *states) = await worker.answer("cannot keep the state")
-            self.servers |= set(report["servers"])
+            report, received = await worker.answer("cannot keep the state")
+            fds_by_name = dict(zip(report["descriptors"], received, strict=True))
+            self.servers |= take_servers(fds_by_name)
+            namespace, *states = fds_by_name.values()
             await worker.channel.send({"kept": True})
         epoch = view.record_state(namespace, name, operation)
         for (_tree, layer), fd in zip(holding, states, strict=True):
