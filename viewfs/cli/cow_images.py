@@ -14,6 +14,7 @@ from viewfs.cli.main import warn
 from viewfs.cli.output import print_json
 from viewfs.cow.copying import remove_tree
 from viewfs.cow.images import FORMATS, Format, format_of, mismatches, place_durably, run_tool, write_image
+from viewfs.cow.owners import Owner, owners_for, stored_owners
 from viewfs.cow.trees import Tree
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.layer_access import OpenLayer, Request, opened_layers
@@ -29,7 +30,7 @@ def write_tree(
     session: str | None, paths: tuple[str, ...], target: str | None, kind: str | None, as_json: bool
 ) -> None:
     """Write the tree of one layer to `target`, or over the image that it was mounted from where that is None."""
-    with opened_layers(Request(session, [absolute(path) for path in paths])) as opened:
+    with opened_layers(Request(session, [absolute(path) for path in paths], as_in_view=True)) as opened:
         for message in opened.messages:
             warn(message)
         if len(opened.layers) != 1 or opened.layers[0].selection.paths != (b"",):
@@ -41,8 +42,9 @@ def write_tree(
             raise UsageError(f"{path} exists", remedy="name a file that doesn't; --in-place replaces an image")
         made = f"{path.rstrip('/')}.viewfs-{secrets.token_hex(4)}"
         try:
-            write_image(layer.view, form, made, size)
-            _verify(layer.view, form, made)
+            owners = _owners(layer)
+            write_image(layer.view, form, made, size, owners)
+            _verify(layer.view, form, made, owners)
             place_durably(made, path.rstrip("/"), replace=target is None)
             if target is None:  # the next view that mounts it will find it all there
                 with layer.layer.locked():
@@ -70,7 +72,20 @@ def _target(layer: OpenLayer, target: str | None, kind: str | None) -> tuple[For
     return FORMATS[name], lower.source, os.path.getsize(lower.source)
 
 
-def _verify(tree: Tree, form: Format, made: str) -> None:
+def _owners(layer: OpenLayer) -> dict[bytes, Owner]:
+    """Whose files are to be, where the view does not show it: it has no numbers for the owners of those of an image."""
+    lower = layer.layer.record.lower
+    if lower.type not in _FORMAT_OF_TYPE or not lower.source:
+        return {}
+    try:
+        stored = stored_owners(lower.source, lower.type)
+    except ViewfsError as error:
+        warn(f"all files will be yours: {error}")
+        return {}
+    return owners_for(layer.view, layer.lower, stored)
+
+
+def _verify(tree: Tree, form: Format, made: str, owners: dict[bytes, Owner]) -> None:
     """Compare what was made with the tree. Raises `ViewfsError` that says where they differ."""
     if form.name == "directory":
         fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -80,10 +95,15 @@ def _verify(tree: Tree, form: Format, made: str) -> None:
             os.close(fd)
     elif form.module is None:
         lines = _said(tree, "tar", "-C", f"/proc/self/fd/{tree.root}", "--numeric-owner", "-df", made)
+        if owners:
+            lines = [line for line in lines if not line.endswith((": Uid differs", ": Gid differs"))]
     else:
         mount = f"{made.replace(':', chr(92) + ':')}:/.viewfs-image:{form.module}"
-        look = [sys.executable, "-m", "viewfs.cow", str(tree.root), "/.viewfs-image"]
+        look = [sys.executable, "-m", "viewfs.cow", "compare", str(tree.root), "/.viewfs-image"]
         lines = _said(tree, sys.executable, "-m", "viewfs", "run", "--as-root", "--mount", mount, "--", *look)
+    if form.module is not None and owners:
+        found = stored_owners(made, form.module)
+        lines += [repr(os.fsdecode(path)) + ": owner" for path in owners if found[path].owner != owners[path]]
     if lines:
         raise ViewfsError(f"what was made differs from the tree: {lines[0]}", remedy="is the tree being written?")
 

@@ -1,7 +1,9 @@
-"""Compare a mounted image with the tree that it was made of: `python -m viewfs.cow DESCRIPTOR DIRECTORY`.
+"""What commands have done in a view in which an image is mounted:
 
-Runs in a view in which the image is mounted; the tree comes as a descriptor. Prints the first paths that differ, a line
-each, and exits with 1 if any do.
+    python -m viewfs.cow compare DESCRIPTOR DIRECTORY    with the tree that it was made of, which comes as a descriptor
+    python -m viewfs.cow owners DIRECTORY                whose its files are, as it tells (`viewfs.cow.owners`)
+
+The first prints the first paths that differ, a line each, and exits with 1 if any do.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import os
 import sys
 
 from viewfs.cow.images import mismatches
+from viewfs.cow.owners import print_owners
 from viewfs.cow.trees import Tree
 
 _SHOWN = 10
@@ -17,9 +20,12 @@ _SHOWN = 10
 
 def main() -> int:
     """The exit code."""
-    tree, directory = int(sys.argv[1]), sys.argv[2]
+    what, *descriptors, directory = sys.argv[1:]
     image = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    found = mismatches(Tree(tree), Tree(image))
+    if what == "owners":
+        print_owners(image, sys.stdout.buffer)
+        return 0
+    found = mismatches(Tree(int(descriptors[0])), Tree(image))
     for change in found[:_SHOWN]:
         print(f"{os.fsdecode(change.path)!r}: {', '.join(sorted(change.aspects)) or change.kind}")
     return 1 if found else 0

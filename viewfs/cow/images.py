@@ -5,14 +5,19 @@ The new one is made beside the place it is for, compared with the tree, and only
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO, Any
 
 from viewfs.cow.changes import Change, differences
 from viewfs.cow.copying import TreeCopier
+from viewfs.cow.owners import Owner, rewrite_archive, set_ext_owners, squashfs_definitions
 from viewfs.cow.trees import Tree
 from viewfs.errors import MachineError, UsageError, ViewfsError
 from viewfs.linux.process import FAKE_ROOT_CAPABILITIES, keep_for_programs
@@ -62,20 +67,27 @@ def format_of(path: str, name: str | None) -> Format:
     raise UsageError(f"cannot tell from its name what {path} is to be", remedy=f"--format says it, or one of {known}")
 
 
-def write_image(tree: Tree, kind: Format, path: str, size: int = 0) -> None:
-    """Make `path`, where nothing is, of `tree`; an ext4 has at least `size` bytes. Raises `ViewfsError` and OSError."""
+def write_image(
+    tree: Tree, kind: Format, path: str, size: int = 0, owners: Mapping[bytes, Owner] | None = None
+) -> None:
+    """Make `path`, where nothing is, of `tree`; an ext4 has at least `size` bytes.
+
+    `owners`: whose files are, where `tree` does not show it; a directory can't be given away, and has the user's.
+    Raises `ViewfsError` and OSError.
+    """
+    owners = owners or {}
     if kind.name == "directory":
         _copy(tree, path)
         return
     here = f"/proc/self/fd/{tree.root}/."  # a tool that looks at it without following links must see a directory
     if kind.name == "ext4":
         _make_ext(tree, here, path, size)
+        if owners:
+            set_ext_owners(path, owners)
     elif kind.name == "squashfs":
-        _run(kind, tree, "mksquashfs", here, path, "-noappend", "-no-progress", "-quiet", "-comp", "zstd")
+        _make_squashfs(tree, here, path, owners)
     else:
-        # In the order of names, so that the same tree makes the same archive.
-        options = ["--format=pax", "--sort=name", "--xattrs", "--acls", "--sparse", "--numeric-owner"]
-        _run(kind, tree, "tar", "-C", here, *options, *_compression(path), "-cf", path, ".")
+        _make_archive(tree, here, path, owners)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -83,10 +95,60 @@ def write_image(tree: Tree, kind: Format, path: str, size: int = 0) -> None:
         os.close(fd)
 
 
-def _compression(path: str) -> list[str]:
-    for suffixes, option in (((".gz", ".tgz"), "--gzip"), ((".xz",), "--xz"), ((".zst", ".tzst"), "--zstd")):
-        if any(f"{suffix}." in f"{path}." or path.endswith(suffix) for suffix in suffixes):
-            return [option]
+def _make_squashfs(tree: Tree, here: str, path: str, owners: Mapping[bytes, Owner]) -> None:
+    command = ["mksquashfs", here, path, "-noappend", "-no-progress", "-quiet", "-comp", "zstd"]
+    with tempfile.NamedTemporaryFile() as definitions:
+        if owners:
+            definitions.write(squashfs_definitions(tree, owners))
+            definitions.flush()
+            command += ["-pf", definitions.name]
+        if (root := owners.get(b"")) is not None:
+            command += ["-root-uid", str(root.uid), "-root-gid", str(root.gid)]
+        _run(FORMATS["squashfs"], tree, *command)
+
+
+def _make_archive(tree: Tree, here: str, path: str, owners: Mapping[bytes, Owner]) -> None:
+    # In the order of names, so that the same tree makes the same archive.
+    command = ["tar", "-C", here, "--format=pax", "--sort=name", "--xattrs", "--acls", "--sparse", "--numeric-owner"]
+    compressor = _compressor(path)
+    if not owners:
+        compression = ["-I", " ".join(compressor)] if compressor else []
+        _run(FORMATS["tar"], tree, *command, *compression, "-cf", path, ".")
+        return
+    # Through here, for tar can't be told whose single files are.
+    with open(path, "xb") as file, tempfile.TemporaryFile() as said:
+        packing = _start(tree, [*command, "-cf", "-", "."], stdout=subprocess.PIPE, stderr=said)
+        compressing = None
+        target: IO[bytes] = file
+        if compressor:
+            compressing = _start(tree, compressor, stdin=subprocess.PIPE, stdout=file, stderr=said)
+            assert compressing.stdin is not None
+            target = compressing.stdin
+        assert packing.stdout is not None
+        try:
+            with packing.stdout:
+                rewrite_archive(packing.stdout, target, owners)
+        except (OSError, ViewfsError):
+            packing.kill()  # what it or the compressor says tells more
+            if compressing is not None:
+                compressing.kill()
+            if not said.tell():
+                raise
+        finally:
+            with contextlib.suppress(OSError):
+                target.close()
+            statuses = [one.wait() for one in (packing, compressing) if one is not None]
+        if any(statuses):
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            raise ViewfsError(f"tar failed: {lines[0] if lines else f'exit status {statuses}'}")
+
+
+def _compressor(path: str) -> list[str]:
+    """The command that compresses what is to be called so."""
+    for suffixes, command in (((".gz", ".tgz"), "gzip"), ((".xz",), "xz"), ((".zst", ".tzst"), "zstd -q")):
+        if any(f"{suffix}." in f"{path}." for suffix in suffixes):
+            return command.split()
     return []
 
 
@@ -120,27 +182,32 @@ def _make_ext(tree: Tree, here: str, path: str, size: int) -> None:
                 raise
 
 
-def run_tool(tree: Tree, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that reads `tree` by its descriptor, with power over this user's files; its output, all in one.
+def _start(
+    tree: Tree, command: Sequence[str], stdin: int = subprocess.DEVNULL, **streams: Any
+) -> subprocess.Popen[bytes]:
+    """Start a program that reads `tree` by its descriptor, with power over this user's files.
 
     No reading is denied by permission bits of one's own files, as it isn't here.
     """
-    return subprocess.run(
+    return subprocess.Popen(
         command,
         pass_fds=(tree.root,),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
+        stdin=stdin,
         preexec_fn=lambda: keep_for_programs(FAKE_ROOT_CAPABILITIES),  # this process has one thread
+        **streams,
     )
+
+
+def run_tool(tree: Tree, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end (see `_start`); its output, all in one."""
+    with _start(tree, command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        output = process.communicate()[0].decode(errors="replace")
+    return subprocess.CompletedProcess(command, process.returncode, output)
 
 
 def _run(kind: Format, tree: Tree, *command: str) -> None:
     if shutil.which(command[0]) is None:
         raise MachineError(f"{command[0]} is not here, which makes {kind.name}", remedy=f"apt install {kind.package}")
-
     done = run_tool(tree, *command)
     if done.returncode:
         said = done.stdout.strip().splitlines()

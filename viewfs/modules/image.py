@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from viewfs.modules.api import Attributes, Content, DirectoryEntry, FileSystem, FileSystemStatistics, InodeNumber
+from viewfs.modules.owners import OWNER_XATTR
 
 __all__ = ["ImageFileSystem", "Volume"]
 
@@ -45,11 +46,18 @@ class ImageFileSystem(FileSystem):
     #: What the format's number for a type is as type bits of a mode; here, those of dirent.h (DT_*).
     type_bits: Callable[[int], int] = staticmethod(lambda kind: kind << 12)
 
-    def __init__(self, volume: Volume, translate: Callable[[Attributes], Attributes] | None = None) -> None:
-        """`translate` gives inodes the owners that they shall have in the view."""
+    def __init__(
+        self,
+        volume: Volume,
+        translate: Callable[[Attributes], Attributes] | None = None,
+        *,
+        tells_owners: bool = False,
+    ) -> None:
+        """`translate` gives inodes the owners that they shall have in the view; see `OWNER_XATTR` for the other."""
         self._volume = volume
+        self._tells_owners = tells_owners
         self.root = InodeNumber(volume.root)
-        self.no_xattrs = volume.no_xattrs
+        self.no_xattrs = volume.no_xattrs and not tells_owners
         self._attributes: Callable[[int], Attributes] = volume.attributes
         if translate is not None:
             self._attributes = lambda inode: translate(volume.attributes(inode))
@@ -80,6 +88,9 @@ class ImageFileSystem(FileSystem):
         return list(self._volume.xattrs(inode))
 
     def getxattr(self, inode: InodeNumber, name: bytes) -> bytes | None:
+        if self._tells_owners and name == OWNER_XATTR:
+            stored = self._volume.attributes(inode)
+            return b"%d:%d" % (stored.uid, stored.gid)
         return self._volume.xattrs(inode).get(name)
 
     def statfs(self) -> FileSystemStatistics:

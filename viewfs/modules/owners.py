@@ -8,14 +8,19 @@ from typing import NamedTuple
 from viewfs.modules.api import Attributes, Identities
 from viewfs.modules.options import choice
 
-__all__ = ["AS_STORED", "OWNER", "Owners"]
+__all__ = ["AS_STORED", "OWNER", "OWNER_XATTR", "Owners"]
+
+#: What tells the ids that an image stores for a file, as “uid:gid”, where the option `owner` is “tell”. It is read by
+#: who knows of it, and never listed, so that nobody copies it.
+OWNER_XATTR = b"viewfs.owner"
 
 #: The option of every module that reads ids from its source.
 OWNER = choice(
     "owner",
-    ("auto", "me", "keep"),
+    ("auto", "me", "keep", "tell"),
     "auto",
-    "whose files are: mine, as stored (keep), or (auto) as stored where the view has that id, else mine",
+    "whose files are: mine, as stored (keep), or (auto) as stored where the view has that id, else mine; tell: mine,"
+    " and the attribute viewfs.owner has what is stored",
 )
 
 
@@ -31,7 +36,7 @@ class Owners(NamedTuple):
         me, mine = identities.uid, identities.gid
         if owner == "keep":
             return AS_STORED
-        if owner == "me":
+        if owner in ("me", "tell"):
             return cls(lambda _uid: me, lambda _gid: mine)
         uids, gids = identities.uids, identities.gids
         return cls(lambda uid: uid if uid in uids else me, lambda gid: gid if gid in gids else mine)

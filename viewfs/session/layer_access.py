@@ -47,6 +47,8 @@ class Request:
     states: Sequence[str] = ()
     #: Afterwards what an ended session has left is taken away, where nothing is in it any more.
     tidies: bool = False
+    #: Files are to be seen as belonging to whom they belong in the view.
+    as_in_view: bool = False
 
 
 class State(NamedTuple):
@@ -206,7 +208,8 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
     if not rows:
         raise NotFoundError("nothing of this view is copy-on-write", remedy="`viewfs cow PATH` makes it so")
     chosen = select([row["path"] for row in rows], request.paths)
-    _gain_access(session, served=any(row["backend"] == "fuse" for row in rows if row["path"] in chosen))
+    served = any(row["backend"] == "fuse" for row in rows if row["path"] in chosen)
+    _gain_access(session, joining=served or request.as_in_view)
     for path, selected in sorted(chosen.items()):
         answer, fds = session.request_fds("layer", path=path, states=list(request.states))
         layer = Layer.open(fds[1])
@@ -218,13 +221,13 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
         yield OpenLayer(layer, Tree(fds[0]), view, upper, Selection(selected), live=True, states=states)
 
 
-def _gain_access(session: Session, *, served: bool) -> None:
+def _gain_access(session: Session, *, joining: bool) -> None:
     """Power over one's own files, whatever their permission bits say.
 
-    What viewfs has `served` itself, processes of the view's user namespace and those below it can read only (fuse.rst,
+    What viewfs serves itself, processes of the view's user namespace and those below it can read only (fuse.rst,
     allow_other): whoever is outside joins it, as `viewfs enter` does.
     """
-    if served and not session.is_view_of_caller():
+    if joining and not session.is_view_of_caller():
         namespaces = session.namespaces()
         try:
             setns(namespaces.fds["user"], CloneFlags.NEWUSER)

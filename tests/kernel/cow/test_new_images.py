@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -100,3 +102,96 @@ def test_a_tree_that_does_not_fit(viewfs: Viewfs, cow: Cow, tmp_path: Path) -> N
         check=False,
     )
     assert result.code == 1 and "tar failed: " in result.err and result.err.count("\n") == 1
+
+
+OWNERS = {"": "0:0", "text": "0:0", "directory": "7:70000", "directory/deeper/file": "4294967294:8", "link": "9:10"}
+
+
+@pytest.fixture
+def foreign(tree: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """An image whose files are of users that a view has no number for."""
+
+    def make(kind: str) -> Path:
+        image = tmp_path / f"foreign.{kind}"
+        if kind == "squashfs":
+            definitions = tmp_path / "definitions"
+            rows = [
+                f"{path} m {(tree / path).lstat().st_mode & 0o7777:o} {owner.replace(':', ' ')}\n"
+                for path, owner in OWNERS.items()
+                if path
+            ]
+            definitions.write_text("".join(rows))
+            options = ["-quiet", "-no-progress", "-no-xattrs", "-root-uid", "0", "-root-gid", "0", "-pf", definitions]
+            subprocess.run(["mksquashfs", tree, image, *options], check=True, capture_output=True)
+        else:
+            subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, image, "12M"], check=True, capture_output=True)
+            commands = ""
+            for path, owner in OWNERS.items():
+                uid, gid = owner.split(":")
+                commands += f"sif /{path} uid {uid}\nsif /{path} gid {gid}\n"
+            subprocess.run(
+                ["debugfs", "-w", "-f", "-", image], input=commands, text=True, check=True, capture_output=True
+            )
+        return image
+
+    return make
+
+
+TELL = """
+import json, os
+found = {}
+for directory, below, files in os.walk("/mnt/look"):
+    for name in [*below, *files, ""]:
+        path = os.path.join(directory, name).rstrip("/")
+        found[path[len("/mnt/look/"):]] = os.getxattr(path, "viewfs.owner", follow_symlinks=False).decode()
+        assert "viewfs.owner" not in os.listxattr(path, follow_symlinks=False)
+print(json.dumps(found))
+"""
+
+
+def owners_in(viewfs: Viewfs, image: Path, kind: str) -> dict[str, str]:
+    """Whose files in an image are, as itself tells."""
+    module = "ext" if kind == "ext4" else kind
+    told = viewfs("run", "--mount", f"{image}:/mnt/look:{module},owner=tell", "--", "python3", "-c", TELL)
+    return dict(json.loads(told.out))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "squashfs"])
+@pytest.mark.parametrize("as_root", [False, True])
+def test_owners_that_a_view_has_no_number_for(
+    viewfs: Viewfs, foreign: Callable[[str], Path], tmp_path: Path, kind: str, as_root: bool
+) -> None:
+    """They are kept: a system's image whose every file became its editor's would not start."""
+    image = foreign(kind)
+    assert {path: owners_in(viewfs, image, kind)[path] for path in OWNERS} == OWNERS
+    options = ["--name", "n", "--mount", f"{image}:/mnt/image", "--cow", "/mnt/image"]
+    options += ["--as-root"] if as_root else []
+    script = f"""
+        cd /mnt/image; echo changed > text; echo new > directory/new; mv directory/deeper/file 'directory/a b #"\\'
+        ln -sf elsewhere link; echo x > "$(printf '#\\377')"
+        viewfs commit --to {tmp_path}/new.tar.gz; viewfs commit --to {tmp_path}/other.ext4
+        viewfs commit --to {tmp_path}/other.squashfs; viewfs commit --in-place
+    """
+    viewfs.sh(*options, script=script)
+    me = "0:0" if as_root else f"{os.getuid()}:{os.getgid()}"
+    expected = {"": "0:0", "text": "0:0", "directory": "7:70000", "directory/new": me, 'directory/a b #"\\': me}
+    for path, its_kind in ((image, kind), (tmp_path / "other.ext4", "ext4"), (tmp_path / "other.squashfs", "squashfs")):
+        found = owners_in(viewfs, path, its_kind)
+        assert {name: owner for name, owner in found.items() if name in expected} == expected, its_kind
+        if its_kind == "ext4":
+            subprocess.run(["e2fsck", "-fn", path], check=True, capture_output=True)
+    with tarfile.open(tmp_path / "new.tar.gz") as archive:
+        found = {member.name.removeprefix(".").lstrip("/"): f"{member.uid}:{member.gid}" for member in archive}
+    assert {name: owner for name, owner in found.items() if name in expected} == expected
+    assert viewfs.sh(*options, script="cat /mnt/image/text; viewfs diff").out == "changed\n"
+
+
+def test_owners_from_outside_of_the_view(
+    viewfs: Viewfs, foreign: Callable[[str], Path], open_view: Callable[..., View]
+) -> None:
+    image = foreign("ext4")
+    view = open_view("--as-root", "--mount", f"{image}:/mnt/image", "--cow", "/mnt/image")
+    view.sh("cd /mnt/image; echo changed > text; mkdir new")
+    view("commit", "--in-place")
+    found = owners_in(viewfs, image, "ext4")
+    assert (found["text"], found["new"], found["directory"]) == ("0:0", "0:0", "7:70000")

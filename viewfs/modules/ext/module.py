@@ -59,7 +59,9 @@ class Ext(Module):
             log.warning("%s: %s", mounting.source_name, warning)
         if volume.replayed:
             log.warning("%s: %d transactions of its journal replayed in memory", mounting.source_name, volume.replayed)
-        return ExtFileSystem(volume, Owners.of(mounting.options["owner"], mounting.identities).translate)
+        owner = mounting.options["owner"]
+        translate = Owners.of(owner, mounting.identities).translate
+        return ExtFileSystem(volume, translate, tells_owners=owner == "tell")
 
 
 def _volume(mounting: Mounting) -> Volume:

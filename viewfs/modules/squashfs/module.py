@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from viewfs.modules.api import FileSystem, Module, Mounting, Source
 from viewfs.modules.image import ImageFileSystem
 from viewfs.modules.options import Option, size
-from viewfs.modules.owners import OWNER, Owners
+from viewfs.modules.owners import AS_STORED, OWNER, Owners
 from viewfs.modules.squashfs.volume import Volume
 
 __all__ = ["Squashfs", "SquashfsFileSystem"]
@@ -20,8 +20,9 @@ _READ_AHEAD = 256 << 10
 class SquashfsFileSystem(ImageFileSystem):
     """A `Volume`, whose blocks are decompressed ahead."""
 
-    def __init__(self, volume: Volume) -> None:
-        super().__init__(volume)
+    def __init__(self, volume: Volume, teller: Owners | None = None) -> None:
+        """`teller`: what to show where the attribute tells what is stored, which is what `volume` has then."""
+        super().__init__(volume, None if teller is None else teller.translate, tells_owners=teller is not None)
         volume.call_before_work(lambda: self.about_to_work())
         self.caches = volume.caches
         self.read_ahead = max(2 * volume.block_size, _READ_AHEAD)
@@ -63,11 +64,12 @@ class Squashfs(Module):
         }
 
     def open(self, mounting: Mounting) -> FileSystem:
-        return SquashfsFileSystem(_volume(mounting))
+        tells = mounting.options["owner"] == "tell"
+        return SquashfsFileSystem(_volume(mounting), Owners.of("tell", mounting.identities) if tells else None)
 
 
 def _volume(mounting: Mounting) -> Volume:
     assert mounting.source is not None
     options = mounting.options
-    owners = Owners.of(options["owner"], mounting.identities)
+    owners = AS_STORED if options["owner"] == "tell" else Owners.of(options["owner"], mounting.identities)
     return Volume.open(mounting.source, offset=options["offset"], name=mounting.source_name, owners=owners)
