@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import zlib
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from viewfs.errors import UsageError
+from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import pid_of
+
+if TYPE_CHECKING:
+    from viewfs.cow.layers import LayerSet
 
 __all__ = ["BACKENDS", "BACKEND_VARIABLE", "LayerSettings", "state_directory", "take_servers"]
 
@@ -46,7 +51,7 @@ class LayerSettings:
 
         Layers of a session whose name was not given are nobody's to take up, so no two sessions may share them.
         """
-        own = name if named else f"unnamed.{name}.{time.time_ns()}"
+        own = name if named else f"{_unnamed_prefix()}.{_boot()}.{name}.{time.time_ns()}"
         backend = backend or os.environ.get(BACKEND_VARIABLE) or "auto"
         if backend not in BACKENDS:
             raise UsageError(
@@ -81,9 +86,59 @@ class LayerSettings:
             layers = LayerSet.of_session(self.name, self.directory)
             if layers is not None:
                 if self.is_kept:
+                    _settle_unsettled(layers)
                     layers.tidy()
                 layers.close()
                 if not self.is_kept:
+                    layers.remove()
+                    _remove_older(self.directory)
+
+
+def _settle_unsettled(layers: LayerSet) -> None:
+    """Take out of `layers`, which no view has, what was committed or discarded while one had them."""
+    from viewfs.cow.settling import settle
+    from viewfs.cow.trees import Tree
+
+    for layer in layers.layers():
+        try:
+            if layer.record.unsettled and layer.record.lower.is_host and not layer.has_journal:
+                lower = os.open(layer.record.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    with layer.locked():
+                        settle(layer, Tree(lower))
+                finally:
+                    os.close(lower)
+        except (OSError, ViewfsError):
+            continue  # who takes it up the next time has more power, and does it
+        finally:
+            layer.close()
+
+
+def _unnamed_prefix() -> str:
+    """How the directories of sessions without a name begin on this machine. (A home directory can be on several.)"""
+    try:
+        machine = Path("/etc/machine-id").read_text()
+    except OSError:
+        machine = os.uname().nodename
+    return f"unnamed.{zlib.crc32(machine.encode()):08x}"
+
+
+def _boot() -> str:
+    """What differs each time that this machine is started."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+
+
+def _remove_older(directory: str) -> None:
+    """Take away what sessions without a name have left when this machine went down under them."""
+    from viewfs.cow.layers import LayerSet
+
+    prefix = _unnamed_prefix() + "."
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            if name.startswith(prefix) and not name.startswith(f"{prefix}{_boot()}."):
+                layers = LayerSet.of_session(name, directory)
+                if layers is not None:
+                    layers.close()
                     layers.remove()
 
 

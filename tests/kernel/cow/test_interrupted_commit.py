@@ -197,3 +197,36 @@ def test_a_journal_that_is_damaged(cow: Cow) -> None:
     result = cow("commit", check=False)
     assert result.code == 1 and "the journal of an interrupted commit can't be read" in result.err
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "meanwhile", ["echo outside > text", "ln -f script text", "rm -f text", "touch new", "chmod 600 text"]
+)
+def test_what_is_changed_outside_while_it_is_staged(cow: Cow, tree: Path, meanwhile: str) -> None:
+    """Staging can take minutes: nothing is replaced that is not what it was when conflicts were looked for."""
+    cow.sh("echo inside > text; echo n > new")
+
+    def work() -> None:
+        from viewfs.cow.commit import Commit
+        from viewfs.errors import ViewfsError
+        from viewfs.session.layer_access import Request, opened_layers
+
+        os.environ.update(cow.viewfs.environment)
+
+        def change(_staged: int) -> None:
+            subprocess.run(["sh", "-c", meanwhile], cwd=tree, check=True)
+
+        with opened_layers(Request("cow")) as opened:
+            (layer,) = opened.layers
+            with layer.layer.locked():
+                one = Commit(layer.layer, layer.lower, layer.view, layer.upper, layer.selection, keep_theirs=False)
+                with pytest.raises(ViewfsError, match="changed outside just now"):
+                    one.carry_out(change)
+
+    kept = {path.name for path in tree.iterdir()}
+    assert in_a_child(work) == 0
+    names = {path.name for path in tree.iterdir()}
+    assert names ^ kept <= {"new", "text", "script"} and not list((tree / ".").glob(".viewfs-*"))
+    if "outside" in meanwhile:
+        assert (tree / "text").read_text() == "outside\n"
+    assert cow.changes().keys() >= {"text"} and "new" in cow.changes()

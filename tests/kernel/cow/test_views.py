@@ -244,3 +244,28 @@ def test_a_session_that_is_killed_keeps_what_has_a_name(
     viewfs("kill", view.name)
     view.process.wait()
     assert viewfs("diff", "--session", view.name, "--name-only").out.startswith(f"{tree}/closed\n")
+
+
+def test_what_a_machine_that_went_down_has_left(viewfs: Viewfs, tree: Path) -> None:
+    """Layers of views without a name are taken away by the next such view, if they are of this machine, and older."""
+    layers = viewfs.state / "viewfs"
+    out = viewfs.sh("--cow", tree, script=f"echo x > {tree}/text; ls {layers}").out
+    unnamed, machine, boot, name, begun = out.strip().split(".")
+    assert unnamed == "unnamed"
+    older = layers / f"unnamed.{machine}.00000000.{name}.{begun}"
+    elsewhere = layers / f"unnamed.00000000.{boot}.{name}.{begun}"
+    live = layers / f"unnamed.{machine}.{boot}.1.{begun}"
+    for directory in (older, elsewhere, live):
+        (directory / "tree/upper/closed").mkdir(parents=True)
+        (directory / "tree/upper/closed").chmod(0)
+    viewfs.sh("--cow", tree, script="true")
+    assert sorted(layers.iterdir()) == sorted([elsewhere, live])
+    for directory in (elsewhere, live):
+        (directory / "tree/upper/closed").chmod(0o700)
+
+
+def test_what_was_committed_while_it_ran_is_not_left(viewfs: Viewfs, tree: Path) -> None:
+    script = f"echo new > {tree}/text; mkdir {tree}/new; chmod 600 {tree}/script; viewfs commit"
+    viewfs.sh("--name", "n", "--cow", tree, script=script)
+    assert (tree / "text").read_text() == "new\n"
+    assert viewfs("ps", "--json").json["sessions"] == [] and not (viewfs.state / "viewfs/n").exists()
