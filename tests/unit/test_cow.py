@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from viewfs.cli.arguments import parse_cow
 from viewfs.cli.changes import unified_hunks
+from viewfs.cli.output import progress_bar
 from viewfs.cow.changes import Kind, differences, same_content, same_time, with_renames
 from viewfs.cow.copying import TreeCopier, decode_attributes, encode_attributes, remove_tree
 from viewfs.cow.images import FORMATS, format_of
@@ -280,3 +283,22 @@ def test_a_unified_diff_of_what_is_long() -> None:
     assert hunks == ["@@ -49998,7 +49998,7 @@", " 49997", " 49998", " 49999", "-50000", "+other", " 50001", " 50002",
                      " 50003"]  # fmt: skip
     assert unified_hunks(before, before[::-1]) is None
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown", "patience", "seen"), [
+    (Terminal(), True, 0.0, True), (Terminal(), True, 60.0, False), (Terminal(), False, 0.0, False),
+    (io.StringIO(), True, 0.0, False),
+])  # fmt: skip
+def test_a_bar_is_for_people_who_wait(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, shown: bool, patience: float, seen: bool
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_bar("staging", 4_000_000, shown=shown, patience=patience) as told:
+        told(1_000_000)
+        told(1_000_000)
+    assert ("staging" in stream.getvalue() and "/4.0 MB" in stream.getvalue()) == seen

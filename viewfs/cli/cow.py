@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from viewfs.cli.arguments import absolute, cow_backend_option, session_option
 from viewfs.cli.changes import count_line, in_listing, shown_change, to_json, unified
 from viewfs.cli.cow_images import write_tree
 from viewfs.cli.main import printable, tell, warn
-from viewfs.cli.output import json_option, print_json
+from viewfs.cli.output import json_option, print_json, progress_bar
 from viewfs.cow.changes import Change, Kind, with_renames
 from viewfs.cow.commit import Commit
 from viewfs.cow.trees import Tree
@@ -26,8 +26,6 @@ from viewfs.session.layer_access import OpenLayer, OpenLayers, Request, opened_l
 
 __all__ = ["checkpoint", "commit", "cow", "diff", "discard", "rollback"]
 
-#: Bytes that take long enough to stage for a bar.
-_LONG = 64 << 20
 #: So many paths that could not be committed are named.
 _FAILURES = 10
 _RANGE = re.compile(r"([^/\s]+)?\.\.([^/\s]+)?")
@@ -218,7 +216,7 @@ def commit(
         for layer, one in zip(opened.layers, commits, strict=True):
             outcome = None
             if not dry_run:
-                with _progress(one, shown=progress) as told:
+                with progress_bar("staging", _sizes(one.plan.changes), shown=progress) as told:
                     outcome = one.carry_out(told)
             changes = [c for c in (one.plan.changes if outcome is None else outcome.changes) if in_listing(c)]
             all_changes += changes
@@ -268,19 +266,9 @@ def _refuse(at_odds: list[tuple[str, str]]) -> None:
     )
 
 
-@contextmanager
-def _progress(one: Commit, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """What is told how many bytes have been staged: a bar, if it may take long and somebody looks."""
-    total = sum(change.new.size for change in one.plan.changes if change.new is not None)
-    if not shown or total < _LONG or not sys.stderr.isatty():
-        yield lambda _bytes: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-    with Progress("staging", BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda staged: bar.update(task, completed=staged)
+def _sizes(changes: Iterable[Change]) -> int:
+    """How many bytes there are to copy."""
+    return sum(max(entry.size for entry in (change.old, change.new) if entry is not None) for change in changes)
 
 
 @click.command()
@@ -294,8 +282,6 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
     Example:
       viewfs discard ~/project/build
     """
-    import time
-
     from viewfs.cow.restore import restore
 
     done: list[dict[str, Any]] = []
@@ -307,7 +293,8 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
             if not layer.live and layer.selection.paths == (b"",):
                 layer.layer.empty()
             else:
-                undone, left = restore(undone, layer.lower, layer.view, layer.selection)
+                with progress_bar("restoring", _sizes(undone)) as told:
+                    undone, left = restore(undone, layer.lower, layer.view, layer.selection, told)
                 refused += [layer.shown(change.path) for change in left]
             layer.layer.write(layer.layer.record.rebased(layer.selection.paths, time.time_ns()))
             undone = [change for change in undone if in_listing(change)]
@@ -361,8 +348,8 @@ def _keep(opened: OpenLayers, name: str, operation: str) -> dict[str, Any]:
         taken = {state["name"] for layer in there["layers"] for state in layer["states"]}
         names = (f"epoch-{there['epoch']}{suffix}" for suffix in ("", *(f".{number}" for number in range(2, 1000))))
         name = next(one for one in names if one not in taken)
-    with _all_locked(opened.layers):
-        directory = keep_state([layer.layer for layer in opened.layers], name)
+    with _all_locked(opened.layers), progress_bar("keeping", None) as told:
+        directory = keep_state([layer.layer for layer in opened.layers], name, told)
     # Not under the locks: the session writes the state down itself.
     answer = opened.session.request("keep", name=name, directory=directory, operation=operation)
     return {"name": name} | answer
@@ -392,7 +379,8 @@ def rollback(session: str | None, as_json: bool, epoch: str, paths: tuple[str, .
             for layer in opened.layers:
                 (state,) = layer.states
                 changes = list(layer.changes_between(state, layer.now))
-                undone, left = restore(changes, state.tree, layer.view, layer.selection)
+                with progress_bar("restoring", _sizes(changes)) as told:
+                    undone, left = restore(changes, state.tree, layer.view, layer.selection, told)
                 total += undone
                 refused += [layer.shown(change.path) for change in left]
                 layer.layer.write(replace(layer.layer.record, unsettled=True))

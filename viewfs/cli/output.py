@@ -1,17 +1,19 @@
-"""Listings: a table for people, one JSON object for scripts."""
+"""Listings: a table for people, one JSON object for scripts; and a bar where something takes long."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
 
 from viewfs.cli.main import printable
 
-__all__ = ["json_option", "print_json", "print_table"]
+__all__ = ["json_option", "print_json", "print_table", "progress_bar"]
 
 #: The version of every JSON object that is printed.
 SCHEMA = 1
@@ -52,3 +54,37 @@ def _print_plain(columns: Sequence[str], table: Any, console: Any) -> None:
         console.print(table)
     for line in capture.get().splitlines():
         click.echo(line.rstrip())
+
+
+@contextmanager
+def progress_bar(
+    doing: str, total: int | None, *, shown: bool = True, patience: float = 1.0
+) -> Iterator[Callable[[int], None]]:
+    """What is told the bytes of each file that was copied: a bar, after `patience` seconds, if somebody looks.
+
+    `total`: how many bytes it will be; None if that is not known.
+    """
+    begun, done = time.monotonic(), 0
+    with ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+
+        def told(size: int) -> None:
+            nonlocal advance, done
+            done += size
+            if advance is not None:
+                advance(size)
+            elif shown and sys.stderr.isatty() and time.monotonic() - begun >= patience:
+                advance = stack.enter_context(_bar(doing, done, total))
+
+        yield told
+
+
+@contextmanager
+def _bar(doing: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    columns = (doing, BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda size: bar.advance(task, size)

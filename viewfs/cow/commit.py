@@ -55,7 +55,7 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno or errno.EIO).lower()
 
 
-def _nothing(_done: int) -> None:
+def _nothing(_size: int) -> None:
     pass
 
 
@@ -83,7 +83,7 @@ class Commit:
         self.plan = plan_commit(found, selection, view, token, unchanged, theirs)
 
     def carry_out(self, progress: Callable[[int], None] = _nothing) -> Outcome:
-        """Do it all; `progress` is told how many bytes have been staged.
+        """Do it all; `progress` is told the size of each file that has been staged.
 
         Raises `ViewfsError`, nothing having been changed.
         """
@@ -115,17 +115,14 @@ class Commit:
 
     def _stage(self, progress: Callable[[int], None]) -> list[tuple[bytes, str]]:
         """Copy all that is new beside its place, and have it on the disk; what may not be there, with the reason."""
-        done = 0
 
         def copied(path: bytes, entry: Entry) -> None:
-            nonlocal done
             after = self._view.entry(path)
             if after is None or (after.ctime_ns, after.size) != (entry.ctime_ns, entry.size):
                 raise ViewfsError(
                     f"/{path.decode(errors='replace')} is being written", remedy="commit when the program has ended"
                 )
-            done += entry.size
-            progress(done)
+            progress(entry.size)
 
         selection = self.plan.selection
         sync_each = len(self.plan.changes) <= _SYNC_EACH

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from viewfs.cow.changes import Change, Kind
 from viewfs.cow.copying import TreeCopier, remove_tree, set_attributes
@@ -22,15 +22,20 @@ _IN_PLACE = frozenset({"mode", "owner", "xattrs", "times"})
 
 
 def restore(
-    changes: Iterable[Change], state: Tree, view: Tree, selection: Selection
+    changes: Iterable[Change],
+    state: Tree,
+    view: Tree,
+    selection: Selection,
+    progress: Callable[[int], None] = lambda _size: None,
 ) -> tuple[list[Change], list[Change]]:
     """Undo `changes`, which lead from `state` to `view`, as far as they are in `selection`.
 
+    `progress` is told the size of each file that has been copied.
     Those that were undone, and those that could not be, because what was there may not be read. Raises OSError where
     something can't be written; doing it again then does the rest.
     """
     temporary_name = b".viewfs-" + secrets.token_hex(4).encode()
-    copier = TreeCopier(state, view)
+    copier = TreeCopier(state, view, copied=lambda _path, entry: progress(entry.size))
     undone: list[Change] = []
     refused: list[Change] = []
     covered: bytes | None = None

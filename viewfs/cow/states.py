@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from viewfs.cow.copying import copy_node, remove_tree, set_attributes
 from viewfs.cow.layers import Layer, write_whole
@@ -28,17 +28,17 @@ _MANIFEST = "manifest.json"
 _TRIES = 3
 
 
-def keep_state(layers: Sequence[Layer], name: str) -> str:
+def keep_state(layers: Sequence[Layer], name: str, progress: Callable[[int], None] = lambda _size: None) -> str:
     """Copy the upper directory of each layer; the name of the copies' directory below `checkpoints/`.
 
-    Raises `ViewfsError`, nothing being kept then.
+    `progress` is told the size of each file that has been copied. Raises `ViewfsError`, nothing being kept then.
     """
     directory = f"{time.time_ns()}-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:60]}"
     kept: list[Layer] = []
     try:
         for layer in layers:
             kept.append(layer)
-            _keep_one(layer, directory)
+            _keep_one(layer, directory, progress)
     except OSError as error:
         for layer in kept:
             with contextlib.suppress(OSError):
@@ -55,13 +55,13 @@ def _forget(layer: Layer, directory: str) -> None:
         os.close(states)
 
 
-def _keep_one(layer: Layer, directory: str) -> None:
+def _keep_one(layer: Layer, directory: str, progress: Callable[[int], None]) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(_STATES, 0o700, dir_fd=layer.fd)
     upper, states = layer.directory("upper"), layer.directory(_STATES)
     try:
         before = _Manifest.read(states)
-        copy = _Copy(Tree(upper), Tree(states), directory.encode(), before)
+        copy = _Copy(Tree(upper), Tree(states), directory.encode(), before, progress)
         for _try in range(_TRIES):
             if not copy.bring_up_to_date():
                 break
@@ -104,8 +104,11 @@ class _Manifest:
 class _Copy:
     """A copy of an upper directory in the making."""
 
-    def __init__(self, upper: Tree, states: Tree, place: bytes, before: _Manifest) -> None:
+    def __init__(
+        self, upper: Tree, states: Tree, place: bytes, before: _Manifest, progress: Callable[[int], None]
+    ) -> None:
         self._upper, self._states, self._place, self._before = upper, states, place, before
+        self._progress = progress
         self.manifest = _Manifest(place, {})
 
     def bring_up_to_date(self) -> int:
@@ -155,6 +158,7 @@ class _Copy:
             if other != place and self._link(other, parent, name):
                 return
             copy_node(self._upper, path, entry, parent, name)
+            self._progress(entry.size)
 
     def _link(self, other: bytes, parent: int, name: bytes) -> bool:
         directory, old = split(other)
