@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,12 @@ def viewfs(name: str, tree: Path, _aside: Path) -> float:
     return _seconds(["viewfs", "run", "--keep", "--cow", str(tree), "--", *_work(name, tree)])
 
 
+def viewfs_fuse(name: str, tree: Path, _aside: Path) -> float:
+    """The same with viewfs's own file system in place of the kernel's overlay."""
+    options = ["--keep", "--cow-backend", "fuse", "--cow", str(tree)]
+    return _seconds(["viewfs", "run", *options, "--", *_work(name, tree)])
+
+
 def kernel_overlay(name: str, tree: Path, aside: Path) -> float:
     """An overlay mounted by hand in a user namespace."""
     (aside / "upper").mkdir()
@@ -69,12 +76,22 @@ def fuse_overlayfs(name: str, tree: Path, aside: Path) -> float:
     return _seconds(["unshare", "-Urm", "sh", "-c", mount, "sh", *_work(name, aside / "merged")])
 
 
+def try_(name: str, tree: Path, aside: Path) -> float:
+    """The shell script that makes an overlay of everything."""
+    (aside / "sandbox").mkdir()
+    return _seconds(["try", "-N", str(aside / "sandbox"), *_work(name, tree)])
+
+
 CONTENDERS: dict[str, Callable[[str, Path, Path], float]] = {
     "direct": direct,
     "viewfs": viewfs,
     "kernel overlay": kernel_overlay,
+    "viewfs, FUSE": viewfs_fuse,
     "fuse-overlayfs": fuse_overlayfs,
+    "try": try_,
 }
+#: Those that are measured only where they are installed.
+OTHERS = frozenset({"fuse-overlayfs", "try"})
 
 
 def make_tree(tree: Path) -> None:
@@ -107,12 +124,12 @@ def measure_work(base: Path, repetitions: int) -> Found:
     found: Found = {name: {} for name in WORK}
     original = base / "original"
     make_tree(original)
-    names = [name for name in CONTENDERS if name != "fuse-overlayfs" or shutil.which("fuse-overlayfs")]
+    names = [name for name in CONTENDERS if name not in OTHERS or shutil.which(name)]
     for repetition in range(repetitions):
         for row in WORK:
             for contender in names[repetition % len(names) :] + names[: repetition % len(names)]:
                 # Nothing is removed before the end: for minutes ext4 goes out of the way of inodes that were freed.
-                directory = base / f"{repetition}-{row.replace(' ', '-')}-{contender.replace(' ', '-')}"
+                directory = base / f"{repetition}-{row.replace(' ', '-')}-{re.sub('[ ,]+', '-', contender)}"
                 tree, aside = directory / "tree", directory / "aside"
                 aside.mkdir(parents=True)
                 os.environ["XDG_STATE_HOME"] = f"{directory}/state"

@@ -20,7 +20,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from viewfs.cow.changes import Change, differences
@@ -49,6 +49,12 @@ class Outcome:
     changes: list[Change]
     #: Steps that could not be done, with the reason; the layer still has these changes.
     failed: list[tuple[bytes, str]] = field(default_factory=list)
+
+
+def _is_at_or_below(path: bytes, places: Collection[bytes]) -> bool:
+    while path and path not in places:
+        path = split(path)[0]
+    return path in places
 
 
 def _reason(error: OSError) -> str:
@@ -108,7 +114,7 @@ class Commit:
         failed = refused + _apply(self._lower, [step for step in self.plan.steps if step.path not in dict(refused)])
         _finish(self._layer, self._lower, journal, self.plan.selection.paths, self.plan.steps, failed)
         undone = {path for path, _why in failed}
-        done = [change for change in self.plan.changes if change.path not in undone]
+        done = [change for change in self.plan.changes if not _is_at_or_below(change.path, undone)]
         # Times of a directory follow from what was done in it, if anything was.
         told = {change.path for change in self.plan.changes if not (change.is_directory and change.only_times)}
         return Outcome(done, [(path, why) for path, why in failed if path in told])

@@ -40,9 +40,9 @@ __all__ = [
     "assemble",
     "attach_aside",
     "can_be_covered",
+    "in_root",
     "mount_id_at",
     "open_parts",
-    "roots_of",
     "visible_below",
 ]
 
@@ -55,8 +55,8 @@ _KERNELS_OWN = frozenset(
 _ASIDE = ("/sys", "/dev", "/tmp")
 #: A directory with more directories in it is not divided.
 _MANY = 100
-#: Of the root, what belongs to the machine as it runs.
-_MACHINES_OWN = frozenset({"dev", "proc", "run", "sys"})
+#: What belongs to the machine as it runs.
+_MACHINES_OWN = frozenset({"/dev", "/proc", "/run", "/sys"})
 
 
 class Treatment(Enum):
@@ -95,15 +95,10 @@ class Division:
     allowed: Callable[[str, str], bool] = lambda _part, _path: True
 
 
-def roots_of(path: str) -> list[str]:
-    """The directories to cover so that `path` (canonical) is: itself, or for the root all that is in it.
-
-    (The root of a view can't be mounted on. What belongs to the machine as it runs is left out.)
-    """
-    if path != "/":
-        return [path]
+def in_root() -> list[str]:
+    """The directories in the root, but for what belongs to the machine as it runs."""
     with os.scandir("/") as entries:
-        return sorted(e.path for e in entries if e.is_dir(follow_symlinks=False) and e.name not in _MACHINES_OWN)
+        return sorted(e.path for e in entries if e.is_dir(follow_symlinks=False) and e.path not in _MACHINES_OWN)
 
 
 def mount_id_at(path: str) -> int | None:
@@ -174,7 +169,9 @@ def _open_directories(
             if point in known or any(_lies_in(point, other) for other in points[:number]):
                 continue  # it comes with that one
             known.add(point)
-            if can_be_covered(entry, cover):
+            if root == "/" and point in _MACHINES_OWN:
+                parts.append(Part(point, Treatment.SHOW, open_tree(AT_FDCWD, point, OpenTree.CLONE | AT_RECURSIVE)))
+            elif can_be_covered(entry, cover):
                 waiting.append(point)
             else:
                 parts.append(_as_it_is(entry))
@@ -222,7 +219,7 @@ def _is_directory(path: str) -> bool:
 
 
 def _lies_in(path: str, directory: str) -> bool:
-    return path.startswith(directory.rstrip("/") + "/")
+    return path.startswith(directory.rstrip("/") + "/") and path != directory
 
 
 def can_be_covered(entry: MountEntry, cover: str) -> bool:
@@ -247,7 +244,7 @@ def visible_below(
 ) -> list[MountEntry]:
     """What is mounted below `root` and not hidden by something else; parents come before what lies in them."""
     by_id = {entry.mount_id: entry for entry in table}
-    points = {entry.mount_point for entry in table if entry.mount_point.startswith(root.rstrip("/") + "/")}
+    points = {entry.mount_point for entry in table if _lies_in(entry.mount_point, root)}
     found = [by_id.get(seen(point) or -1) for point in sorted(points, key=lambda point: point.split("/"))]
     return [entry for entry in found if entry is not None and entry.mount_point in points]
 

@@ -59,6 +59,7 @@ __all__ = [
     "make_mount_point",
     "plan_mount_point",
     "remove_mount_point",
+    "replace_root",
 ]
 
 #: What the mount table shows as the source of a skeleton.
@@ -137,6 +138,23 @@ def build_root(*, fresh_proc: bool) -> None:
         os.chdir("/")
 
 
+def replace_root(tree: int) -> None:
+    """Make a detached tree the root of this mount namespace, in which nothing else runs yet. Raises OSError.
+
+    A process that has its working directory in the old one could not tell where that is any more.
+    """
+    aside = next(directory for directory in ("/sys", "/dev", "/tmp") if os.path.isdir(directory))
+    working_directory = os.getcwd()
+    move_mount(tree, "", AT_FDCWD, aside, MoveMount.F_EMPTY_PATH)
+    os.chdir(aside)
+    pivot_root(".", ".")
+    umount2(".", UmountFlags.DETACH)
+    try:
+        os.chdir(working_directory)
+    except OSError:
+        os.chdir("/")
+
+
 @dataclass(frozen=True)
 class MountPointPlan:
     """How `path` comes to be a mount point: what exists, what is made."""
@@ -145,8 +163,10 @@ class MountPointPlan:
     #: The directory that must gain an entry, and the names to make in it; empty where `path` exists.
     parent: str = ""
     missing: tuple[str, ...] = ()
-    #: `parent` is to be covered by a new skeleton; otherwise it is on one already.
+    #: `parent` is to be covered by a new skeleton; otherwise it is on one already, or `is_changeable`.
     needs_skeleton: bool = False
+    #: `parent` is the root, and copy-on-write: what is made in it is a change like others.
+    is_changeable: bool = False
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> MountPointPlan:
@@ -182,15 +202,18 @@ def plan_mount_point(path: str, table: list[MountEntry]) -> MountPointPlan:
     if not os.path.isdir(parent):
         raise UsageError(f"cannot mount on {path}: {parent} is not a directory")
     path = os.path.join(parent, *missing)
-    return MountPointPlan(path, parent, tuple(missing), needs_skeleton=not _is_on_skeleton(parent, table))
+    source = _source_of(parent, table)
+    changeable = parent == "/" and source != SKELETON_SOURCE
+    needs_skeleton = not changeable and source != SKELETON_SOURCE
+    return MountPointPlan(path, parent, tuple(missing), needs_skeleton=needs_skeleton, is_changeable=changeable)
 
 
-def _is_on_skeleton(directory: str, table: list[MountEntry]) -> bool:
-    """Is `directory` (canonical) one of the view's own, by the mount that it lies in?"""
+def _source_of(directory: str, table: list[MountEntry]) -> str | None:
+    """What the mount that `directory` (canonical) lies in was made from."""
     covering = [entry for entry in table if _contains(entry.mount_point, directory)]
     deepest = max((len(entry.mount_point) for entry in covering), default=0)
     topmost = [entry for entry in covering if len(entry.mount_point) == deepest][-1:]
-    return bool(topmost) and topmost[0].source == SKELETON_SOURCE
+    return topmost[0].source if topmost else None
 
 
 def _contains(directory: str, path: str) -> bool:
@@ -219,6 +242,9 @@ def make_mount_point(plan: MountPointPlan, *, is_directory: bool, live_namespace
     try:
         if plan.needs_skeleton:
             _cover(plan, live_namespace, is_directory=is_directory)
+        elif plan.is_changeable:
+            with _opened_directory(plan.parent) as directory:
+                _make_missing(plan.missing, directory, is_directory=is_directory)
         else:
             with _writable(plan.parent) as skeleton:
                 _make_missing(plan.missing, skeleton, is_directory=is_directory)
@@ -233,8 +259,12 @@ def remove_mount_point(plan: MountPointPlan) -> None:
     """
     if not plan.missing:
         return
+    if plan.is_changeable:
+        with _opened_directory(plan.parent) as directory, contextlib.suppress(OSError):
+            _remove_empty(plan.missing, directory)
+        return
     with open("/proc/self/mountinfo", "rb") as table:
-        if not _is_on_skeleton(plan.parent, parse_mountinfo(table.read())):
+        if _source_of(plan.parent, parse_mountinfo(table.read())) != SKELETON_SOURCE:
             return
     if plan.needs_skeleton:
         umount2(plan.parent, UmountFlags.DETACH | UmountFlags.NOFOLLOW)
@@ -315,6 +345,16 @@ def _writable(skeleton: str) -> Iterator[int]:
         yield clone
     finally:
         os.close(clone)
+
+
+def _remove_empty(names: tuple[str, ...], directory: int) -> None:
+    """Remove what `_make_missing` made, unless somebody has written to it. Raises OSError."""
+    status = os.stat("/".join(names), dir_fd=directory, follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode) and not status.st_size:
+        os.unlink("/".join(names), dir_fd=directory)
+        names = names[:-1]
+    for depth in range(len(names), 0, -1):
+        os.rmdir("/".join(names[:depth]), dir_fd=directory)
 
 
 def _remove(name: str, directory: int) -> None:

@@ -28,7 +28,7 @@ from viewfs.linux.process import (
     set_name,
 )
 from viewfs.mounts.attach import attach
-from viewfs.mounts.skeleton import build_root
+from viewfs.mounts.skeleton import build_root, replace_root
 from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.members import end_members
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
@@ -79,9 +79,11 @@ def agent_main(
         )  # what the caller had open is for the command too
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             _make_view(plan)
             namespaces = [open_namespace(kind) for kind in plan.kinds]
-            covers = [_cover(request, namespaces[1]) for request in plan.covers]
+            covers = [_cover(request, [namespaces[1], host_root]) for request in plan.covers]
+            os.close(host_root)
         except ViewfsError as error:
             ready.send({"error": error.to_json()})
             os._exit(1)
@@ -125,13 +127,16 @@ class _Cover(NamedTuple):
     worker: int
 
 
-def _cover(request: dict[str, Any], first_epoch: int) -> _Cover:
-    """Cover a tree of the view that nothing runs in yet. Raises the `ViewfsError` that the worker reports."""
+def _cover(request: dict[str, Any], fds: list[int]) -> _Cover:
+    """Cover a tree of the view that nothing runs in yet. Raises the `ViewfsError` that the worker reports.
+
+    `fds`: the view's mount namespace, and the root directory of the host.
+    """
     ours, theirs = socket_pair()
     agent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _become_worker({"kind": "cover", "request": request}, theirs, agent, [first_epoch])
+        _become_worker({"kind": "cover", "request": request}, theirs, agent, fds)
     theirs.close()
     channel = Channel(ours)
     try:
@@ -139,10 +144,13 @@ def _cover(request: dict[str, Any], first_epoch: int) -> _Cover:
         if received is None:
             raise ViewfsError(f"cannot make {request['path']} copy-on-write: the worker has failed")
         report = result_of(received[0])
-        fds = dict(zip(report["descriptors"], received[1], strict=True))
-        for number in range(len(report["roots"])):
-            tree, place = fds.pop(f"tree{number}"), fds.pop(f"place{number}")
-            attach(tree, place)
+        kept = dict(zip(report["descriptors"], received[1], strict=True))
+        for number, root in enumerate(report["roots"]):
+            tree, place = kept.pop(f"tree{number}"), kept.pop(f"place{number}")
+            if root == "/":
+                replace_root(tree)
+            else:
+                attach(tree, place)
             os.close(tree)
             os.close(place)
         channel.send({"kept": True})
@@ -150,7 +158,7 @@ def _cover(request: dict[str, Any], first_epoch: int) -> _Cover:
         channel.close()
     if not report["servers"]:
         os.waitpid(pid, 0)
-    return _Cover(report | {"descriptors": list(fds)}, list(fds.values()), pid)
+    return _Cover(report | {"descriptors": list(kept)}, list(kept.values()), pid)
 
 
 def _make_view(plan: AgentPlan) -> None:

@@ -30,9 +30,9 @@ from viewfs.mounts.covering import (
     assemble,
     attach_aside,
     can_be_covered,
+    in_root,
     mount_id_at,
     open_parts,
-    roots_of,
     visible_below,
 )
 from viewfs.mounts.overlay import OverlayRefusedError
@@ -47,13 +47,16 @@ _LISTED = 6
 
 
 def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
-    """Make `path` copy-on-write: a tree of covers for each place, and descriptors of all that has to be kept."""
-    (first_epoch,) = fds
+    """Make `path` copy-on-write: a tree of covers for each place, and descriptors of all that has to be kept.
+
+    `fds`: the mount namespace of the first epoch; and before anything runs in the view, the root directory of the host.
+    """
+    first_epoch, *host_root = fds
     path = os.path.realpath(request["path"])
     if not os.path.isdir(path):
         what = "not a directory" if os.path.lexists(path) else "no such directory"
         raise UsageError(f"cannot make {path} copy-on-write: {what}")
-    roots = _roots(path, request["cover"])
+    roots = [path] if path != "/" or host_root else _in_root(request["cover"])
     places = [os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for root in roots]
     device = os.stat(path).st_dev
     unshare(CloneFlags.NEWNS)
@@ -68,7 +71,7 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     trees = [open_parts(root, _mount_table(), request["cover"], request["shown"], division) for root in roots]
     setns(workshop, CloneFlags.NEWNS)
     names, kept = ["snapshot", "workshop"], [snapshot, workshop]
-    maker = _Maker(layers, request)
+    maker = _Maker(layers, request, {"/": host_root[0]} if host_root else {})
     for number, parts in enumerate(trees):
         covers = [(part.path, maker.cover(part) if part.treatment is Treatment.COVER else part.tree) for part in parts]
         names += [f"tree{number}", f"place{number}"]
@@ -106,8 +109,9 @@ def _division(layers: LayerSet, request: dict[str, Any]) -> Division:
 class _Maker:
     """Makes the covers of one request, and knows what there is to say about it."""
 
-    def __init__(self, layers: LayerSet, request: dict[str, Any]) -> None:
-        self._layers, self._request = layers, request
+    def __init__(self, layers: LayerSet, request: dict[str, Any], behind: dict[str, int]) -> None:
+        """`behind`: where a part only looks like a directory of the host, that directory."""
+        self._layers, self._request, self._behind = layers, request, behind
         #: A row for each, and its descriptors.
         self.made: list[dict[str, Any]] = []
         self.kept: list[list[int]] = []
@@ -120,7 +124,8 @@ class _Maker:
         """A cover of `part` that is attached nowhere. Raises `ViewfsError` and OSError."""
         if not part.is_attached:
             attach_aside(part.tree)
-        layer = self._open_layer(part.path, part.tree)
+        lower = self._behind.get(part.path, part.tree)
+        layer = self._open_layer(part.path, lower)
         cover = self._make(part, layer)
         backend = "overlay" if cover.server is None else "fuse"
         if layer.record.backend != backend:
@@ -129,7 +134,7 @@ class _Maker:
             self.servers.append(cover.server)
         attach_aside(cover.mount)  # to be looked at without what will lie in it
         self.made.append({"path": part.path, "lower": asdict(layer.record.lower), "backend": backend})
-        self.kept.append([part.tree, layer.fd, cover.mount])
+        self.kept.append([lower, layer.fd, cover.mount])
         return open_tree(cover.mount, "", OpenTree.CLONE | AT_EMPTY_PATH)
 
     def _make(self, part: Part, layer: Layer) -> Cover:
@@ -219,14 +224,15 @@ def _stay(channel: Channel, servers: list[int]) -> None:
             os.waitpid(server, 0)
 
 
-def _roots(path: str, cover: str) -> list[str]:
-    """The directories to cover. Raises `UsageError` where there are none."""
-    roots = roots_of(path)
-    if path == "/":
-        table = {entry.mount_id: entry for entry in _mount_table()}
-        roots = [root for root in roots if can_be_covered(table[mount_id_at(root) or 0], cover)]
-        if not roots:
-            raise UsageError("/ is copy-on-write already")
+def _in_root(cover: str) -> list[str]:
+    """What of the root can be covered where programs run in it, which would not see another root.
+
+    Raises `UsageError` if there is nothing.
+    """
+    table = {entry.mount_id: entry for entry in _mount_table()}
+    roots = [root for root in in_root() if can_be_covered(table[mount_id_at(root) or 0], cover)]
+    if not roots or table[mount_id_at("/") or 0].source == cover:
+        raise UsageError("/ is copy-on-write already")
     return roots
 
 
@@ -255,8 +261,12 @@ def show_state(channel: Channel, request: dict[str, Any], fds: list[int]) -> Non
     for number, layer in enumerate(request["layers"]):
         workshop, lower, directory = fds[3 * number : 3 * number + 3]
         setns(workshop, CloneFlags.NEWNS)
+        if layer["path"] == "/":
+            lower = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # as the view has it, and not the host
         state = os.open(layer["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-        cover = make_cover(lower, state, None, source=request["cover"], backend=layer["backend"])
+        # (The kernel makes none where the layers are in the tree that is covered: at home, as a rule.)
+        backend = "auto" if layer["backend"] == "overlay" else layer["backend"]
+        cover = make_cover(lower, state, None, source=request["cover"], backend=backend)
         os.close(state)
         states[layer["path"]] = cover.mount
         if cover.server is not None:

@@ -298,16 +298,16 @@ def _recover(layer: Layer, lower: Tree, messages: list[str]) -> None:
                 messages.append(done)
 
 
-def _open_lower(path: str, *, is_served: bool) -> int:
-    """The directory as it is on the host, alone if it can be had so; where viewfs serves the layer it need not be."""
+def _open_lower(path: str) -> tuple[int, bool]:
+    """The directory as it is on the host, and whether alone: something may be mounted below it."""
     try:
         lower = open_tree(AT_FDCWD, path, OpenTree.CLONE)
     except OSError as error:
-        if error.errno != errno.EINVAL or not is_served:
+        if error.errno != errno.EINVAL:
             raise
-        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), False
     attach_aside(lower)
-    return lower
+    return lower, True
 
 
 def _left_layer(layer: Layer, selection: Selection, session: str, messages: list[str]) -> OpenLayer:
@@ -319,11 +319,12 @@ def _left_layer(layer: Layer, selection: Selection, session: str, messages: list
             remedy=f"open a view with --name {session} that mounts it, and --cow {record.path}",
         )
     try:
-        lower = _open_lower(record.path, is_served=record.backend == "fuse")
+        lower, is_alone = _open_lower(record.path)
         _recover(layer, Tree(lower), messages)  # before there is an overlay of it
         upper, work = layer.directory("upper"), layer.directory("work")
         try:
-            view, server = make_cover(lower, upper, work, source="viewfs-cow", backend=record.backend)
+            backend = "auto" if is_alone and record.backend == "overlay" else "fuse"
+            view, server = make_cover(lower, upper, work, source="viewfs-cow", backend=backend)
         finally:
             os.close(work)
     except OSError as error:

@@ -306,6 +306,8 @@ class View:
             paths: Sequence[str] = mount.paths
             if (covered := self.layers.trees.get(mount.made_in)) is not None:
                 paths = covered.roots
+                if paths == ["/"]:
+                    raise UsageError("the root stays copy-on-write as long as the view is there")
                 lazy = lazy or len(covered.points) > 1
             with trio.CancelScope(shield=True):
                 async with self.agent.worker("unmount", {"paths": paths, "lazy": lazy}) as worker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from viewfs.session.view import View
 
 __all__ = ["CoveredTree", "HeldLayer", "ViewLayers"]
+
+log = logging.getLogger("viewfs.layers")
 
 
 @dataclass
@@ -108,9 +111,13 @@ class ViewLayers:
     async def take_up_states(self, view: View, mount: Mount) -> None:
         """Make epochs of the states that an earlier session of that name kept. The caller holds the view's lock."""
         records = {layer.path: Layer.open(layer.layer_fd) for layer in self.trees[mount.made_in].layers}
-        kept = sorted({(one.time_ns, one.name, one.directory) for layer in records.values() for one in _kept(layer)})
-        for _time, name, directory in kept:
-            await self.keep_state(view, name, directory, operation="checkpoint")
+        # One state is in a directory of that name in each layer that there was.
+        kept = {one.directory: one for layer in records.values() for one in _kept(layer)}
+        for state in sorted(kept.values(), key=lambda one: one.time_ns):
+            try:
+                await self.keep_state(view, state.name, state.directory, operation="checkpoint")
+            except ViewfsError as error:
+                log.warning("the state %s is not to be had: %s", state.name, error)
 
     async def keep_state(self, view: View, name: str, directory: str, *, operation: str) -> Epoch:
         """End the current epoch, which goes on showing what is in `checkpoints/` of each layer under `directory`.

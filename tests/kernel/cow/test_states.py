@@ -95,3 +95,15 @@ def test_what_is_not_kept(open_view: Callable[..., View], tree: Path) -> None:
     again = view("checkpoint", "twice", check=False)
     assert again.code == 2 and "kept already" in again.err
     assert view("checkpoint").out.startswith("epoch 2 is kept as epoch-2; this is epoch 3")
+
+
+def test_where_the_layers_are_in_the_tree(viewfs: Viewfs, tree: Path) -> None:
+    """As at home, where the state directory is: the kernel makes no overlay of a tree and of a part of it."""
+    assert viewfs.state.parent == tree.parent
+    script = f"""
+        cd {tree}; echo x > text; viewfs checkpoint one; echo y > text; viewfs at one -- cat text
+        viewfs diff --name-only one..; viewfs rollback one; cat text
+    """
+    out = viewfs.sh("--name", "n", "--cow", tree.parent, script=script).out.splitlines()
+    assert out[1:3] == ["x", f"{tree}/text"] and out[-1] == "x"
+    assert viewfs("diff", "--session", "n", "--name-only").out == f"{tree}/text\n"

@@ -140,6 +140,33 @@ def test_the_whole_of_the_root(viewfs: Viewfs, tree: Path, tmp_path: Path) -> No
     assert not os.path.exists(f"{home}/viewfs-test-file") and not os.path.exists("/tmp/viewfs-test-file")
 
 
+def test_names_in_the_root_itself(viewfs: Viewfs) -> None:
+    """Somebody's installer wants its own directory there."""
+    options = ("--name", "n", "--cow", "/")
+    link = next(path.name for path in sorted(Path("/").iterdir(), reverse=True) if path.is_symlink())
+    script = f"""
+        mkdir /viewfs-new; echo x > /viewfs-new/x; echo f > /viewfs-file; rm /{link}
+        viewfs diff --name-only / | grep -v ^/tmp | sort
+        viewfs checkpoint one > /dev/null; rm /viewfs-file; viewfs at one -- cat /viewfs-file
+        viewfs diff --name-only one..
+        viewfs mount -t tmp none /viewfs-place/inner; touch /viewfs-place/inner/x; viewfs umount /viewfs-place/inner
+        test ! -e /viewfs-place
+        viewfs umount / || echo $?
+        viewfs rollback one > /dev/null; cat /viewfs-file; cd /usr; python3 -c 'import os; print(os.getcwd())'
+    """
+    changed = sorted([f"/{link}", "/viewfs-file", "/viewfs-new", "/viewfs-new/x"])
+    result = viewfs.sh(*options, script=script)
+    assert result.out.splitlines() == [*changed, "f", "/viewfs-file", "2", "f", "/usr"]
+    assert "the root stays copy-on-write as long as the view is there" in result.err
+    again = viewfs.sh(*options, script=f"cat /viewfs-new/x; test ! -e /{link}; viewfs diff --name-only one.. /")
+    assert again.out.splitlines()[0] == "x" and "/viewfs-new" not in again.out
+    left = viewfs("diff", "--session", "n", "--name-only").out.splitlines()
+    assert set(changed) <= set(left) and not any(os.path.exists(name) for name in changed if link not in name)
+    assert os.path.lexists(f"/{link}")
+    refused = viewfs("commit", "--session", "n", "/viewfs-new", check=False)
+    assert refused.code == 1 and "not committed: /viewfs-new: permission denied" in refused.err
+
+
 def test_a_view_inside_a_copy_on_write_view(cow: Cow, tree: Path) -> None:
     out = cow.sh(f"echo one > text; viewfs run --cow {tree} -- sh -c 'echo two > text; cat text'; cat text").out
     assert out == "two\none\n"
