@@ -249,7 +249,7 @@ def test_content_is_computed_at_each_open() -> None:
     handles = []
     for _ in range(2):
         handle, flags, _padding = struct.unpack("=QII", kernel.ask(Opcode.OPEN, bytes(8)))
-        assert handle and flags == 1, "its length is known to nobody, so the page cache is bypassed"
+        assert handle and flags & 1, "its length is known to nobody, so the page cache is bypassed"
         handles.append(handle)
     assert kernel.ask(Opcode.READ, reading(0, 100, handles[1])) == b"number 1"
     assert kernel.ask(Opcode.READ, reading(7, 100, handles[0])) == b"0", "each open sees one content from end to end"

@@ -13,12 +13,10 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import lru_cache
-from pathlib import Path
 
 from viewfs.cow.trees import Entry, Tree, data_extents, join
+from viewfs.linux.ids import overflow_id
 from viewfs.mounts.overlay import OPAQUE
-from viewfs.namespaces.user import mapped_ids
 
 __all__ = ["Change", "Kind", "differences", "is_opaque", "same_content", "same_owner", "same_time", "with_renames"]
 
@@ -152,16 +150,6 @@ def same_owner(old: Entry, new: Entry) -> bool:
     """Has nobody given it to somebody else? What belongs to one that has no number here nobody could give away: it is
     shown as the user's where it was copied."""
     return old.uid in (new.uid, overflow_id("uid")) and old.gid in (new.gid, overflow_id("gid"))
-
-
-@lru_cache
-def overflow_id(kind: str) -> int | None:
-    """The "uid" or "gid" of all who have no number in this user namespace; None where everybody has one.
-
-    (user_namespaces(7), “Unmapped user and group IDs”)
-    """
-    number = int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())
-    return None if number in mapped_ids(kind) else number
 
 
 def same_time(old: int, new: int) -> bool:

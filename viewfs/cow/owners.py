@@ -2,7 +2,7 @@
 
 A view has numbers for its user only, so that what an image has of others is shown as the user's. A new image made of
 that view is to have them again: what the old one has at the same path, unless it was given away in the view. They are
-read from the old image, mounted in a view so that it tells them (`viewfs.modules.owners`). mksquashfs(1) can be told
+read from the old image, mounted in a view so that it tells them (`OWNER_XATTR`). mksquashfs(1) can be told
 of them; an ext is given them afterwards, by debugfs(8), and an archive as it passes by.
 """
 
@@ -17,7 +17,7 @@ from typing import IO, NamedTuple
 
 from viewfs.cow.trees import Tree
 from viewfs.errors import ViewfsError
-from viewfs.modules.owners import OWNER_XATTR
+from viewfs.modules.api import OWNER_XATTR
 
 __all__ = [
     "Owner",

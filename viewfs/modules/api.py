@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple, NewType, Protocol, TypeAlias, Type
 from viewfs.modules.options import Option
 
 __all__ = [
+    "OWNER_XATTR",
     "ROOT_INODE",
     "Answer",
     "Attributes",
@@ -61,6 +62,10 @@ class FileRange(NamedTuple):
 Content: TypeAlias = Buffer | FileRange | list[Buffer | FileRange]
 
 InodeNumber = NewType("InodeNumber", int)
+
+#: What tells the ids that an image stores for a file, as “uid:gid”, where the option `owner` is “tell”. It is read by
+#: who knows of it, and never listed, so that nobody copies it.
+OWNER_XATTR = b"viewfs.owner"
 
 #: The inode number that a file system's root has if it doesn't say otherwise.
 ROOT_INODE = InodeNumber(1)

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from viewfs.modules.api import Attributes, Content, DirectoryEntry, FileSystem, FileSystemStatistics, InodeNumber
-from viewfs.modules.owners import OWNER_XATTR
+from viewfs.modules.api import (
+    OWNER_XATTR,
+    Attributes,
+    Content,
+    DirectoryEntry,
+    FileSystem,
+    FileSystemStatistics,
+    InodeNumber,
+)
 
 __all__ = ["ImageFileSystem", "Volume"]
 

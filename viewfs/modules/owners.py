@@ -8,11 +8,7 @@ from typing import NamedTuple
 from viewfs.modules.api import Attributes, Identities
 from viewfs.modules.options import choice
 
-__all__ = ["AS_STORED", "OWNER", "OWNER_XATTR", "Owners"]
-
-#: What tells the ids that an image stores for a file, as “uid:gid”, where the option `owner` is “tell”. It is read by
-#: who knows of it, and never listed, so that nobody copies it.
-OWNER_XATTR = b"viewfs.owner"
+__all__ = ["AS_STORED", "OWNER", "Owners"]
 
 #: The option of every module that reads ids from its source.
 OWNER = choice(

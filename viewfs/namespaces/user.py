@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from viewfs.errors import MachineError
 from viewfs.linux.namespaces import CloneFlags, unshare
 
-__all__ = ["IdentityMap", "mapped_ids", "unshare_user_namespace"]
+__all__ = ["IdentityMap", "unshare_user_namespace"]
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,6 @@ def unshare_user_namespace(identity: IdentityMap, others: CloneFlags) -> None:
             _write_once(path, text)
         except OSError as error:
             raise MachineError(f"cannot write {path}: {_reason(error)}") from error
-
-
-def mapped_ids(kind: str) -> frozenset[int]:
-    """The ids that this process's user namespace has a mapping for; `kind` is "uid" or "gid".
-
-    A map that covers more than 65,536 ids (the initial namespace's covers all) is cut off there.
-    """
-    ids: set[int] = set()
-    with open(f"/proc/self/{kind}_map") as table:
-        for line in table:
-            inside, _outside, count = map(int, line.split())
-            ids.update(range(inside, inside + min(count, 65536)))
-    return frozenset(ids)
 
 
 def _write_once(path: str, text: str) -> None:

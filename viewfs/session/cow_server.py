@@ -68,11 +68,11 @@ def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int) -> 
     status = 1
     try:
         from viewfs.cow.filesystem import CowFileSystem
+        from viewfs.linux.ids import mapped_ids
         from viewfs.modules.api import Identities
         from viewfs.mounts.fuse.counters import Counters
         from viewfs.mounts.fuse.host import serve
         from viewfs.namespaces.sandbox import Confinement, Needs, confine
-        from viewfs.namespaces.user import mapped_ids
 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # programs of the view are told to end first
         die_with_parent(parent)

@@ -27,6 +27,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from viewfs.errors import DamagedSourceError, UsageError, ViewfsError
+from viewfs.linux.ids import mapped_ids
 from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
 from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
@@ -45,7 +46,6 @@ from viewfs.mounts.fuse.protocol import Notify, encode_notification
 from viewfs.mounts.skeleton import MountPointPlan, make_mount_point, plan_mount_point, remove_mount_point
 from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.sandbox import Confinement, Needs, confine
-from viewfs.namespaces.user import mapped_ids
 from viewfs.session.channel import Channel
 from viewfs.session.inspection import find_by_content
 
