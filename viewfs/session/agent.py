@@ -82,6 +82,7 @@ def agent_main(
             host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             _make_view(plan)
             namespaces = [open_namespace(kind) for kind in plan.kinds]
+            _redirect_standard_streams(log_fd)  # before anything is forked that lives as long as the view
             covers = [_cover(request, [namespaces[1], host_root]) for request in plan.covers]
             os.close(host_root)
         except ViewfsError as error:
@@ -100,7 +101,7 @@ def agent_main(
         ready.close()
         for fd in (itself, *namespaces[1:], *kept):
             os.close(fd)
-        _redirect_standard_streams(log_fd)
+        _log_to_standard_error()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         set_name("viewfs-agent")
@@ -198,6 +199,9 @@ def _redirect_standard_streams(log_fd: int) -> None:
         os.dup2(log_fd, 2)
     os.close(null)
     os.close(log_fd)
+
+
+def _log_to_standard_error() -> None:
     import logging  # for the workers; a view that mounts nothing pays nothing for it
 
     logging.basicConfig(stream=sys.stderr, format="%(name)s[%(process)d]: %(message)s", force=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import stat
 import traceback
@@ -78,6 +79,9 @@ def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int) -> 
         die_with_parent(parent)
         set_name("viewfs-cow")
         _keep_only({fuse, lower, upper, work})
+        # Each file that a program of the view has open, it has open too.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         identities = Identities(os.getuid(), os.getgid(), mapped_ids("uid"), mapped_ids("gid"))
         confine(Confinement.VIEW, Needs.OWN_FILES)
         serve(CowFileSystem(lower, upper, work, identities), fuse, Counters.create())

@@ -128,3 +128,29 @@ def test_what_programs_rely_on(cow: Cow, tree: Path) -> None:
     assert cow.sh("head -1 text; head -c 5 binary; stat -c %s script; ls directory").out == "ONE\nwrote200\ndeeper\n"
     cow("commit")
     assert (tree / "text").read_text() == "ONE\ntwo\nthree\n" and (tree / "script").stat().st_size == 200
+
+
+MANY = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (3000, 3000))
+files = [open(f"{number}", "w+") for number in range(2500)]
+for file in files:
+    file.write(file.name)
+    file.flush()
+assert all(os.pread(file.fileno(), 10, 0).decode() == file.name for file in files)
+"""
+
+
+def test_many_files_that_are_open(cow: Cow, tree: Path) -> None:
+    """The server has each of them open as well, and may, whatever the limit that it was started with."""
+    (tree.parent / "many.py").write_text(MANY)
+    script = "ulimit -Sn 256; viewfs run --name many --cow . -- sh -c 'python3 ../many.py && ls | wc -l'"
+    result = cow.viewfs.sh(script=f"cd {tree}; {script}")
+    assert int(result.out) > 2500
+
+
+def test_who_reads_what_the_command_prints_does_not_wait_for_the_server(viewfs: Viewfs, tree: Path) -> None:
+    """The view is kept, and with it the server; the command's streams are not."""
+    result = viewfs("run", "--keep", "--name", "kept", "--cow", tree, "--", "echo", "printed")
+    assert result.out == "printed\n"
+    viewfs("kill", "kept")
