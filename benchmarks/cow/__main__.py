@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,13 @@ def viewfs(name: str, tree: Path, _aside: Path) -> float:
     return _seconds(["viewfs", "run", "--keep", "--cow", str(tree), "--", *_work(name, tree)])
 
 
+def viewfs_in_memory(name: str, tree: Path, _aside: Path) -> float:
+    """The same with the layer on a tmpfs."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as state:
+        os.environ["XDG_STATE_HOME"] = state
+        return _seconds(["viewfs", "run", "--cow", str(tree), "--", *_work(name, tree)])
+
+
 def viewfs_fuse(name: str, tree: Path, _aside: Path) -> float:
     """The same with viewfs's own file system in place of the kernel's overlay."""
     options = ["--keep", "--cow-backend", "fuse", "--cow", str(tree)]
@@ -79,13 +87,15 @@ def fuse_overlayfs(name: str, tree: Path, aside: Path) -> float:
 def try_(name: str, tree: Path, aside: Path) -> float:
     """The shell script that makes an overlay of everything."""
     (aside / "sandbox").mkdir()
-    return _seconds(["try", "-N", str(aside / "sandbox"), *_work(name, tree)])
+    # It pastes its arguments into a script.
+    return _seconds(["try", "-N", str(aside / "sandbox"), shlex.join(_work(name, tree))])
 
 
 CONTENDERS: dict[str, Callable[[str, Path, Path], float]] = {
     "direct": direct,
     "viewfs": viewfs,
     "kernel overlay": kernel_overlay,
+    "viewfs, layer in memory": viewfs_in_memory,
     "viewfs, FUSE": viewfs_fuse,
     "fuse-overlayfs": fuse_overlayfs,
     "try": try_,
