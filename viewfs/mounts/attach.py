@@ -11,6 +11,7 @@ import stat
 
 from viewfs.errors import MachineError
 from viewfs.linux.mount import (
+    AT_FDCWD,
     MountAttr,
     MoveMount,
     fsconfig_create,
@@ -22,7 +23,7 @@ from viewfs.linux.mount import (
     read_messages,
 )
 
-__all__ = ["attach", "create_fuse_mount", "open_fuse_device"]
+__all__ = ["attach", "attach_aside", "create_fuse_mount", "open_fuse_device"]
 
 
 def open_fuse_device() -> int:
@@ -85,3 +86,13 @@ def create_fuse_mount(
 def attach(mount_fd: int, place_fd: int) -> None:
     """Attach a detached mount on top of what `place_fd` (an O_PATH descriptor in this namespace) stands for."""
     move_mount(mount_fd, "", place_fd, "", MoveMount.F_EMPTY_PATH | MoveMount.T_EMPTY_PATH)
+
+
+def attach_aside(tree: int) -> str:
+    """Attach a detached mount where nobody looks, so that it is in this mount namespace; the place. Raises OSError.
+
+    Not on the root: a process that enters the namespace later would find itself in what lies there topmost.
+    """
+    place = next(directory for directory in ("/sys", "/dev", "/tmp") if os.path.isdir(directory))
+    move_mount(tree, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
+    return place

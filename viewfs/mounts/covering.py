@@ -32,13 +32,13 @@ from viewfs.linux.mount import (
     open_tree,
 )
 from viewfs.linux.mountinfo import MountEntry
+from viewfs.mounts.attach import attach_aside
 
 __all__ = [
     "Division",
     "Part",
     "Treatment",
     "assemble",
-    "attach_aside",
     "can_be_covered",
     "in_root",
     "mount_id_at",
@@ -51,8 +51,6 @@ _KERNELS_OWN = frozenset(
     "autofs binder binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue"
     " nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
 )
-#: Directories that can be covered where overlays are made.
-_ASIDE = ("/sys", "/dev", "/tmp")
 #: A directory with more directories in it is not divided.
 _MANY = 100
 #: What belongs to the machine as it runs.
@@ -247,15 +245,6 @@ def visible_below(
     points = {entry.mount_point for entry in table if _lies_in(entry.mount_point, root)}
     found = [by_id.get(seen(point) or -1) for point in sorted(points, key=lambda point: point.split("/"))]
     return [entry for entry in found if entry is not None and entry.mount_point in points]
-
-
-def attach_aside(tree: int) -> None:
-    """Attach a detached mount so that it belongs to this mount namespace, which nobody looks at. Raises OSError.
-
-    Not on the root: a process that enters the namespace later would find itself in what lies there topmost.
-    """
-    place = next(directory for directory in _ASIDE if os.path.isdir(directory))
-    move_mount(tree, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
 
 
 def assemble(parts: Sequence[tuple[str, int]]) -> int:

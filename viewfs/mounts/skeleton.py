@@ -51,6 +51,7 @@ from viewfs.linux.mount import (
 )
 from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
+from viewfs.mounts.attach import attach_aside
 
 __all__ = [
     "SKELETON_SOURCE",
@@ -143,10 +144,8 @@ def replace_root(tree: int) -> None:
 
     A process that has its working directory in the old one could not tell where that is any more.
     """
-    aside = next(directory for directory in ("/sys", "/dev", "/tmp") if os.path.isdir(directory))
     working_directory = os.getcwd()
-    move_mount(tree, "", AT_FDCWD, aside, MoveMount.F_EMPTY_PATH)
-    os.chdir(aside)
+    os.chdir(attach_aside(tree))
     pivot_root(".", ".")
     umount2(".", UmountFlags.DETACH)
     try:

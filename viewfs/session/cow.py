@@ -23,12 +23,12 @@ from viewfs.linux.mount import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, MoveMount,
 from viewfs.linux.mountinfo import parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 from viewfs.linux.process import pidfd_open
+from viewfs.mounts.attach import attach_aside
 from viewfs.mounts.covering import (
     Division,
     Part,
     Treatment,
     assemble,
-    attach_aside,
     can_be_covered,
     in_root,
     mount_id_at,

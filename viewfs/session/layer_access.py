@@ -23,7 +23,7 @@ from viewfs.cow.trees import Tree
 from viewfs.errors import MachineError, NotFoundError, UsageError, ViewfsError, explain_os_error
 from viewfs.linux.mount import AT_FDCWD, MountFlags, OpenTree, mount, open_tree
 from viewfs.linux.namespaces import CloneFlags, setns
-from viewfs.mounts.covering import attach_aside
+from viewfs.mounts.attach import attach_aside
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.client import Session, find_session
 from viewfs.session.cow_server import make_cover
