@@ -63,7 +63,9 @@ def step(chance):
     elif what == "symlink":
         os.symlink(chance.choice(["nowhere", "a", "../b", "x" * 100]), new)
     elif what == "chmod" and (file or directory):
-        os.chmod(chance.choice([path for path in (file, directory) if path]), 0o700 | number % 0o7777 & 0o3077)
+        path = chance.choice([path for path in (file, directory) if path])
+        # Where mv copies a directory of the lower layer, it leaves it the set-group-ID bit of the one that it is in.
+        os.chmod(path, 0o700 | number % 0o7777 & (0o1077 if path == directory else 0o3077))
     elif what == "xattr" and file:
         os.setxattr(file, "user.test", data[:50])
     elif what == "fifo":
