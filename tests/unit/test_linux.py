@@ -6,6 +6,8 @@ import ctypes
 import errno
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -99,3 +101,15 @@ def test_namespaces_are_told_apart() -> None:
     finally:
         os.close(own)
         os.close(other)
+
+
+def test_a_name_is_set_whatever_has_become_of_the_environment() -> None:
+    """A variable that is added moves it, and python-prctl would write where it was."""
+    code = (
+        "import os; from viewfs.linux.process import set_name; set_name('one')\n"
+        "print(open('/proc/self/cmdline').read().rstrip('\\0 '), open('/proc/self/comm').read().strip())\n"
+        "os.environ.update({f'VIEWFS_TEST_{n}': 'x' * 1000 for n in range(100)}); set_name('two')\n"
+        "print(open('/proc/self/comm').read().strip())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "one one\ntwo\n"

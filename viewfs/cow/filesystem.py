@@ -58,11 +58,13 @@ class CowFileSystem(WritableFileSystem):
 
     def getattr(self, inode: InodeNumber) -> Attributes:
         node = self._tree.node(inode)
-        if node.gone:
+        if node.is_gone:
             if not node.handles:
                 raise failed(errno.ESTALE)
-            return self._tree.attributes(node, os.fstat(node.handles[0].fd))
-        return self._tree.attributes(node, self._tree.found(node)[0])
+            handle = node.handles[0]
+            return self._tree.attributes(node, os.fstat(handle.fd), is_upper=handle.is_upper)
+        status, is_upper = self._tree.found(node)
+        return self._tree.attributes(node, status, is_upper=is_upper)
 
     def readdir(self, directory: InodeNumber, start: int) -> Iterator[DirectoryEntry]:
         node = self._tree.node(directory)
@@ -126,7 +128,7 @@ class CowFileSystem(WritableFileSystem):
             # The kernel reads what it changes a part of.
             fd = self._tree.in_upper.open(self._copy_up(node), os.O_RDWR | flags & os.O_TRUNC)
             return Handle(node, fd, is_upper=True)
-        if node.gone and node.handles:
+        if node.is_gone and node.handles:
             fd = os.open(f"/proc/self/fd/{node.handles[0].fd}", os.O_RDONLY | os.O_CLOEXEC)
             return Handle(node, fd, is_upper=node.handles[0].is_upper)
         is_upper = self._tree.found(node)[1]
@@ -135,7 +137,7 @@ class CowFileSystem(WritableFileSystem):
 
     def setattr(self, inode: InodeNumber, changes: Mapping[str, int]) -> Attributes:
         node = self._tree.node(inode)
-        if node.gone and node.handles:
+        if node.is_gone and node.handles:
             place: str | bytes = f"/proc/self/fd/{node.handles[0].fd}"
             self._change(place, None, changes)
             return self.getattr(inode)
@@ -209,10 +211,12 @@ class CowFileSystem(WritableFileSystem):
         return self._made(directory, name)
 
     def link(self, inode: InodeNumber, directory: InodeNumber, name: bytes) -> Attributes:
-        source = self._copy_up(self._tree.node(inode))
+        node = self._tree.node(inode)
+        source = self._copy_up(node)
         with self._place(directory, name) as (fd, _path, _hides), _parent(self._upper, source) as (there, old):
             remove_tree(fd, name)
             os.link(old, name, src_dir_fd=there, dst_dir_fd=fd, follow_symlinks=False)
+            self._tree.is_linked(node, os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino)
         return self._made(directory, name)
 
     def _remove(self, parent: Node, name: bytes, *, directory: bool) -> None:
@@ -224,7 +228,7 @@ class CowFileSystem(WritableFileSystem):
             self._tree.look_up(parent, name)
             if self._tree.names(node):
                 raise failed(errno.ENOTEMPTY)
-        path = node.path
+        path = join(parent.path, name)
         self._copy_up(parent)
         hidden = self._tree.lower_status(parent, path) is not None
         with _parent(self._upper, path) as (fd, _name):
@@ -233,7 +237,7 @@ class CowFileSystem(WritableFileSystem):
                 make_whiteout(fd, name)
         if directory:
             self._tree.in_upper.forget(path)
-        self._tree.unname(node)
+        self._tree.unname(parent, name)
 
     def unlink(self, directory: InodeNumber, name: bytes) -> None:
         self._remove(self._tree.node(directory), name, directory=False)
@@ -263,8 +267,9 @@ class CowFileSystem(WritableFileSystem):
                 raise failed(errno.EISDIR if not is_directory else errno.ENOTDIR)
             if is_directory and self._tree.names(replaced):
                 raise failed(errno.ENOTEMPTY)
-            self._tree.unname(replaced)
-        path = self._copy_up(node)
+            self._tree.unname(target_parent, new_name)
+        self._copy_up(node)
+        path = join(parent.path, name)
         target = join(self._copy_up(target_parent), new_name)
         hidden = self._tree.lower_status(target_parent, target) is not None
         with _parent(self._upper, path) as (fd, _old), _parent(self._upper, target) as (new_fd, _new):
@@ -277,7 +282,7 @@ class CowFileSystem(WritableFileSystem):
                 make_whiteout(fd, name)
             for moved in (path, target) if is_directory else ():
                 self._tree.in_upper.forget(moved)
-        self._tree.rename(node, target_parent, new_name)
+        self._tree.rename(parent, name, target_parent, new_name)
 
     # -- extended attributes
 

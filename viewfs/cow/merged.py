@@ -28,6 +28,8 @@ KEPT_SECONDS = 1.0
 _KEPT_OPEN = 200
 #: Directories whose names are kept while they are listed.
 _LISTINGS = 32
+#: Names of one lower file show one inode number, of those from here on.
+_LINKED = 1 << 31
 
 
 class OpenDirectories:
@@ -114,8 +116,10 @@ class MergedTree:
         self.in_lower, self.in_upper = OpenDirectories(lower), OpenDirectories(upper)
         self._identities = identities
         self._numbers = itertools.count(ROOT_INODE + 1)
-        self._nodes: dict[int, Node] = {ROOT_INODE: Node(ROOT_INODE, None, b"")}
+        self._nodes: dict[int, Node] = {ROOT_INODE: Node(ROOT_INODE, [])}
         self._named: dict[tuple[int, bytes], Node] = {}
+        #: Files with several names in the upper directory, by their inode number there.
+        self._linked: dict[int, Node] = {}
         #: Directories that are being listed: the names are asked for in several goes.
         self._listings: OrderedDict[int, list[tuple[int, bytes]]] = OrderedDict()
 
@@ -132,35 +136,56 @@ class MergedTree:
         """The node of a name, which is made if need be."""
         node = self._named.get((parent.number, name))
         if node is None:
-            node = Node(InodeNumber(next(self._numbers)), parent, name)
-            parent.children += 1
-            self._nodes[node.number] = self._named[parent.number, name] = node
+            node = Node(InodeNumber(next(self._numbers)), [])
+            self._nodes[node.number] = node
+            self._add_name(node, parent, name)
         return node
 
-    def unname(self, node: Node) -> None:
-        """Its name was removed: the file lives on as long as somebody has it open."""
-        if node.parent is not None:
-            self._named.pop((node.parent.number, node.name), None)
-        node.gone = True
-
-    def rename(self, node: Node, parent: Node, name: bytes) -> None:
-        """It is called `name` in `parent` now."""
-        if node.parent is not None:
-            self._named.pop((node.parent.number, node.name), None)
-            node.parent.children -= 1
+    def _add_name(self, node: Node, parent: Node, name: bytes) -> None:
+        node.places.append((parent, name))
+        self._named[parent.number, name] = node
         parent.children += 1
-        node.parent, node.name = parent, name
+
+    def is_linked(self, node: Node, inode: int) -> None:
+        """A file of the upper directory, where it is `inode`, has several names: all of them are this node."""
+        self._linked[inode] = node
+        node.linked = inode
+
+    def _linked_child(self, parent: Node, name: bytes, inode: int) -> Node:
+        """The node of one of the names of a file that has several in the upper directory."""
+        known = self._linked.get(inode)
+        if known is None or known.is_gone or (parent.number, name) in self._named:
+            node = self.child(parent, name)
+            self.is_linked(node, inode)
+            return node
+        self._add_name(known, parent, name)
+        return known
+
+    def unname(self, parent: Node, name: bytes) -> None:
+        """A name was removed: the file lives on by others, or as long as somebody has it open."""
+        node = self._named.pop((parent.number, name), None)
+        if node is not None:
+            node.places.remove((parent, name))
+            parent.children -= 1
+
+    def rename(self, old_parent: Node, old_name: bytes, parent: Node, name: bytes) -> None:
+        """What was called the one is called the other now."""
+        node = self._named.pop((old_parent.number, old_name))
+        node.places[node.places.index((old_parent, old_name))] = parent, name
+        old_parent.children -= 1
+        parent.children += 1
         self._named[parent.number, name] = node
 
     def forget(self, inode: InodeNumber) -> None:
         """The kernel has."""
         node = self._nodes.get(inode)
         # A directory that the kernel has forgotten can still be in the path of what it has not.
-        if node is not None and node.parent is not None and not node.handles and not node.children:
-            self._nodes.pop(node.number, None)
-            if not node.gone:
-                self._named.pop((node.parent.number, node.name), None)
-            node.parent.children -= 1
+        if node is not None and node.number != ROOT_INODE and not node.handles and not node.children:
+            del self._nodes[node.number]
+            if self._linked.get(node.linked) is node:
+                del self._linked[node.linked]
+            for parent, name in list(node.places):
+                self.unname(parent, name)
 
     # -- what is there
 
@@ -211,21 +236,27 @@ class MergedTree:
         status = upper or lower
         if status is None or (upper is not None and self.is_whiteout(path, upper)):
             return None
-        node = self.child(parent, name)
+        if upper is not None and upper.st_nlink > 1 and not stat.S_ISDIR(upper.st_mode):
+            node = self._linked_child(parent, name, upper.st_ino)
+        else:
+            node = self.child(parent, name)
         if stat.S_ISDIR(status.st_mode):
             seen = lower is not None and stat.S_ISDIR(lower.st_mode)
             node.merged = seen and (upper is None or not self._is_opaque(path))
-        return self.attributes(node, status)
+        return self.attributes(node, status, is_upper=upper is not None)
 
-    def attributes(self, node: Node, status: os.stat_result) -> Attributes:
+    def attributes(self, node: Node, status: os.stat_result, *, is_upper: bool) -> Attributes:
         """As the view shows it: what belongs to somebody that the user namespace has no number for is the user's."""
         known = self._identities
+        is_directory = stat.S_ISDIR(status.st_mode)
+        # (Names of a lower file are nodes of their own: by one of them it can be copied up.)
+        shown = _LINKED + status.st_ino if status.st_nlink > 1 and not is_directory and not is_upper else 0
         return Attributes(
             node.number,
             status.st_mode,
             status.st_size,
             # What a directory of the upper tree counts is not all that is in it (1: not counted, as in overlayfs).
-            1 if stat.S_ISDIR(status.st_mode) else status.st_nlink,
+            1 if is_directory else status.st_nlink,
             status.st_uid if status.st_uid in known.uids else known.uid,
             status.st_gid if status.st_gid in known.gids else known.gid,
             status.st_rdev,
@@ -234,6 +265,7 @@ class MergedTree:
             status.st_ctime_ns,
             status.st_blocks,
             status.st_blksize,
+            shown,
         )
 
     def names(self, node: Node) -> set[bytes]:

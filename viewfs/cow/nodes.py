@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass, field
 
 from viewfs.cow.trees import join
-from viewfs.modules.api import InodeNumber, OpenFile
+from viewfs.modules.api import ROOT_INODE, InodeNumber, OpenFile
 from viewfs.mounts.overlay import HAS_WHITEOUTS, OPAQUE, WHITEOUT
 
 __all__ = ["Handle", "Node", "failed", "make_whiteout"]
@@ -21,27 +21,41 @@ def failed(number: int) -> OSError:
 
 @dataclass
 class Node:
-    """A file or directory that the kernel has been told of, by the place where it is."""
+    """A file or directory that the kernel has been told of, by where it is."""
 
     number: InodeNumber
-    #: None for the root, and for what has no name any more.
-    parent: Node | None
-    name: bytes
+    #: Directory and name. More than one only of a file that is in the upper directory by several names; none of the
+    #: root, and of what has no name any more.
+    places: list[tuple[Node, bytes]]
+    #: Of a file with several: its inode number there.
+    linked: int = 0
     #: Of a directory: what the lower tree has in it is seen.
     merged: bool = True
-    gone: bool = False
     handles: list[Handle] = field(default_factory=list)
     #: What was opened last, for telling whether it is still the same: the kernel has pages of it then.
     opened: tuple[int, ...] | None = None
-    #: How many nodes have it as their parent.
+    #: How many places are in it.
     children: int = 0
+
+    @property
+    def parent(self) -> Node | None:
+        """The directory of the first place."""
+        return self.places[0][0] if self.places else None
+
+    @property
+    def is_gone(self) -> bool:
+        """Has it no name any more?"""
+        return not self.places and self.number != ROOT_INODE
 
     @property
     def path(self) -> bytes:
         """Where it is, below the root. Raises ENOENT if it has no name any more."""
-        if self.gone:
-            raise failed(errno.ENOENT)
-        return self.name if self.parent is None else join(self.parent.path, self.name)
+        if not self.places:
+            if self.number != ROOT_INODE:
+                raise failed(errno.ENOENT)
+            return b""
+        parent, name = self.places[0]
+        return join(parent.path, name) if parent.places else name
 
 
 class Handle(OpenFile):
@@ -78,7 +92,7 @@ class Handle(OpenFile):
 
 
 def _signature(status: os.stat_result) -> tuple[int, ...]:
-    """What is another one when the content is."""
+    """What is another one when the content may be."""
     return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
 
 

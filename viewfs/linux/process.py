@@ -224,4 +224,14 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 def set_name(name: str) -> None:
     """What `ps` shows: the command name and, where it fits, the whole argument line (prctl(2), PR_SET_NAME)."""
     prctl.set_name(name[:15])
-    prctl.set_proctitle(name)
+    if _environment_is_where_it_began():
+        prctl.set_proctitle(name)
+
+
+def _environment_is_where_it_began() -> bool:
+    """python-prctl finds the argument line by the environment, and writes anywhere once that has been moved to grow."""
+    environment = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "environ").value or 0
+    with open("/proc/self/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    start_stack, argument_start = int(fields[25]), int(fields[45])  # proc_pid_stat(5), 28 and 48
+    return start_stack <= environment < argument_start

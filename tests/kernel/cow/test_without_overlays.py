@@ -11,25 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import View, Viewfs
-from tests.kernel.cow import test_real_work
+from tests.kernel.cow import test_commit, test_diff, test_new_images, test_real_work, test_states, test_views
 from tests.kernel.cow.conftest import Cow, snapshot
-from tests.kernel.cow.test_commit import test_a_commit_is_the_same_as_having_done_it_directly, test_hard_links
-from tests.kernel.cow.test_diff import test_a_directory_that_becomes_a_file_and_back, test_every_kind_of_change
+from tests.kernel.cow.test_new_images import foreign
 from tests.kernel.cow.test_random_work import test_states_and_discards
 from tests.kernel.cow.test_real_work import materials
-from tests.kernel.cow.test_states import test_programs_go_on_across_it
-from tests.kernel.cow.test_views import test_mounts_below_have_layers_of_their_own
 
-__all__ = [
-    "materials",
-    "test_a_commit_is_the_same_as_having_done_it_directly",
-    "test_a_directory_that_becomes_a_file_and_back",
-    "test_every_kind_of_change",
-    "test_hard_links",
-    "test_mounts_below_have_layers_of_their_own",
-    "test_programs_go_on_across_it",
-    "test_states_and_discards",
-]
+__all__ = ["foreign", "materials", "test_states_and_discards"]
+
+for _module in (test_commit, test_diff, test_new_images, test_states, test_views):
+    globals().update({name: value for name, value in vars(_module).items() if name.startswith("test_")})
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +108,13 @@ fds = [os.open("log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600) for _ in ra
 for number in range(100):
     os.write(fds[number % 2], b"%02d" % number)
 assert open("log").read() == "".join("%02d" % number for number in range(100))
+os.link("log", "second"); os.stat("second")
+assert os.path.samefile("log", "second") and os.stat("log").st_nlink == 2
+with open("log", "a") as log: log.write("more")
+assert open("second").read().endswith("99more")
+with open("second", "w") as second: second.write("x" * 200)
+assert open("log").read() == "x" * 200                 # each name has pages of its own
+os.unlink("second")
 os.rename("log", "script")                             # over a file of the lower tree
 assert os.stat("script").st_size == 200 and os.statvfs(".").f_blocks
 """
