@@ -297,6 +297,15 @@ def test_a_child_that_dies_is_a_failed_step() -> None:
     assert {step.state for step in steps[1:]} == {"skipped"}
 
 
+def test_a_defect_before_the_first_step_is_told_too() -> None:
+    def attempt(report: Report) -> None:
+        raise KeyError("surprise")
+
+    steps = examine(MACHINE, attempt=attempt)
+    assert steps[0].state == "failed" and "surprise" in steps[0].detail
+    assert {step.state for step in steps[1:]} == {"skipped"} and not works(steps)
+
+
 def test_a_defect_is_told_as_a_failed_step() -> None:
     def attempt(report: Report) -> None:
         report("userns", "begin", "", 0)

@@ -108,7 +108,7 @@ def _enter_user_namespace(step: StepContext) -> None:
         if refused is not None:
             raise refused
         die_with_parent(parent)  # as for any change of credentials
-        detail.append(f"uid {identity.inside_uid}, gid {identity.inside_gid}")
+        detail.append(f"uid {identity.uid}, gid {identity.gid}")
 
 
 def _serve_a_file(step: StepContext) -> None:

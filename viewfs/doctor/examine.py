@@ -112,9 +112,10 @@ def _conclude(messages: list[Message], silence: str, hung: bool, facts: Facts) -
     begun = {name for name, what, _detail, _number in messages if what == "begin"}
     ended = {name: (what, detail, number) for name, what, detail, number in messages if what in ("ok", "failed")}
     broken = next((detail for _name, what, detail, _number in messages if what == "broken"), silence)
-    steps = []
+    steps: list[Step] = []
     for name, kind in STEPS.items():
-        if name not in begun:
+        # What broke before a step began is told of that step.
+        if name not in begun and (len(begun) > len(ended) or any(step.state != "ok" for step in steps)):
             steps.append(Step(name, kind.title, "skipped", "not tried"))
             continue
         unanswered = ("failed", f"{kind.cannot}: {broken}", errno.ETIMEDOUT if hung else 0)

@@ -4,8 +4,28 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["mapped_ids", "overflow_id"]
+__all__ = ["IdRange", "has_number", "id_ranges", "mapped_ids", "overflow_id"]
+
+
+class IdRange(NamedTuple):
+    """A line of /proc/PID/uid_map: `length` ids from `inside` on are `outside` and so on in the parent."""
+
+    inside: int
+    outside: int
+    length: int
+
+
+def id_ranges(kind: str) -> list[IdRange]:
+    """The map of this process's user namespace; `kind` is "uid" or "gid"."""
+    text = Path(f"/proc/self/{kind}_map").read_text()
+    return [IdRange(*map(int, line.split())) for line in text.splitlines()]
+
+
+def has_number(kind: str, number: int) -> bool:
+    """Is there anybody of that number? (What stat(2) shows of all others is the overflow id.)"""
+    return any(one.inside <= number < one.inside + one.length for one in id_ranges(kind))
 
 
 def mapped_ids(kind: str) -> frozenset[int]:
@@ -14,10 +34,8 @@ def mapped_ids(kind: str) -> frozenset[int]:
     A map that covers more than 65,536 ids (the initial namespace's covers all) is cut off there.
     """
     ids: set[int] = set()
-    with open(f"/proc/self/{kind}_map") as table:
-        for line in table:
-            inside, _outside, count = map(int, line.split())
-            ids.update(range(inside, inside + min(count, 65536)))
+    for inside, _outside, length in id_ranges(kind):
+        ids.update(range(inside, inside + min(length, 65536)))
     return frozenset(ids)
 
 
@@ -28,4 +46,4 @@ def overflow_id(kind: str) -> int | None:
     (user_namespaces(7), “Unmapped user and group IDs”.) Of a process that does not change its namespace afterwards.
     """
     number = int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())
-    return None if number in mapped_ids(kind) else number
+    return None if has_number(kind, number) else number

@@ -24,6 +24,7 @@ __all__ = [
     "PIDFD_GET_INFO",
     "die_with_parent",
     "drop_capabilities",
+    "has_capabilities",
     "keep_for_programs",
     "no_new_privileges",
     "pid_of",
@@ -195,6 +196,14 @@ def drop_capabilities(keep: Iterable[int] = ()) -> None:
         _CapData(mask >> 32, mask >> 32, 0),
     )
     check(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
+
+
+def has_capabilities(wanted: Iterable[int]) -> bool:
+    """Are these in the effective set? (They count in this process's own user namespace.)"""
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapData * 2)()
+    check(_capget(ctypes.addressof(header), ctypes.addressof(data)), "capget")
+    return all(data[number // 32].effective >> number % 32 & 1 for number in wanted)
 
 
 def keep_for_programs(capabilities: Iterable[int]) -> None:

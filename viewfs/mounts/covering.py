@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from viewfs.errors import UsageError
+from viewfs.linux.ids import has_number
 from viewfs.linux.mount import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -188,9 +189,9 @@ def _open_directory(path: str, below: Sequence[MountEntry]) -> Part:
 
 
 def _is_own(status: os.stat_result) -> bool:
-    """May this user change what is in a directory? In one for everybody (/tmp) each has what they made."""
+    """Can an overlay of a directory be changed? In one for everybody (/tmp) each has what they made."""
     everybodys = stat.S_ISVTX | stat.S_IWOTH
-    return status.st_uid == os.getuid() or status.st_mode & everybodys == everybodys
+    return has_number("uid", status.st_uid) or status.st_mode & everybodys == everybodys
 
 
 def _first_own(directory: str, path: str) -> str | None:

@@ -186,10 +186,6 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
         yield opened
 
 
-def _same_identity() -> IdentityMap:
-    return IdentityMap(os.geteuid(), os.getegid(), os.geteuid(), os.getegid())
-
-
 def _session_of(name: str | None) -> Session | None:
     try:
         return find_session(name)
@@ -237,7 +233,7 @@ def _gain_access(session: Session, *, joining: bool) -> None:
         finally:
             namespaces.close()
     with contextlib.suppress(MachineError):
-        unshare_user_namespace(_same_identity(), CloneFlags(0))
+        unshare_user_namespace(IdentityMap.of_caller(), CloneFlags(0))
 
 
 def _state(layer: Layer, fd: int, directory: str | None) -> State:
@@ -275,7 +271,7 @@ def _left_by(request: Request, messages: list[str]) -> Iterator[OpenLayer]:
     if request.states:
         raise UsageError("states can be looked at in a view only", remedy=f"open one with --name {request.session}")
     # A mount of one's own is needed to show the two as one.
-    unshare_user_namespace(_same_identity(), CloneFlags.NEWNS)
+    unshare_user_namespace(IdentityMap.of_caller(), CloneFlags.NEWNS)
     mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
     layers = LayerSet.of_session(request.session, state_directory())
     assert layers is not None
