@@ -210,7 +210,7 @@ class Memory(WritableFileSystem):
 
 
 def with_async_methods(kind: type[Any]) -> type[Any]:
-    """The same file system with every method an `async def` that does wait."""
+    """The same file system with every method that may be one an `async def` that does wait."""
 
     def later(method: Any) -> Any:
         @wraps(method)
@@ -223,5 +223,6 @@ def with_async_methods(kind: type[Any]) -> type[Any]:
         return wait_first
 
     methods = {name: later(method) for name, method in inspect.getmembers(kind, inspect.isfunction) if name[0] != "_"}
-    del methods["close"]
+    for name in ("close", "keeps"):
+        methods.pop(name, None)
     return type(f"Async{kind.__name__}", (kind,), methods)

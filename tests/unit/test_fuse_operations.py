@@ -32,6 +32,7 @@ class Kernel:
     """Asks the questions that the kernel asks, and reads the answers."""
 
     def __init__(self, file_system: FileSystem) -> None:
+        self.file_system: Any = file_system
         self.operations = Operations(file_system)
 
     def __call__(self, opcode: int, body: bytes = b"", node: int = 1) -> bytes | None:
@@ -270,6 +271,44 @@ def test_content_that_is_waited_for() -> None:
 
 
 # -- a file system that can be written
+
+
+@both_ways
+def test_making_and_opening_at_once(of: Of) -> None:
+    kernel = Kernel(of(Memory)())
+    asked = struct.pack("=IIII", os.O_CREAT | os.O_EXCL | os.O_RDWR, stat.S_IFREG | 0o640, 0o22, 0)
+    body = kernel.ask(Opcode.CREATE, asked + b"file\0")
+    made = Entry.parse(body[:128])
+    assert made.attr.mode == stat.S_IFREG | 0o640 and len(body) == 128 + 16
+    assert kernel.lookup(b"file").node == made.node
+    assert kernel.errno(Opcode.CREATE, asked + b"file\0") == errno.EEXIST
+    kernel.forget(made.node, 2)
+    assert made.node in kernel.file_system.forgotten
+
+
+class Keeping(Memory):
+    """What is called “kept” is nobody else's."""
+
+    cache_seconds = 1.5
+
+    def keeps(self, inode: InodeNumber) -> bool:
+        return inode == 2
+
+
+@both_ways
+def test_what_nobody_else_changes_is_kept_for_ever(of: Of) -> None:
+    kernel = Kernel(of(Keeping)())
+    kept = Entry.parse(kernel.ask(Opcode.MKDIR, struct.pack("=II", 0o700, 0) + b"kept\0"))
+    other = Entry.parse(kernel.ask(Opcode.MKDIR, struct.pack("=II", 0o700, 0) + b"other\0"))
+    for_ever, a_while = (FOREVER, 0), (1, 500_000_000)
+    assert (kept.node, kept.entry_valid, kept.attr_valid) == (2, for_ever, for_ever)
+    assert (other.entry_valid, other.attr_valid) == (a_while, a_while)
+    for node, seconds in ((2, FOREVER), (other.node, 1)):
+        assert kernel.ask(Opcode.GETATTR, bytes(16), node)[:8] == struct.pack("=Q", seconds)
+        missing = Entry.parse(kernel.ask(Opcode.LOOKUP, b"none\0", node))
+        assert (missing.node, missing.entry_valid[0]) == (0, seconds)
+    entries = {one.name: one.valid[0] for one in kernel.readdir(plus=True)}
+    assert (entries[b"kept"], entries[b"other"]) == (FOREVER, 1)
 
 
 @both_ways

@@ -66,6 +66,9 @@ class CowFileSystem(WritableFileSystem):
         status, is_upper = self._tree.found(node)
         return self._tree.attributes(node, status, is_upper=is_upper)
 
+    def keeps(self, inode: InodeNumber) -> bool:
+        return self._tree.node(inode).is_own
+
     def readdir(self, directory: InodeNumber, start: int) -> Iterator[DirectoryEntry]:
         node = self._tree.node(directory)
         if start < _DOTS:

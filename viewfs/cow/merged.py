@@ -249,6 +249,7 @@ class MergedTree:
         """As the view shows it: what belongs to somebody that the user namespace has no number for is the user's."""
         known = self._identities
         is_directory = stat.S_ISDIR(status.st_mode)
+        node.is_own = is_upper and not (is_directory and node.merged)
         # (Names of a lower file are nodes of their own: by one of them it can be copied up.)
         shown = _LINKED + status.st_ino if status.st_nlink > 1 and not is_directory and not is_upper else 0
         return Attributes(

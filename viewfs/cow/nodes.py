@@ -31,6 +31,8 @@ class Node:
     linked: int = 0
     #: Of a directory: what the lower tree has in it is seen.
     merged: bool = True
+    #: Nothing of the lower tree is seen in it: nobody changes it but who uses the view.
+    is_own: bool = False
     handles: list[Handle] = field(default_factory=list)
     #: What was opened last, for telling whether it is still the same: the kernel has pages of it then.
     opened: tuple[int, ...] | None = None

@@ -281,6 +281,13 @@ class WritableFileSystem(FileSystem):
     def removexattr(self, inode: InodeNumber, name: bytes) -> Answer[None]:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
+    def keeps(self, inode: InodeNumber) -> bool:
+        """Is it changed through this mount only? Then the kernel may keep its attributes and its name, and of a
+        directory what names it has not, for ever, whatever `cache_seconds` says. It knows what it does itself.
+        (Never a promise.)
+        """
+        return False
+
     def forget(self, inode: InodeNumber) -> Answer[None]:
         """The kernel holds no reference to `inode` any more."""
         return None

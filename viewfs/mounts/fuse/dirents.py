@@ -5,11 +5,11 @@ Apart from the other structures because nothing else is packed so often, nor wri
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from struct import Struct
 
-from viewfs.modules.api import DirectoryEntry
-from viewfs.mounts.fuse.protocol import ATTR, ROOT_NODE, encode_device
+from viewfs.modules.api import DirectoryEntry, InodeNumber
+from viewfs.mounts.fuse.protocol import ATTR, FOREVER, ROOT_NODE, encode_device
 
 __all__ = ["encode_directory"]
 
@@ -20,11 +20,18 @@ _PADDING = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 
 
 
 def encode_directory(
-    entries: Iterable[DirectoryEntry], size: int, valid: tuple[int, int], root: int, *, plus: bool
+    entries: Iterable[DirectoryEntry],
+    size: int,
+    valid: tuple[int, int],
+    root: int,
+    *,
+    plus: bool,
+    keeps: Callable[[InodeNumber], bool] | None = None,
 ) -> tuple[bytes, list[DirectoryEntry]]:
     """As many of `entries` as fit into `size` bytes, and which they are; `plus` for READDIRPLUS.
 
-    `root` is the file system's own number for its root, which the protocol calls `ROOT_NODE`.
+    `root` is the file system's own number for its root, which the protocol calls `ROOT_NODE`. The kernel may keep each
+    entry for `valid` (seconds and nanoseconds), or for ever if `keeps` says so of its inode.
     """
     parts: list[bytes] = []
     taken: list[DirectoryEntry] = []
@@ -49,8 +56,9 @@ def encode_directory(
                 atime, atime_rest = divmod(atime_ns, 1_000_000_000)
                 ctime, ctime_rest = divmod(ctime_ns, 1_000_000_000)
             shown = shown or ino
+            kept = FOREVER if keeps is not None and keeps(ino) else seconds
             head = pack(
-                ROOT_NODE if ino == root else ino, 0, seconds, seconds, nanoseconds, nanoseconds,
+                ROOT_NODE if ino == root else ino, 0, kept, kept, nanoseconds, nanoseconds,
                 shown, length_of_it, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
                 mode, nlink, uid, gid, encode_device(rdev) if rdev else 0, blksize, 0,
                 shown, cookie, length, mode >> 12,

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from viewfs.modules.api import FileSystem
 from viewfs.mounts.fuse.ahead import Ahead
+from viewfs.mounts.fuse.answers import Body
 from viewfs.mounts.fuse.counters import MAX_ROWS, Counters, Row
-from viewfs.mounts.fuse.operations import Body, Operations
+from viewfs.mounts.fuse.operations import Operations
 from viewfs.mounts.fuse.protocol import Opcode, Request
 from viewfs.mounts.fuse.serial import OneAtATime, is_plain
 from viewfs.mounts.fuse.server import Server

@@ -7,7 +7,7 @@ access), after which the kernel sends no more of their kind and keeps its page a
 no
 state but the file system itself: a request names an inode, and that is all it takes to answer it.
 
-A method of the file system answers at once or with a promise (`Answer`); `_then` finishes either into a reply's body.
+A method of the file system answers at once or with a promise (`Answer`); `then` finishes either into a reply's body.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from viewfs.modules.api import (
     Answer,
     Attributes,
-    Buffer,
     DirectoryEntry,
-    FileRange,
     FileSystem,
     FileSystemStatistics,
     InodeNumber,
@@ -34,17 +32,14 @@ from viewfs.modules.api import (
 )
 from viewfs.mounts.fuse import protocol
 from viewfs.mounts.fuse.ahead import Ahead
+from viewfs.mounts.fuse.answers import Body, as_bytes, as_pieces, done, error, then
 from viewfs.mounts.fuse.dirents import encode_directory
 from viewfs.mounts.fuse.listings import Listing, Listings
 from viewfs.mounts.fuse.protocol import FOREVER, ROOT_NODE, InitFlags, InitRequest, Opcode, OpenFlags, Request, SetAttr
 
-__all__ = ["Body", "MAX_WRITE_READ_ONLY", "NAME_MAX", "Operations"]
+__all__ = ["MAX_WRITE_READ_ONLY", "NAME_MAX", "Operations"]
 
 log = logging.getLogger("viewfs.fuse")
-
-T = TypeVar("T")
-#: A reply's body, perhaps in pieces; None where the protocol wants no reply at all.
-Body = bytes | list[Buffer | FileRange] | None
 
 #: Linux refuses longer names to every program, but its FUSE passes them through from a server.
 NAME_MAX = 255
@@ -52,52 +47,6 @@ MAX_WRITE = 1 << 20
 #: The least that the kernel accepts; it sizes the buffer that requests are read into.
 MAX_WRITE_READ_ONLY = 4096
 _MAX_PAGES = 256
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
-
-
-def _then(answer: Answer[T], finish: Callable[[T], Body]) -> Answer[Body]:
-    # (Asking for the method is several times as fast as asking whether it is an Awaitable.)
-    if hasattr(answer, "__await__"):
-        return _finish_later(cast(Awaitable[T], answer), finish)
-    return finish(answer)
-
-
-async def _finish_later(answer: Awaitable[T], finish: Callable[[T], Body]) -> Body:
-    return finish(await answer)
-
-
-def _done(_value: Any = None) -> bytes:
-    return b""
-
-
-def _bytes(value: object) -> bytes:
-    """What a module gave as bytes. Raises TypeError: None, for one, would be a request that nobody answers."""
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError(f"bytes expected, not {type(value).__name__}")
-    return bytes(value)
-
-
-def _pieces(value: object) -> bytes | list[Buffer | FileRange]:
-    """What a module gave as the content of a file, not copied. Raises TypeError."""
-    if type(value) is bytes:
-        return value
-    if type(value) is list:
-        return value if all(type(piece) in _PIECES for piece in value) else [_piece(piece) for piece in value]
-    return [_piece(value)]
-
-
-#: What needs no second look.
-_PIECES = frozenset({bytes, bytearray, FileRange})
-
-
-def _piece(value: object) -> Buffer | FileRange:
-    if not isinstance(value, bytes | bytearray | memoryview | FileRange):
-        raise TypeError(f"bytes expected, not {type(value).__name__}")
-    # What it is long must be in bytes.
-    return value.cast("B") if isinstance(value, memoryview) and value.itemsize != 1 else value
 
 
 class Operations:
@@ -114,6 +63,10 @@ class Operations:
         seconds = file_system.cache_seconds
         self._valid = (FOREVER, 0) if file_system.immutable else protocol.split_seconds(seconds)
         self._no_such_name = protocol.negative_entry(self._valid)
+        #: Says of which inodes everything may be kept for ever; None where it is the same for all.
+        self._keeps: Callable[[InodeNumber], bool] | None = None
+        if self._writable is not None and type(self._writable).keeps is not WritableFileSystem.keeps:
+            self._keeps = self._writable.keeps
         self._handles: dict[int, OpenFile] = {}
         self._next_handle = itertools.count(1)
         #: How often the kernel was given each node of a writable file system; others have nothing to forget.
@@ -129,7 +82,7 @@ class Operations:
             Opcode.READDIR: self._readdir,
             Opcode.READDIRPLUS: self._readdir,
             Opcode.STATFS: self._statfs,
-            Opcode.DESTROY: _done,
+            Opcode.DESTROY: done,
         }
         if not file_system.no_xattrs:
             self._handlers[Opcode.GETXATTR] = self._getxattr
@@ -142,12 +95,13 @@ class Operations:
                 Opcode.FSYNC: self._fsync,
                 Opcode.WRITE: self._write,
                 Opcode.OPENDIR: lambda request: protocol.encode_open(0, OpenFlags.NONE),
-                Opcode.RELEASEDIR: _done,
+                Opcode.RELEASEDIR: done,
             }
         if self._writable is not None:
             self._handlers |= {
                 Opcode.LSEEK: self._lseek,
                 Opcode.SETATTR: self._setattr,
+                Opcode.CREATE: self._create,
                 Opcode.MKNOD: self._mknod,
                 Opcode.MKDIR: self._mkdir,
                 Opcode.SYMLINK: self._symlink,
@@ -172,7 +126,7 @@ class Operations:
         """
         handler = self._handlers.get(request.opcode)
         if handler is None:
-            raise _error(errno.ENOSYS)
+            raise error(errno.ENOSYS)
         return handler(request)
 
     # -- names and numbers
@@ -182,28 +136,34 @@ class Operations:
 
     def _name(self, name: bytes) -> bytes:
         if len(name) > NAME_MAX:
-            raise _error(errno.ENAMETOOLONG)
+            raise error(errno.ENAMETOOLONG)
         return name
 
-    def _entry(self, attributes: Attributes | None) -> bytes:
+    def _valid_for(self, inode: InodeNumber) -> tuple[int, int]:
+        return (FOREVER, 0) if self._keeps is not None and self._keeps(inode) else self._valid
+
+    def _entry(self, attributes: Attributes | None, directory: InodeNumber | None = None) -> bytes:
+        """The answer to a look-up in `directory`."""
         if attributes is None:
+            if directory is not None and self._keeps is not None and self._keeps(directory):
+                return protocol.negative_entry((FOREVER, 0))
             if self._valid == (0, 0):
-                raise _error(errno.ENOENT)
+                raise error(errno.ENOENT)
             return self._no_such_name
         node = ROOT_NODE if attributes.ino == self._root else attributes.ino
         if self._writable is not None:
             self._lookups[node] = self._lookups.get(node, 0) + 1
-        return protocol.encode_entry(node, attributes, self._valid)
+        return protocol.encode_entry(node, attributes, self._valid_for(attributes.ino))
 
     def _attributes(self, attributes: Attributes) -> bytes:
-        return protocol.encode_attributes(attributes, self._valid)
+        return protocol.encode_attributes(attributes, self._valid_for(attributes.ino))
 
     # -- what every file system has
 
     def _init(self, request: Request) -> Body:
         major, minor, readahead, flags = request.fields
         if major != protocol.VERSION[0]:
-            raise _error(errno.EPROTO)
+            raise error(errno.EPROTO)
         wanted = InitFlags.ASYNC_READ | InitFlags.BIG_WRITES | InitFlags.DO_READDIRPLUS | InitFlags.MAX_PAGES
         if self._fs.immutable:
             wanted |= InitFlags.PARALLEL_DIROPS | InitFlags.CACHE_SYMLINKS | InitFlags.EXPLICIT_INVAL_DATA
@@ -220,7 +180,11 @@ class Operations:
 
     def _lookup(self, request: Request) -> Answer[Body]:
         name = self._name(request.rest.rstrip(b"\0"))
-        return _then(self._fs.lookup(self._inode(request.node), name), self._entry)
+        directory = self._inode(request.node)
+        found = self._fs.lookup(directory, name)
+        if self._keeps is None:
+            return then(found, self._entry)
+        return then(found, lambda attributes: self._entry(attributes, directory))
 
     def _forget(self, request: Request) -> Answer[Body]:
         if self._writable is None:
@@ -244,18 +208,18 @@ class Operations:
         return _await_all(forgotten) if forgotten else None
 
     def _getattr(self, request: Request) -> Answer[Body]:
-        return _then(self._fs.getattr(self._inode(request.node)), self._attributes)
+        return then(self._fs.getattr(self._inode(request.node)), self._attributes)
 
     def _readlink(self, request: Request) -> Answer[Body]:
-        return _then(self._fs.readlink(self._inode(request.node)), _bytes)
+        return then(self._fs.readlink(self._inode(request.node)), as_bytes)
 
     def _read(self, request: Request) -> Answer[Body]:
         handle, offset, size = request.fields[:3]
         if handle:
-            return _then(self._open_file(handle).read(offset, size), _pieces)
+            return then(self._open_file(handle).read(offset, size), as_pieces)
         if self._ahead is not None:
             self._ahead.read(self._inode(request.node), offset, size)
-        return _then(self._fs.read(self._inode(request.node), offset, size), _pieces)
+        return then(self._fs.read(self._inode(request.node), offset, size), as_pieces)
 
     def _readdir(self, request: Request) -> Answer[Body]:
         _handle, offset, size = request.fields[:3]
@@ -270,7 +234,7 @@ class Operations:
                 return body
 
         def fill(entries: Iterable[DirectoryEntry]) -> bytes:
-            body, taken = encode_directory(entries, size, self._valid, self._root, plus=plus)
+            body, taken = encode_directory(entries, size, self._valid, self._root, plus=plus, keeps=self._keeps)
             if plus and self._writable is not None:
                 for entry in taken:
                     if entry.name not in (b".", b".."):
@@ -278,7 +242,7 @@ class Operations:
                         self._lookups[node] = self._lookups.get(node, 0) + 1
             return body
 
-        return _then(self._fs.readdir(self._inode(request.node), offset), fill)
+        return then(self._fs.readdir(self._inode(request.node), offset), fill)
 
     def _list_plus(self, directory: InodeNumber, start: int, size: int) -> Listing:
         entries = self._fs.readdir(directory, start)
@@ -291,17 +255,17 @@ class Operations:
         def finish(statistics: FileSystemStatistics) -> bytes:
             return protocol.encode_statistics(statistics)
 
-        return _then(self._fs.statfs(), finish)
+        return then(self._fs.statfs(), finish)
 
     def _getxattr(self, request: Request) -> Answer[Body]:
         room = request.fields[0]
 
         def finish(value: bytes | None) -> bytes:
             if value is None:
-                raise _error(errno.ENODATA)
-            return protocol.encode_xattr(_bytes(value), room)
+                raise error(errno.ENODATA)
+            return protocol.encode_xattr(as_bytes(value), room)
 
-        return _then(self._fs.getxattr(self._inode(request.node), request.rest.rstrip(b"\0")), finish)
+        return then(self._fs.getxattr(self._inode(request.node), request.rest.rstrip(b"\0")), finish)
 
     def _listxattr(self, request: Request) -> Answer[Body]:
         room = request.fields[0]
@@ -309,7 +273,7 @@ class Operations:
         def finish(names: Iterable[bytes]) -> bytes:
             return protocol.encode_xattr(b"".join(name + b"\0" for name in names), room)
 
-        return _then(self._fs.listxattr(self._inode(request.node)), finish)
+        return then(self._fs.listxattr(self._inode(request.node)), finish)
 
     # -- open files
 
@@ -317,54 +281,54 @@ class Operations:
         try:
             return self._handles[handle]
         except KeyError:
-            raise _error(errno.EBADF) from None
+            raise error(errno.EBADF) from None
 
     def _open(self, request: Request) -> Answer[Body]:
-        def finish(opened: OpenFile | None) -> bytes:
-            if opened is None:
-                return protocol.encode_open(0, OpenFlags.NONE)
-            handle = next(self._next_handle)
-            self._handles[handle] = opened
-            flags = OpenFlags.DIRECT_IO if opened.direct_io else OpenFlags.NONE
-            if opened.keep_cache:
-                flags |= OpenFlags.KEEP_CACHE
-            if type(opened).flush is OpenFile.flush:
-                flags |= OpenFlags.NOFLUSH
-            return protocol.encode_open(handle, flags)
+        return then(self._fs.open(self._inode(request.node), request.fields[0]), self._opened)
 
-        return _then(self._fs.open(self._inode(request.node), request.fields[0]), finish)
+    def _opened(self, opened: OpenFile | None) -> bytes:
+        if opened is None:
+            return protocol.encode_open(0, OpenFlags.NONE)
+        handle = next(self._next_handle)
+        self._handles[handle] = opened
+        flags = OpenFlags.DIRECT_IO if opened.direct_io else OpenFlags.NONE
+        if opened.keep_cache:
+            flags |= OpenFlags.KEEP_CACHE
+        if type(opened).flush is OpenFile.flush:
+            flags |= OpenFlags.NOFLUSH
+        return protocol.encode_open(handle, flags)
 
     def _release(self, request: Request) -> Answer[Body]:
         opened = self._handles.pop(request.fields[0], None)
-        return b"" if opened is None else _then(opened.release(), _done)
+        return b"" if opened is None else then(opened.release(), done)
 
     def _flush(self, request: Request) -> Answer[Body]:
         handle = request.fields[0]
-        return _then(self._open_file(handle).flush(), _done) if handle else b""
+        return then(self._open_file(handle).flush(), done) if handle else b""
 
     def _fsync(self, request: Request) -> Answer[Body]:
         handle, flags = request.fields[:2]
-        return _then(self._open_file(handle).fsync(data_only=bool(flags & 1)), _done) if handle else b""
+        return then(self._open_file(handle).fsync(data_only=bool(flags & 1)), done) if handle else b""
 
     def _lseek(self, request: Request) -> Answer[Body]:
         handle, offset, whence = request.fields[:3]
-        return _then(self._open_file(handle).lseek(offset, whence), protocol.encode_position)
+        return then(self._open_file(handle).lseek(offset, whence), protocol.encode_position)
 
     def _write(self, request: Request) -> Answer[Body]:
         handle, offset, size = request.fields[:3]
         data = request.rest[:size]
         if handle:
-            return _then(self._open_file(handle).write(offset, data), protocol.encode_size)
+            return then(self._open_file(handle).write(offset, data), protocol.encode_size)
         if self._writable is None:
-            raise _error(errno.EROFS)
-        return _then(self._writable.write(self._inode(request.node), offset, data), protocol.encode_size)
+            raise error(errno.EROFS)
+        return then(self._writable.write(self._inode(request.node), offset, data), protocol.encode_size)
 
     # -- what changes a file system
 
     @property
     def _changes(self) -> WritableFileSystem:
         if self._writable is None:
-            raise _error(errno.EROFS)
+            raise error(errno.EROFS)
         return self._writable
 
     def _setattr(self, request: Request) -> Answer[Body]:
@@ -385,46 +349,62 @@ class Operations:
             SetAttr.MTIME_NOW: ("mtime_ns", now),
         }
         changes = dict(value for flag, value in values.items() if flag in asked)
-        return _then(self._changes.setattr(self._inode(request.node), changes), self._attributes)
+        return then(self._changes.setattr(self._inode(request.node), changes), self._attributes)
+
+    def _create(self, request: Request) -> Answer[Body]:
+        """Make a regular file and open it."""
+        flags, mode = request.fields[:2]
+        name, directory = self._name(request.names()[0]), self._inode(request.node)
+        made = self._changes.create(directory, name, mode, request.uid, request.gid)
+        if not isinstance(made, Attributes):
+            return self._create_later(made, flags)
+        opened = self._fs.open(made.ino, flags & ~(os.O_CREAT | os.O_EXCL))
+        return then(opened, lambda file: self._entry(made) + self._opened(file))
+
+    async def _create_later(self, making: Awaitable[Attributes], flags: int) -> bytes:
+        made = await making
+        opening = self._fs.open(made.ino, flags & ~(os.O_CREAT | os.O_EXCL))
+        opened = await opening if isinstance(opening, Awaitable) else opening
+        return self._entry(made) + self._opened(opened)
 
     def _mknod(self, request: Request) -> Answer[Body]:
         mode, device = request.fields[:2]
         name, rdev = self._name(request.names()[0]), protocol.decode_device(device)
         directory = self._inode(request.node)
-        return _then(self._changes.create(directory, name, mode, request.uid, request.gid, rdev), self._entry)
+        return then(self._changes.create(directory, name, mode, request.uid, request.gid, rdev), self._entry)
 
     def _mkdir(self, request: Request) -> Answer[Body]:
         name, directory = self._name(request.names()[0]), self._inode(request.node)
-        return _then(self._changes.mkdir(directory, name, request.fields[0], request.uid, request.gid), self._entry)
+        return then(self._changes.mkdir(directory, name, request.fields[0], request.uid, request.gid), self._entry)
 
     def _symlink(self, request: Request) -> Answer[Body]:
         name, target = request.names()
         directory = self._inode(request.node)
         made = self._changes.symlink(directory, self._name(name), target, request.uid, request.gid)
-        return _then(made, self._entry)
+        return then(made, self._entry)
 
     def _link(self, request: Request) -> Answer[Body]:
         inode, name = self._inode(request.fields[0]), self._name(request.names()[0])
-        return _then(self._changes.link(inode, self._inode(request.node), name), self._entry)
+        return then(self._changes.link(inode, self._inode(request.node), name), self._entry)
 
     def _unlink(self, request: Request) -> Answer[Body]:
-        return _then(self._changes.unlink(self._inode(request.node), request.names()[0]), _done)
+        return then(self._changes.unlink(self._inode(request.node), request.names()[0]), done)
 
     def _rmdir(self, request: Request) -> Answer[Body]:
-        return _then(self._changes.rmdir(self._inode(request.node), request.names()[0]), _done)
+        return then(self._changes.rmdir(self._inode(request.node), request.names()[0]), done)
 
     def _rename(self, request: Request) -> Answer[Body]:
         name, new_name = request.names()
         flags = request.fields[1] if request.opcode == Opcode.RENAME2 else 0
         directory, new_directory = self._inode(request.node), self._inode(request.fields[0])
-        return _then(self._changes.rename(directory, name, new_directory, self._name(new_name), flags), _done)
+        return then(self._changes.rename(directory, name, new_directory, self._name(new_name), flags), done)
 
     def _setxattr(self, request: Request) -> Answer[Body]:
         name, _, value = request.rest.partition(b"\0")
-        return _then(self._changes.setxattr(self._inode(request.node), name, value[: request.fields[0]]), _done)
+        return then(self._changes.setxattr(self._inode(request.node), name, value[: request.fields[0]]), done)
 
     def _removexattr(self, request: Request) -> Answer[Body]:
-        return _then(self._changes.removexattr(self._inode(request.node), request.rest.rstrip(b"\0")), _done)
+        return then(self._changes.removexattr(self._inode(request.node), request.rest.rstrip(b"\0")), done)
 
 
 async def _await_all(promises: list[Awaitable[None]]) -> None:

@@ -16,8 +16,8 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol, cast
 
 from viewfs.modules.api import Answer, CacheCounts
+from viewfs.mounts.fuse.answers import Body
 from viewfs.mounts.fuse.counters import Row
-from viewfs.mounts.fuse.operations import Body
 from viewfs.mounts.fuse.protocol import (
     HEADER_SIZE,
     Opcode,
