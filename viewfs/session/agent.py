@@ -30,7 +30,7 @@ from viewfs.linux.process import (
 from viewfs.mounts.attach import attach
 from viewfs.mounts.skeleton import build_root, replace_root
 from viewfs.namespaces.enter import open_namespace
-from viewfs.namespaces.members import end_members
+from viewfs.namespaces.members import end_members, wait_for_ends
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.channel import Channel, socket_pair
 from viewfs.session.protocol import Message, failure, result_of, success
@@ -207,12 +207,20 @@ def _log_to_standard_error() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(name)s[%(process)d]: %(message)s", force=True)
 
 
+#: Kinds of workers that may become parents of servers.
+_PARENTS = frozenset({"cover", "show_state"})
+#: How long they may take to end those.
+_PARENTS_SECONDS = 1.0
+
+
 class _Agent:
     def __init__(self, link: Channel, *, as_root: bool) -> None:
         self._link = link
         self._as_root = as_root
         #: What was forked and has not ended. As process 1 of a pid namespace this process reaps orphans besides.
         self._children: set[int] = set()
+        #: Those of them that have children of their own to ask after.
+        self._parents: set[int] = set()
         self._operations: dict[str, Callable[[Message, list[int]], None]] = {
             "fork": self._fork,
             "attach": self._attach,
@@ -221,8 +229,9 @@ class _Agent:
         }
 
     def adopt(self, workers: Iterable[int]) -> None:
-        """These have been forked before."""
-        self._children.update(workers)
+        """These have been forked before, and have forked servers."""
+        self._parents.update(workers)
+        self._children |= self._parents
 
     def serve(self) -> None:
         """Until the link closes."""
@@ -259,7 +268,11 @@ class _Agent:
                 self._link.send({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
 
     def end_children(self) -> None:
-        """Kill and reap what was forked: nobody else is its parent."""
+        """Kill and reap what was forked: nobody else is its parent. Parents are asked to do the same first."""
+        parents = [os.pidfd_open(pid) for pid in self._parents & self._children]
+        for pidfd in parents:
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        wait_for_ends(parents, _PARENTS_SECONDS)
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
         for pid in self._children:
@@ -299,6 +312,8 @@ class _Agent:
             _become_worker(request, theirs, agent, fds)
         theirs.close()
         self._children.add(pid)
+        if request["kind"] in _PARENTS:
+            self._parents.add(pid)
         pidfd = os.pidfd_open(pid)
         with ours:
             self._link.send(success(request, pid=pid), [ours.fileno(), pidfd])

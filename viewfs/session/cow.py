@@ -219,9 +219,17 @@ def _stay(channel: Channel, servers: list[int]) -> None:
     channel.receive()
     if servers:
         os.closerange(3, 1 << 16)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        for server in servers:
-            os.waitpid(server, 0)
+        left = list(servers)
+
+        def end(_number: int, _frame: object) -> None:
+            for server in left:
+                os.kill(server, signal.SIGKILL)
+
+        signal.signal(signal.SIGTERM, end)
+        while left:
+            # It keeps its number until it is no longer in the list.
+            os.waitid(os.P_PID, left[0], os.WEXITED | os.WNOWAIT)
+            os.waitpid(left.pop(0), 0)
 
 
 def _in_root(cover: str) -> list[str]:

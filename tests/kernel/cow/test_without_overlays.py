@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,3 +154,10 @@ def test_who_reads_what_the_command_prints_does_not_wait_for_the_server(viewfs: 
     result = viewfs("run", "--keep", "--name", "kept", "--cow", tree, "--", "echo", "printed")
     assert result.out == "printed\n"
     viewfs("kill", "kept")
+
+
+def test_servers_are_asked_after(cow: Cow) -> None:
+    """Whoever is process 1 may not do it, as in many a container."""
+    cow.sh("viewfs checkpoint one")
+    left = subprocess.run(["ps", "-u", str(os.getuid()), "-o", "stat,comm"], capture_output=True, text=True, check=True)
+    assert "viewfs-co" not in left.stdout, left.stdout
