@@ -42,7 +42,7 @@ def write_tree(
             raise UsageError(f"{path} exists", remedy="name a file that doesn't; --in-place replaces an image")
         made = f"{path.rstrip('/')}.viewfs-{secrets.token_hex(4)}"
         try:
-            owners = _owners(layer)
+            owners = _owners(layer, form)
             write_image(layer.view, form, made, size, owners)
             _verify(layer.view, form, made, owners)
             place_durably(made, path.rstrip("/"), replace=target is None)
@@ -72,10 +72,10 @@ def _target(layer: OpenLayer, target: str | None, kind: str | None) -> tuple[For
     return FORMATS[name], lower.source, os.path.getsize(lower.source)
 
 
-def _owners(layer: OpenLayer) -> dict[bytes, Owner]:
+def _owners(layer: OpenLayer, form: Format) -> dict[bytes, Owner]:
     """Whose files are to be, where the view does not show it: it has no numbers for the owners of those of an image."""
     lower = layer.layer.record.lower
-    if lower.type not in _FORMAT_OF_TYPE or not lower.source:
+    if form.name == "directory" or lower.type not in _FORMAT_OF_TYPE or not lower.source:
         return {}
     try:
         stored = stored_owners(lower.source, lower.type)
@@ -103,7 +103,8 @@ def _verify(tree: Tree, form: Format, made: str, owners: dict[bytes, Owner]) -> 
         lines = _said(tree, sys.executable, "-m", "viewfs", "run", "--as-root", "--mount", mount, "--", *look)
     if form.module is not None and owners:
         found = stored_owners(made, form.module)
-        lines += [repr(os.fsdecode(path)) + ": owner" for path in owners if found[path].owner != owners[path]]
+        given = {path: stored.owner for path, stored in found.items()}
+        lines += [repr(os.fsdecode(path)) + ": owner" for path in owners if given.get(path) != owners[path]]
     if lines:
         raise ViewfsError(f"what was made differs from the tree: {lines[0]}", remedy="is the tree being written?")
 

@@ -97,7 +97,8 @@ def set_ext_owners(image: str, owners: Mapping[bytes, Owner]) -> None:
     """Give files of an ext image that is mounted nowhere their owners. Raises `ViewfsError`."""
     there = stored_owners(image, "ext")
     commands = []
-    for inode, owner in {there[path].inode: owner for path, owner in owners.items()}.items():
+    # (What went while the image was made is not in it; the comparison tells.)
+    for inode, owner in {there[path].inode: owner for path, owner in owners.items() if path in there}.items():
         commands += [f"sif <{inode}> uid {owner.uid}", f"sif <{inode}> gid {owner.gid}"]
     done = subprocess.run(
         ["debugfs", "-w", "-f", "/dev/stdin", image],

@@ -240,7 +240,10 @@ def set_name(name: str) -> None:
 def _environment_is_where_it_began() -> bool:
     """python-prctl finds the argument line by the environment, and writes anywhere once that has been moved to grow."""
     environment = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "environ").value or 0
-    with open("/proc/self/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
+    try:
+        with open("/proc/self/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return False  # a view may have something else on /proc
     start_stack, argument_start = int(fields[25]), int(fields[45])  # proc_pid_stat(5), 28 and 48
     return start_stack <= environment < argument_start

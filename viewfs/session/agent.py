@@ -21,10 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 from viewfs.errors import MachineError, ViewfsError, explain_os_error
 from viewfs.linux.namespaces import CloneFlags, namespace_id, setns, unshare
 from viewfs.linux.process import (
-    FAKE_ROOT_CAPABILITIES,
     die_with_parent,
-    drop_capabilities,
-    no_new_privileges,
     set_name,
 )
 from viewfs.mounts.attach import attach
@@ -33,11 +30,12 @@ from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.members import end_members, wait_for_ends
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.channel import Channel, socket_pair
+from viewfs.session.execution import drop_privileges_for_command, exec_command
 from viewfs.session.protocol import Message, failure, result_of, success
 from viewfs.session.running import LIGHT
 from viewfs.session.runtime import RuntimeDirectory
 
-__all__ = ["AgentPlan", "agent_main", "drop_privileges_for_command", "exec_command", "keep_only"]
+__all__ = ["AgentPlan", "agent_main", "keep_only"]
 
 #: Set to anything, it leaves a session's processes their standard error, for whoever looks for a defect in them.
 DEBUG_VARIABLE = "VIEWFS_DEBUG"
@@ -387,29 +385,3 @@ def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bo
         os.write(2, f"viewfs: {explain_os_error('cannot run the command', error)}\n".encode())
     finally:
         os._exit(status)
-
-
-def drop_privileges_for_command(*, as_root: bool) -> None:
-    """Leave a command of the view nothing, or what a program that takes itself for root does to its own files."""
-    drop_capabilities(FAKE_ROOT_CAPABILITIES if as_root else ())
-    no_new_privileges()
-
-
-def exec_command(argv: list[str], env: dict[str, str], working_directory: str) -> NoReturn:
-    """Become `argv`; like a shell, 127 if there is no such command and 126 if it can't be executed."""
-    try:
-        os.chdir(working_directory)
-    except OSError:
-        os.chdir("/")
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; what the user ignores stays ignored
-        signal.signal(number, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    try:
-        os.execvpe(argv[0], argv, env)
-    except OSError as error:
-        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        reason = "no such command" if missing else os.strerror(error.errno or 0).lower()
-        os.write(2, f"viewfs: cannot run {argv[0]}: {reason}\n".encode(errors="surrogateescape"))
-        os._exit(127 if missing else 126)

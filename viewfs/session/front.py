@@ -21,11 +21,12 @@ from viewfs.errors import ViewfsError
 from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.process import pidfd_open, pidfd_send_signal
 from viewfs.namespaces.enter import Namespaces
-from viewfs.session.agent import AgentPlan, agent_main, drop_privileges_for_command, exec_command, keep_only
+from viewfs.session.agent import AgentPlan, agent_main, keep_only
 from viewfs.session.channel import Channel, socket_pair
 from viewfs.session.client import SESSION_VARIABLE, Session
 from viewfs.session.ending import end_session
-from viewfs.session.layer_settings import LayerSettings
+from viewfs.session.execution import drop_privileges_for_command, exec_command
+from viewfs.session.layer_settings import LayerSettings, chosen_backend
 from viewfs.session.protocol import result_of
 from viewfs.session.runtime import RUNTIME_VARIABLE, RuntimeDirectory
 from viewfs.session.standby import SessionHandles, supervisor_main
@@ -83,9 +84,10 @@ class _Front:
     def __init__(self, plan: SessionPlan, warn: Callable[[str], None]) -> None:
         self._plan = plan
         self._warn = warn
+        backend = chosen_backend(plan.cow_backend)  # before there is anything to be taken away again
         self._runtime, self._listener, self.name = RuntimeDirectory.claim(plan.name)
         self._layers = LayerSettings.of_session(
-            self.name, named=plan.name is not None, runtime=self._runtime.path, backend=plan.cow_backend
+            self.name, named=plan.name is not None, runtime=self._runtime.path, backend=backend
         )
         #: Those changes that the agent makes itself, before anything runs.
         self._covers = list(takewhile(lambda change: change.request == "cow", plan.changes))

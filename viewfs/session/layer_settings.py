@@ -16,12 +16,23 @@ from viewfs.linux.process import pid_of
 if TYPE_CHECKING:
     from viewfs.cow.layers import LayerSet
 
-__all__ = ["BACKENDS", "BACKEND_VARIABLE", "LayerSettings", "state_directory", "take_servers"]
+__all__ = ["BACKENDS", "BACKEND_VARIABLE", "LayerSettings", "chosen_backend", "state_directory", "take_servers"]
 
 #: What serves copy-on-write trees, where --cow-backend doesn't say: one of `BACKENDS`.
 BACKEND_VARIABLE = "VIEWFS_COW_BACKEND"
 #: The kernel's overlay, viewfs's own file system, or the one that is better for each tree.
 BACKENDS = ("auto", "overlay", "fuse")
+
+
+def chosen_backend(asked: str | None) -> str:
+    """The one that was asked for, or else the one that the environment names. Raises `UsageError`."""
+    backend = asked or os.environ.get(BACKEND_VARIABLE) or "auto"
+    if backend not in BACKENDS:
+        raise UsageError(
+            f"there is no {backend} to serve copy-on-write trees",
+            remedy=f"{BACKEND_VARIABLE} is one of {', '.join(BACKENDS)}",
+        )
+    return backend
 
 
 def state_directory() -> str:
@@ -46,17 +57,12 @@ class LayerSettings:
     backend: str = "auto"
 
     @classmethod
-    def of_session(cls, name: str, *, named: bool, runtime: str, backend: str | None = None) -> LayerSettings:
-        """For session `name`, whose control socket is in `runtime`. Raises `UsageError` for an unknown `backend`.
+    def of_session(cls, name: str, *, named: bool, runtime: str, backend: str = "auto") -> LayerSettings:
+        """For session `name`, whose control socket is in `runtime`.
 
         Layers of a session whose name was not given are nobody's to take up, so no two sessions may share them.
         """
         own = name if named else f"{_unnamed_prefix()}.{_boot()}.{name}.{time.time_ns()}"
-        backend = backend or os.environ.get(BACKEND_VARIABLE) or "auto"
-        if backend not in BACKENDS:
-            raise UsageError(
-                f"there is no {backend} to serve copy-on-write trees", remedy=f"one of {', '.join(BACKENDS)}"
-            )
         return cls(own, state_directory(), named, (os.path.realpath(runtime),), backend)
 
     @property

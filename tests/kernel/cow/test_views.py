@@ -206,6 +206,14 @@ def test_what_can_not_be(viewfs: Viewfs, tree: Path, path: str, code: int, what:
     assert (result.code, result.err.count("\n")) == (code, 1) and what in result.err
 
 
+def test_a_backend_that_there_is_not(viewfs: Viewfs, tree: Path) -> None:
+    viewfs.environment["VIEWFS_COW_BACKEND"] = "what"
+    result = viewfs("run", "--cow", tree, "--", "true", check=False)
+    assert result.code == 2 and result.err.count("\n") == 1 and "VIEWFS_COW_BACKEND is one of auto" in result.err
+    runtime = Path(viewfs.environment["XDG_RUNTIME_DIR"])
+    assert not list(runtime.rglob("*.sock"))
+
+
 def test_twice_is_refused(viewfs: Viewfs, tree: Path) -> None:
     result = viewfs("run", "--cow", f"{tree},{tree}/directory", "--", "true", check=False)
     assert result.code == 2 and "copy-on-write already" in result.err

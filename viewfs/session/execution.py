@@ -1,0 +1,37 @@
+"""The last steps of a process on its way to being a command of a view."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import NoReturn
+
+from viewfs.linux.process import FAKE_ROOT_CAPABILITIES, drop_capabilities, no_new_privileges
+
+__all__ = ["drop_privileges_for_command", "exec_command"]
+
+
+def drop_privileges_for_command(*, as_root: bool) -> None:
+    """Leave a command of the view nothing, or what a program that takes itself for root does to its own files."""
+    drop_capabilities(FAKE_ROOT_CAPABILITIES if as_root else ())
+    no_new_privileges()
+
+
+def exec_command(argv: list[str], env: dict[str, str], working_directory: str) -> NoReturn:
+    """Become `argv`; like a shell, 127 if there is no such command and 126 if it can't be executed."""
+    try:
+        os.chdir(working_directory)
+    except OSError:
+        os.chdir("/")
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these; what the user ignores stays ignored
+        signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        os.execvpe(argv[0], argv, env)
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        reason = "no such command" if missing else os.strerror(error.errno or 0).lower()
+        os.write(2, f"viewfs: cannot run {argv[0]}: {reason}\n".encode(errors="surrogateescape"))
+        os._exit(127 if missing else 126)
