@@ -29,7 +29,7 @@ def test_an_unclean_one(viewfs: Viewfs, tmp_path: Path) -> None:
 def test_what_is_none(viewfs: Viewfs, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
     unknown = viewfs("inspect", tmp_path / "text", check=False)
-    assert unknown.code == 5 and "cannot tell what" in unknown.err and unknown.err.count("\n") == 1
+    assert unknown.code == 5 and "is a text" in unknown.err and unknown.err.count("\n") == 1
     wrong = viewfs("inspect", "-t", "ext", tmp_path / "text", check=False)
     assert wrong.code == 5 and wrong.err.count("\n") == 1
     assert viewfs("inspect", tmp_path / "missing", check=False).code == 2

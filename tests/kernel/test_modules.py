@@ -149,8 +149,8 @@ def test_sources_that_are_none(open_view: Callable[..., View], tmp_path: Path) -
     (tmp_path / "empty").touch()
     subprocess.run(["mkfifo", tmp_path / "fifo"], check=True)
     for source, code, says in [
-        ("text", 5, "cannot tell what"),
-        ("empty", 5, "cannot tell what"),
+        ("text", 5, "is a text, which viewfs does not mount"),
+        ("empty", 5, "is an empty file"),
         ("missing", 2, "no such file or directory"),
         ("fifo", 2, "neither a file nor a block device"),
         ("/dev/zero", 2, "neither a file nor a block device"),

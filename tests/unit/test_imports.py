@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "viewfs.modules.image": {"viewfs.modules.api"},
     "viewfs.modules.ioctls": set(),
     "viewfs.modules.ext": READERS_MAY_IMPORT,
+    "viewfs.modules.fat": READERS_MAY_IMPORT,
     "viewfs.modules.squashfs": READERS_MAY_IMPORT,
 }  # fmt: skip
 
@@ -69,7 +70,7 @@ LIBRARIES = {
     "prctl": {"viewfs.linux"},
     "crc32c": {"viewfs.modules.ext"},
     "cryptography": {"viewfs.modules.devices"},
-    "pytsk3": {"viewfs.modules.devices.partitions", "viewfs.modules.sleuthkit", "viewfs.modules.vfat"},
+    "pytsk3": {"viewfs.modules.devices.partitions"},
     **{key: {"viewfs.modules.squashfs.codecs"} for key in ("deflate", "lz4", "lzallright", "backports")},
 }
 

@@ -177,8 +177,8 @@ def test_what_does_not_load_is_not_available() -> None:
 def test_a_source_is_known_by_its_content() -> None:
     assert probe(Bytes(b"RIGHT it is"), "image", source_takers()).module.name == "right"
     with pytest.raises(DamagedSourceError) as caught:
-        probe(Bytes(bytes(4096)), "zeros.img", source_takers())
-    assert "zeros.img" in str(caught.value) and "right" in str(caught.value) and "ext" in str(caught.value)
+        probe(Bytes(b"\x01\x02" * 2048), "some.img", source_takers())
+    assert "some.img" in str(caught.value) and "right" in str(caught.value) and "ext" in str(caught.value)
     for content in (b"", b"R"):
         with pytest.raises(DamagedSourceError):
             probe(Bytes(content), "short", source_takers())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from viewfs.cli.arguments import session_option
 from viewfs.cli.main import printable
 from viewfs.cli.output import json_option, print_json, print_table
 from viewfs.session.client import find_session
+
+if TYPE_CHECKING:
+    from viewfs.modules.options import Option
 
 __all__ = ["epochs", "log", "lsmod", "resolve"]
 
@@ -77,7 +80,7 @@ def _list_available(as_json: bool) -> None:
                     "place": one.module.mount_point,
                     "takes_source": one.module.takes_source,
                     "options": [
-                        {"name": option.name, "value": option.metavar, "default": option.default, "help": option.help}
+                        {"name": option.name, "value": option.metavar, "default": _plain(option), "help": option.help}
                         for option in one.module.options
                     ],
                 }
@@ -92,6 +95,11 @@ def _list_available(as_json: bool) -> None:
             (f"  {o.name}={o.metavar}", f"  {o.help} (default: {o.show(o.default)})", "") for o in one.module.options
         ]
     print_table(("MODULE", "WHAT IT IS", "FROM"), rows)
+
+
+def _plain(option: Option[Any]) -> Any:
+    """The default of an option, as JSON can have it."""
+    return option.default if isinstance(option.default, bool | int | float | str) else option.show(option.default)
 
 
 def _summary(module: type) -> str:

@@ -101,6 +101,9 @@ class DirectoryEntry(NamedTuple):
     name: bytes
     cookie: int
     attributes: Attributes
+    #: False: of `attributes` only the number and the type are right, and the kernel has to ask for the others. (So a
+    #: name can be listed whose inode is damaged, and whoever looks at it is told.)
+    is_known: bool = True
 
 
 class FileSystemStatistics(NamedTuple):
@@ -186,6 +189,8 @@ class FileSystem:
     cache_seconds: float = 0.0
     #: No extended attributes anywhere, so that the kernel need ask only once.
     no_xattrs: bool = False
+    #: The longest name that it can have, in bytes: more than 255 where names are kept in another encoding.
+    name_max: int = 255
     #: Any thread may call its methods, and several at once; looked at where `immutable`. All of them are plain then.
     concurrent: bool = False
     #: Caches of blocks of the source that count `hits` and `misses`, for `viewfs stats`.
@@ -341,6 +346,14 @@ class Module:
     @classmethod
     def probe(cls, source: Source) -> bool:
         """Does `source` look like something that this module can mount? Must be quick, and must not raise."""
+        return False
+
+    @classmethod
+    def probe_damaged(cls, source: Source) -> bool:
+        """Asked where no module knows a source by its beginning: is there enough of the rest to read it?
+
+        As `probe`, but it may take a tenth of a second.
+        """
         return False
 
     def describe(self, mounting: Mounting) -> Mapping[str, str]:

@@ -80,10 +80,12 @@ class ImageFileSystem(FileSystem):
         attributes = self._attributes
         for name, cookie, inode, kind in self._volume.entries(directory, start):
             try:
-                yield DirectoryEntry(name, cookie, attributes(inode))
+                entry = DirectoryEntry(name, cookie, attributes(inode))
             except OSError:
-                # A name whose inode is damaged is shown; stat on it says what is wrong.
-                yield DirectoryEntry(name, cookie, Attributes(InodeNumber(inode), self.type_bits(kind)))
+                # A name whose inode is damaged is shown; whoever looks at it is told what is wrong.
+                unknown = Attributes(InodeNumber(inode), self.type_bits(kind))
+                entry = DirectoryEntry(name, cookie, unknown, is_known=False)
+            yield entry
 
     def read(self, inode: InodeNumber, offset: int, size: int) -> Content:
         return self._volume.read_pieces(inode, offset, size)
@@ -92,7 +94,9 @@ class ImageFileSystem(FileSystem):
         return self._volume.readlink(inode)
 
     def listxattr(self, inode: InodeNumber) -> Iterable[bytes]:
-        return list(self._volume.xattrs(inode))
+        # What no program of a view may read, for it would take the privilege of the whole machine (xattr(7)), is not
+        # listed: a copier would fail on it.
+        return [name for name in self._volume.xattrs(inode) if not name.startswith(b"trusted.")]
 
     def getxattr(self, inode: InodeNumber, name: bytes) -> bytes | None:
         if self._tells_owners and name == OWNER_XATTR:

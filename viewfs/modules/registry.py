@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError
+from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError, explain_os_error
 from viewfs.modules.api import Module, Source
+from viewfs.modules.recognition import recognize, recognize_nondescript
 
 __all__ = ["BUILT_IN", "Found", "available", "find_module", "probe", "source_takers"]
 
@@ -22,6 +23,7 @@ BUILT_IN = {
     "bind": "viewfs.modules.kernel:Bind",
     "clock": "viewfs.modules.devices.clock:Clock",
     "crypto": "viewfs.modules.devices.crypto.module:Crypto",
+    "exfat": "viewfs.modules.fat.module:Exfat",
     "ext": "viewfs.modules.ext.module:Ext",
     "full": "viewfs.modules.devices.constant:Full",
     "hello": "viewfs.modules.hello:Hello",
@@ -34,11 +36,11 @@ BUILT_IN = {
     "tmp": "viewfs.modules.kernel:Temporary",
     "unreal": "viewfs.modules.kernel:Unreal",
     "useless": "viewfs.modules.devices.useless:Useless",
-    "vfat": "viewfs.modules.vfat:Vfat",
+    "vfat": "viewfs.modules.fat.module:Vfat",
     "zero": "viewfs.modules.devices.constant:Zero",
 }
 #: Those of them that know a source by its content. (Importing all the others to find that out would take long.)
-KNOW_CONTENT = ("ext", "squashfs", "vfat")
+KNOW_CONTENT = ("ext", "squashfs", "exfat", "vfat")
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,28 @@ def source_takers() -> list[Found]:
 
 
 def probe(source: Source, source_name: str, takers: list[Found]) -> Found:
-    """The first of `takers` that knows `source` by its content. Raises `DamagedSourceError` if none does."""
+    """The first of `takers` that knows `source` by its content.
+
+    Raises `DamagedSourceError` if none does, with what it is instead if that is known.
+    """
     for found in takers:
         if found.module.probe(source):
             return found
-    known = ", ".join(found.module.name for found in takers)
+    try:
+        known = recognize(source, source_name)
+        if known is None:
+            for found in takers:
+                if found.module.probe_damaged(source):
+                    return found
+            known = recognize_nondescript(source)
+    except OSError as error:
+        raise explain_os_error(f"cannot read {source_name}", error) from error
+    if known is not None:
+        raise DamagedSourceError(f"{source_name} is {known.kind}, which viewfs does not mount", remedy=known.remedy)
+    tried = ", ".join(found.module.name for found in takers)
     raise DamagedSourceError(
         f"cannot tell what {source_name} is",
-        remedy=f"no module knows it by its content (tried: {known}); -t TYPE names one",
+        remedy=f"no module knows it by its content (tried: {tried}); -t TYPE names one",
     )
 
 

@@ -158,19 +158,33 @@ def test_directory_block_checksum(image: Path, tree: Path, opened: Opener) -> No
     assert readable(volume, tree)
 
 
-def test_directory_is_listed_up_to_the_damage(tmp_path: Path, opened: Opener) -> None:
+def test_a_damaged_block_hides_the_names_in_it_and_no_others(tmp_path: Path, opened: Opener) -> None:
     wanted = names(500)
     image = big_directory(tmp_path / "image", wanted, BLOCK, "-t", "ext2", "-O", "^dir_index")
     patch(image, blocks_of(image, "/big")[3] * BLOCK, bytes(8))  # rec_len 0
     volume = opened(image)
     inode = find(volume, "big")
-    found = []
-    with pytest.raises(OSError, match="impossible length"):
-        for name, *_ in volume.entries(inode, 0):
+    found: list[bytes] = []
+
+    def listed(start: int) -> None:
+        for name, cookie, *_ in volume.entries(inode, start):
             found.append(name)
-    assert 10 < len(found) < 500 and found[2:] == wanted[: len(found) - 2]
-    assert volume.lookup(inode, wanted[0])
-    fails(lambda: volume.lookup(inode, wanted[-1]))
+            cookies.append(cookie)
+
+    cookies: list[int] = []
+    fails(lambda: listed(0), match="impossible length")
+    first = next(number for number, name in enumerate(wanted) if name != found[2 + number])
+    hidden = len(wanted) + 2 - len(found)
+    assert 10 < hidden < 60 and found[2:] == wanted[:first] + wanted[first + hidden :]
+    # Who goes on behind the damage is told of it too, at the end.
+    del found[:]
+    fails(lambda: listed(cookies[-3]), match="impossible length")
+    assert found == wanted[-2:]
+    assert all(
+        volume.lookup(inode, name) for name in (wanted[0], wanted[first - 1], wanted[first + hidden], wanted[-1])
+    )
+    for name in (*wanted[first : first + hidden], b"absent"):
+        fails(lambda name=name: volume.lookup(inode, name))  # type: ignore[misc]
 
 
 def test_index_checksum(tmp_path: Path, opened: Opener) -> None:

@@ -16,7 +16,6 @@ from viewfs.modules.api import Mounting, Source
 from viewfs.modules.device import CharDevice, DeviceModule
 from viewfs.modules.devices.disk import Disk, FileSectors
 from viewfs.modules.options import flag, text
-from viewfs.modules.sleuthkit import SourceImage
 from viewfs.modules.sources import FileSource
 
 __all__ = ["Partition", "Partitions", "read_partitions"]
@@ -30,10 +29,27 @@ class Partition(NamedTuple):
     size: int
 
 
+class _SourceImage(pytsk3.Img_Info):  # type: ignore[misc]  # the library has no types
+    """A source as an image of the library's."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        super().__init__(url="", type=pytsk3.TSK_IMG_TYPE_EXTERNAL)
+
+    def close(self) -> None:
+        pass
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._source.pread(size, offset)
+
+    def get_size(self) -> int:
+        return self._source.size
+
+
 def read_partitions(source: Source) -> list[Partition]:
     """The partitions of a disk, by number. Raises `ValueError` if it has no table of any known kind."""
     try:
-        volume = pytsk3.Volume_Info(SourceImage(source))
+        volume = pytsk3.Volume_Info(_SourceImage(source))
         found = list(_numbered(volume, source.size))
     except OSError as error:
         raise ValueError(str(error)) from error

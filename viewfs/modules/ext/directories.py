@@ -3,12 +3,16 @@
 Three ways lead from a name to an inode number. A large hashed directory is asked by way of its index, which takes
 two or three blocks of it. Any other is read once and kept as a table, and so is a hashed one that is asked again and
 again. One that is too large for that is read up to the name, each time.
+
+A damaged block hides the names in it and no others: listing gives those before and behind it, and then the error, and
+looking up fails for what is found in no other block. (The kernel passes over such a block, and says nothing.)
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from viewfs.modules.cache import Cache
 from viewfs.modules.damage import damaged, encrypted
@@ -48,6 +52,20 @@ _DIRECTORY = 2
 _MAX_EMPTY_BLOCKS = 1 << 20
 
 
+class _Names(NamedTuple):
+    """The names of a directory, and the first thing that is wrong with a block of it."""
+
+    by_name: Mapping[bytes, int]
+    error: OSError | None = None
+
+    def find(self, name: bytes) -> int | None:
+        """Raises the error if it is not among those that could be read."""
+        found = self.by_name.get(name)
+        if found is None and self.error is not None:
+            raise _again(self.error)
+        return found
+
+
 class Directories:
     """Reads directories of one file system."""
 
@@ -68,7 +86,9 @@ class Directories:
         self._file_types = Incompat.FILETYPE in superblock.incompat
         self._indexes = Compat.DIR_INDEX in superblock.compat
         self._max_levels = 2 if Incompat.LARGE_DIR in superblock.incompat else 1
-        self._tables: Cache[int, Mapping[bytes, int]] = Cache(_TABLES_CACHED)
+        self._tables: Cache[int, _Names] = Cache(_TABLES_CACHED)
+        #: What was found wrong with directories while they were listed.
+        self._damage: Cache[int, OSError] = Cache(_ASKED_CACHED)
         self._asked: Cache[int, int] = Cache(_ASKED_CACHED)
         self._leaves: Cache[tuple[int, int], Mapping[bytes, int]] = Cache(_INDEXES_CACHED)
         self._nodes: Cache[tuple[int, int], IndexNode] = Cache(_INDEXES_CACHED)
@@ -112,21 +132,26 @@ class Directories:
         )
 
     def _entries(self, inode: Inode, start: int) -> Iterator[Entry]:
-        blocks = self._block_count(inode)
+        number, blocks = inode.attributes.ino, self._block_count(inode)
         block = start // self._block_size
         empty = 0
         batch = 1
         while block < blocks:
             end = min(block + batch, blocks)
-            for entries in self._parsed(inode, block, end):
+            for entries, error in self._parsed(inode, block, end):
+                if error is not None:
+                    self._damage.put(number, self._damage.get(number) or error)
                 if entries and entries[0][1] <= start:
                     entries = [entry for entry in entries if entry[1] > start]
                 yield from entries
                 empty = 0 if entries else empty + 1
                 if empty > _MAX_EMPTY_BLOCKS:
-                    raise damaged(f"directory {inode.attributes.ino} has nothing but empty blocks")
+                    raise damaged(f"directory {number} has nothing but empty blocks")
             block = end
             batch = max(_BATCH // self._block_size, 1)
+        # The blocks that are damaged may have been passed over in an earlier part of the listing.
+        if (found := self._damage.get(number)) is not None:
+            raise _again(found)
 
     def _block_count(self, inode: Inode) -> int:
         size, number = inode.attributes.size, inode.attributes.ino
@@ -135,38 +160,59 @@ class Directories:
             raise damaged(f"directory {number} has an impossible size, {size}")
         return count
 
-    def _parsed(self, inode: Inode, first: int, end: int) -> Iterator[list[Entry]]:
-        """The names of each of the blocks from `first` to before `end`."""
+    def _parsed(self, inode: Inode, first: int, end: int) -> Iterator[tuple[list[Entry], OSError | None]]:
+        """The names of each of the blocks from `first` to before `end`, and what is wrong with it."""
         size = self._block_size
         for block, data, start in self._blocks(inode, first, end):
-            stop = self._verified(inode, block, data, start)
-            yield parse_entries(
-                data,
-                start,
-                stop,
-                block * size,
-                inodes=self._inodes,
-                file_types=self._file_types,
-                block_size=size,
-            )
+            entries: list[Entry] = []
+            if isinstance(data, OSError):
+                yield entries, data
+                continue
+            try:
+                stop = self._verified(inode, block, data, start)
+                parse_entries(
+                    data,
+                    start,
+                    stop,
+                    block * size,
+                    entries,
+                    inodes=self._inodes,
+                    file_types=self._file_types,
+                    block_size=size,
+                )
+            except OSError as error:
+                yield entries, error
+            else:
+                yield entries, None
 
-    def _blocks(self, inode: Inode, first: int, end: int) -> Iterator[tuple[int, bytes, int]]:
-        """Each block's number, and bytes with the position in them at which it begins."""
+    def _blocks(self, inode: Inode, first: int, end: int) -> Iterator[tuple[int, bytes | OSError, int]]:
+        """Each block's number, and bytes with the position in them at which it begins, or why they can't be had."""
         size = self._block_size
         expected = first
+        number = inode.attributes.ino
+        # (A piece of the extent tree that can't be read hides all that follows.)
         for logical, physical, length in self._contents.runs(inode, first, end):
             if logical != expected:
-                break
-            expected += length
-            if self._image.available(length * size, physical * size) < length * size:
+                yield expected, damaged(f"directory {number} has a hole at block {expected}"), 0
+            expected = logical + length
+            data: bytes | None = None
+            if self._image.available(length * size, physical * size) == length * size:
+                with contextlib.suppress(OSError):
+                    data = self._image.pread(length * size, physical * size)
+            if data is None:
                 for index in range(length):  # So that what is there still can be listed.
-                    yield logical + index, self._image.pread(size, (physical + index) * size), 0
+                    yield logical + index, self._read_one(physical + index), 0
                 continue
-            data = self._image.pread(length * size, physical * size)
             for index in range(length):
                 yield logical + index, data, index * size
         if expected < end:
-            raise damaged(f"directory {inode.attributes.ino} has a hole at block {expected}")
+            yield expected, damaged(f"directory {number} has a hole at block {expected}"), 0
+
+    def _read_one(self, physical: int) -> bytes | OSError:
+        try:
+            return self._image.pread(self._block_size, physical * self._block_size)
+        except OSError as error:
+            return error
 
     def _verified(self, inode: Inode, block: int, data: bytes, start: int) -> int:
         """Where the entries of the block end, its checksum checked."""
@@ -194,20 +240,21 @@ class Directories:
                 return None
         table = self._tables.get(number)
         if table is not None:
-            return table.get(name)
+            return table.find(name)
         if inode.flags & _ENCRYPT:
             raise encrypted(f"directory {number}")
         if inode.flags & _INLINE_DATA:
-            table = _table(self._inline_entries(inode))
-            return self._tables.put(number, table, self._block_size).get(name)
+            table = _Names(_table(self._inline_entries(inode)))
+            return self._tables.put(number, table, self._block_size).find(name)
         blocks = self._block_count(inode)
         if blocks > _FEW_BLOCKS and self._indexes and inode.flags & (_INDEX | _CASEFOLD) == _INDEX:
-            root = self._root(inode)
-            if root is not None:
-                self._notice(inode, blocks)
-                found = self._indexed(inode, root, name)
-                if found is not None or self._hash_is_certain(name):
-                    return found
+            with contextlib.suppress(OSError):  # where the index is damaged, or what it leads to, the blocks are asked
+                root = self._root(inode)
+                if root is not None:
+                    self._notice(inode, blocks)
+                    found = self._indexed(inode, root, name)
+                    if found is not None or self._hash_is_certain(name):
+                        return found
         return self._linear(inode, name)
 
     def _notice(self, inode: Inode, blocks: int) -> None:
@@ -223,8 +270,10 @@ class Directories:
         number, size = inode.attributes.ino, inode.attributes.size
         table: dict[bytes, int] = {}
         keep = size <= _TABLES_CACHED
+        damage: OSError | None = None
         try:
-            for entries in self._parsed(inode, 0, self._block_count(inode)):
+            for entries, error in self._parsed(inode, 0, self._block_count(inode)):
+                damage = damage or error
                 if keep:
                     for found, _, target, _ in entries:
                         table.setdefault(found, target)
@@ -232,12 +281,10 @@ class Directories:
                     for found, _, target, _ in entries:
                         if found == name:
                             return target
-        except OSError:
-            # Part of the directory is damaged. A name before that is a name still.
-            if name not in table:
-                raise
-            return table[name]
-        return self._tables.put(number, table, size).get(name) if keep else None
+        except OSError as error:
+            damage = damage or error  # where its blocks are can't be told any further
+        names = _Names(table, damage)
+        return self._tables.put(number, names, size).find(name) if keep else names.find(name)
 
     def _root(self, inode: Inode) -> IndexRoot | None:
         number = inode.attributes.ino
@@ -279,19 +326,28 @@ class Directories:
         table = self._leaves.get(key)
         if table is None:
             self._check_block(inode, block)
-            entries = next(self._parsed(inode, block, block + 1))
+            entries, error = next(self._parsed(inode, block, block + 1))
+            if error is not None:
+                raise error
             table = self._leaves.put(key, _table(entries), self._block_size)
         return table
 
     def _index_block(self, inode: Inode, block: int) -> bytes:
         self._check_block(inode, block)
         _, data, start = next(self._blocks(inode, block, block + 1))
+        if isinstance(data, OSError):
+            raise data
         self._verified(inode, block, data, start)
         return data
 
     def _check_block(self, inode: Inode, block: int) -> None:
         if block >= self._block_count(inode):
             raise damaged(f"the index of directory {inode.attributes.ino} leads to block {block}, which is not there")
+
+
+def _again(error: OSError) -> OSError:
+    """The same, to be raised anew: one that is raised twice grows a traceback each time, and keeps what that holds."""
+    return OSError(error.errno, error.strerror)
 
 
 def _table(entries: list[Entry]) -> Mapping[bytes, int]:

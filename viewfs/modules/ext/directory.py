@@ -33,14 +33,22 @@ Entry: TypeAlias = tuple[bytes, int, int, int]
 
 
 def parse_entries(
-    data: bytes, start: int, end: int, position: int, *, inodes: int, file_types: bool, block_size: int
-) -> list[Entry]:
-    """The names in `data[start:end]`, one block, which begins at byte `position` of the directory.
+    data: bytes,
+    start: int,
+    end: int,
+    position: int,
+    entries: list[Entry],
+    *,
+    inodes: int,
+    file_types: bool,
+    block_size: int,
+) -> None:
+    """Add to `entries` the names in `data[start:end]`, one block, which begins at byte `position` of the directory.
 
     `inodes` is the highest inode number there is; without `file_types` (feature filetype) the byte for the type is
-    the high half of the length. Raises OSError(EUCLEAN) for entries that do not fill the block.
+    the high half of the length. Raises OSError(EUCLEAN) for entries that do not fill the block; those before them are
+    in `entries` then.
     """
-    entries: list[Entry] = []
     unpack = _ENTRY.unpack_from
     slashes = b"/" in data
     shift = position - start
@@ -67,7 +75,6 @@ def parse_entries(
                 kind = 0
             entries.append((name, after + shift, inode, kind))
         start = after
-    return entries
 
 
 def parse_inline_entries(data: bytes, number: int, *, inodes: int, file_types: bool, block_size: int) -> list[Entry]:
@@ -80,8 +87,8 @@ def parse_inline_entries(data: bytes, number: int, *, inodes: int, file_types: b
         raise damaged(f"directory {number} has an impossible parent, inode {parent}")
     kind = _DIRECTORY if file_types else 0
     entries = [(b".", _DOT, number, kind), (b"..", _DOTDOT, parent, kind)]
-    entries += parse_entries(
-        data, _INLINE_PARENT, len(data), _DOTDOT, inodes=inodes, file_types=file_types, block_size=block_size
+    parse_entries(
+        data, _INLINE_PARENT, len(data), _DOTDOT, entries, inodes=inodes, file_types=file_types, block_size=block_size
     )
     return entries
 

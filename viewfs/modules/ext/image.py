@@ -6,6 +6,7 @@ of that version is remembered, and reading the block goes there.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,6 +15,9 @@ from viewfs.modules.api import Buffer, FileRange, Source
 from viewfs.modules.sources import Section
 
 __all__ = ["Image", "Moved"]
+
+
+log = logging.getLogger("viewfs.ext")
 
 
 class Moved(NamedTuple):
@@ -28,11 +32,20 @@ class Moved(NamedTuple):
 class Image(Section):
     """Reads at byte positions counted from the beginning of the file system. Raises OSError(EIO) beyond the end."""
 
-    def __init__(self, source: Source, offset: int) -> None:
+    def __init__(self, source: Source, offset: int, name: str = "image") -> None:
         super().__init__(source, offset)
+        self._name = name
+        #: What is damaged and was read all the same.
+        self.warnings: list[str] = []
         self._moved: Mapping[int, Moved] = {}
         self._moved_blocks: list[int] = []
         self._block_size = 1024
+
+    def warn(self, text: str) -> None:
+        """Say once of something that is damaged that it was read all the same."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            log.warning("%s: %s", self._name, text)
 
     def replay(self, moved: Mapping[int, Moved], block_size: int) -> None:
         """From now on read blocks that are keys of `moved` from where it says."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from viewfs.modules.api import FileSystem, Module, Mounting, Source
 from viewfs.modules.ext.volume import Volume
 from viewfs.modules.image import ImageFileSystem
-from viewfs.modules.options import size
+from viewfs.modules.options import flag, size
 from viewfs.modules.owners import OWNER, Owners
 
 __all__ = ["Ext", "ExtFileSystem"]
@@ -34,11 +34,16 @@ class Ext(Module):
     options = (
         OWNER,
         size("offset", 0, "where in the source the file system begins"),
+        flag("norecovery", "read it as it lies there: the journal is not looked at"),
     )
 
     @classmethod
     def probe(cls, source: Source) -> bool:
         return Volume.probe(source)
+
+    @classmethod
+    def probe_damaged(cls, source: Source) -> bool:
+        return Volume.probe_copies(source)
 
     def describe(self, mounting: Mounting) -> Mapping[str, str]:
         volume = _volume(mounting)
@@ -50,7 +55,7 @@ class Ext(Module):
             "blocks": f"{statistics.blocks} of {statistics.block_size} bytes, {statistics.free_blocks} free",
             "inodes": f"{statistics.files}, {statistics.free_files} free",
             "journal": f"{volume.replayed} transactions to replay" if volume.replayed else "clean or none",
-            "warnings": "; ".join(volume.warnings),
+            "warnings": "; ".join((*volume.warnings, *volume.damage)),
         }
 
     def open(self, mounting: Mounting) -> FileSystem:
@@ -66,4 +71,9 @@ class Ext(Module):
 
 def _volume(mounting: Mounting) -> Volume:
     assert mounting.source is not None
-    return Volume.open(mounting.source, offset=mounting.options["offset"], name=mounting.source_name)
+    return Volume.open(
+        mounting.source,
+        offset=mounting.options["offset"],
+        name=mounting.source_name,
+        replay=not mounting.options["norecovery"],
+    )

@@ -54,7 +54,7 @@ def recover(
             return NOTHING_RECOVERED
         raise DamagedSourceError(
             f"{name} was not unmounted, and its journal is on another device (journal UUID {superblock.journal_uuid})",
-            remedy="replay it where both are, with e2fsck",
+            remedy="replay it where both are, with e2fsck, or read it as it is with -o norecovery",
         )
     try:
         journal = _Journal(image, superblock, _journal_inode(superblock, table), contents)
@@ -64,7 +64,10 @@ def recover(
         }
         fast_commits = journal.fast_commits(outcome.next_sequence, superblock.inode_size)
     except OSError as error:
-        raise DamagedSourceError(f"{name} was not unmounted, and its journal can't be read: {error.strerror}") from None
+        raise DamagedSourceError(
+            f"{name} was not unmounted, and its journal can't be read: {error.strerror}",
+            remedy="-o norecovery reads it as it is: what was written last may be missing, or there in part",
+        ) from None
     image.replay(moved, superblock.block_size)
     warnings: tuple[str, ...] = (outcome.stopped,) if outcome.stopped else ()
     if fast_commits.stopped:

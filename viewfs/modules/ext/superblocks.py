@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from viewfs.modules.ext.layout import (
     parse_superblock,
 )
 
-__all__ = ["Found", "find_superblock"]
+__all__ = ["Found", "find_superblock", "has_backup"]
 
 #: The first groups that have a copy under sparse_super; sparse_super2 too has one in group 1.
 _BACKUP_GROUPS = (1, 3, 5, 7, 9)
@@ -64,11 +65,27 @@ def _read(image: Image, position: int) -> Superblock:
     return parse_superblock(image.pread(SUPERBLOCK_SIZE, position))
 
 
+def has_backup(image: Image) -> bool:
+    """Is there a valid copy where mke2fs puts them?"""
+    return next(_valid(image, _usual_positions(image)), None) is not None
+
+
 def _backups(image: Image) -> Iterator[Superblock]:
-    """Valid copies; each must say itself that it belongs where it is."""
-    for position in chain(_usual_positions(image), _likely_positions(image)):
+    """Valid copies."""
+    return _valid(image, chain(_usual_positions(image), _likely_positions(image)))
+
+
+def _valid(image: Image, positions: Iterable[int]) -> Iterator[Superblock]:
+    """The copies among what is at `positions`; each must say itself that it belongs where it is."""
+    for position in positions:
         try:
             superblock = _read(image, position)
+            if not superblock.is_dynamic:
+                # Copies of revision 0 don't say where they are (s_block_group_nr came later).
+                group, rest = divmod(position // superblock.block_size, superblock.blocks_per_group)
+                if rest != superblock.first_data_block or not 0 < group < superblock.groups:
+                    raise damaged("a superblock is not where a group begins")
+                superblock = replace(superblock, group=group)
             if superblock.group_first_block(superblock.group) * superblock.block_size != position:
                 raise damaged("a superblock is not where it says")
         except OSError:

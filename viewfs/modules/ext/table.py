@@ -19,6 +19,10 @@ _PIECES_CACHED = 1024
 _INODES_CACHED = 8192
 _GROUPS_CACHED = 65536
 _GROUPS_COUNTED = 16384
+#: So many inodes are looked at to tell whether they are some.
+_INODES_TRIED = 16
+#: i_links_count of an inode.
+_LINKS = 0x1A
 
 
 class InodeTable:
@@ -79,7 +83,11 @@ class InodeTable:
         return blocks, inodes
 
     def group(self, group: int) -> GroupDescriptor:
-        """The descriptor of a group, or the first valid copy of it. Raises OSError(EUCLEAN) or EIO."""
+        """The descriptor of a group, or the first valid copy of it. Raises OSError(EUCLEAN) or EIO.
+
+        Where none is valid it is the first that says where inodes can be, if what lies there is inodes. All that is
+        needed of a descriptor is that one number: a wrong byte anywhere in it need not hide the group's files.
+        """
         found = self._groups.get(group)
         if found is not None:
             return found
@@ -87,15 +95,41 @@ class InodeTable:
         index, slot = divmod(group, superblock.descriptors_per_block)
         size = superblock.descriptor_size
         error: OSError | None = None
-        for copy in self._copies:
-            position = superblock.descriptor_block(index, copy) * superblock.block_size + slot * size
-            try:
-                descriptor = parse_group_descriptor(superblock, group, self._image.pread(size, position))
-            except OSError as reason:
-                error = error or reason
-            else:
+        for checked in (True, False):
+            for copy in self._copies:
+                position = superblock.descriptor_block(index, copy) * superblock.block_size + slot * size
+                try:
+                    data = self._image.pread(size, position)
+                    descriptor = parse_group_descriptor(superblock, group, data, checked=checked)
+                    if not checked and not self._has_inodes(group, descriptor):
+                        continue
+                except OSError as reason:
+                    error = error or reason
+                    continue
+                if not checked:
+                    self._image.warn(f"the checksum of group descriptor {group} is wrong; it is used all the same")
                 return self._groups.put(group, descriptor)
         raise error or damaged(f"group {group} has no descriptor")
+
+    def _has_inodes(self, group: int, descriptor: GroupDescriptor) -> bool:
+        """Is one of the first inodes of the group where the descriptor says, and everyone of these that is in use?"""
+        superblock, size = self._superblock, self._superblock.inode_size
+        first = group * superblock.inodes_per_group + 1
+        count = min(_INODES_TRIED, superblock.inodes_per_group)
+        data = self._image.pread(count * size, descriptor.inode_table * superblock.block_size)
+        found = 0
+        for index in range(count):
+            raw = data[index * size : (index + 1) * size]
+            if not any(raw):
+                continue
+            try:
+                parse_inode(first + index, raw, self.format)
+                found += 1
+            except OSError:
+                # Those that the format has reserved, or that were deleted, are in use by nobody.
+                if int.from_bytes(raw[_LINKS : _LINKS + 2], "little"):
+                    return False
+        return found > 0
 
 
 def _first_backup(superblock: Superblock) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.api import Attributes, Buffer, FileRange, FileSystemStatistics, Source
@@ -24,7 +24,7 @@ from viewfs.modules.ext.features import Compat, Incompat, feature_names
 from viewfs.modules.ext.image import Image
 from viewfs.modules.ext.layout import MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock
 from viewfs.modules.ext.recovery import NOTHING_RECOVERED, Recovered, fast_commits_warning, recover
-from viewfs.modules.ext.superblocks import find_superblock
+from viewfs.modules.ext.superblocks import find_superblock, has_backup
 from viewfs.modules.ext.table import InodeTable
 from viewfs.modules.sources import joined
 
@@ -61,6 +61,8 @@ class Volume:
         self.replayed = recovered.transactions + recovered.fast_commits.commits
         #: What is wrong with the image although it can be read: to be shown, one line each.
         self.warnings = recovered.warnings
+        #: As much of that as the image itself has told of (`Image.warn`), and may still.
+        self.damage: Sequence[str] = image.warnings
         #: There are no extended attributes anywhere.
         self.root = ROOT
         self.no_xattrs = Compat.EXT_ATTR not in superblock.compat
@@ -72,7 +74,7 @@ class Volume:
         An unclean journal is replayed, in memory, unless `replay` is false (as with `mount -o noload`). Raises
         DamagedSourceError if there is no file system, if it can't be read at all, and for features that can't be read.
         """
-        image = Image(source, offset)
+        image = Image(source, offset, name)
         superblock, error = find_superblock(image, name)
         recovered = NOTHING_RECOVERED
         if replay:
@@ -113,6 +115,14 @@ class Volume:
             inodes_count=self._superblock.inodes_count,
             file_types=Incompat.FILETYPE in self._superblock.incompat,
         )
+
+    @staticmethod
+    def probe_copies(source: Source) -> bool:
+        """Is there a copy of a superblock where mke2fs puts them, and none at the beginning? Never raises."""
+        try:
+            return has_backup(Image(source, 0))
+        except (OSError, OverflowError, ValueError):
+            return False
 
     @staticmethod
     def probe(source: Source, offset: int = 0) -> bool:

@@ -83,6 +83,8 @@ class _Directory:
         self.starts = [first, *(start for start, _name in index)]
         #: The first name of each segment but the first, if there is an index.
         self.names = [name for _start, name in index]
+        #: What was found wrong with a segment while it was listed.
+        self.damage: OSError | None = None
         self._lock = threading.Lock()
 
     def key(self, number: int) -> _Key:
@@ -129,12 +131,26 @@ class Directories:
         place = max(start - _DOTS, 0)
         starts = directory.starts
         number = bisect_right(starts, place, key=lambda known: known.place) - 1
+        if directory.indexed:
+            yield from self._indexed_entries(directory, number, place)
+            return
         for segment in self._walk(directory, number):
-            for name, end, reference, ino, kind in segment.entries[bisect_right(segment.places, place) :]:
-                yield name, end + _DOTS, reference, ino, kind
+            yield from _behind(segment, place)
+
+    def _indexed_entries(self, directory: _Directory, number: int, place: int) -> Iterator[Entry]:
+        """A segment that is damaged hides the names in it and no others: the error comes last."""
+        for each in range(number, len(directory.starts)):
+            try:
+                segment = self._segments.get(directory.key(each))
+            except OSError as error:
+                directory.damage = directory.damage or error
+                continue
+            yield from _behind(segment, place)
+        if (damage := directory.damage) is not None:  # perhaps of an earlier part of the listing
+            raise OSError(damage.errno, damage.strerror)
 
     def _walk(self, directory: _Directory, number: int) -> Iterator[_Segment]:
-        """The segments from `number` on; where there is no index, each one tells where the next begins."""
+        """The segments from `number` on, where there is no index: each one tells where the next begins."""
         while number < len(directory.starts):
             key = directory.key(number)
             if key.least <= 0:
@@ -142,7 +158,7 @@ class Directories:
             segment = self._segments.get(key)
             yield segment
             number += 1
-            if number == len(directory.starts) and not directory.indexed and segment.end < directory.size:
+            if number == len(directory.starts) and segment.end < directory.size:
                 start = key.start
                 block, offset = self._metadata.skip(start.block, start.offset, segment.end - start.place)
                 directory.add(_Start(segment.end, block, offset))
@@ -195,3 +211,9 @@ class Directories:
         # Of two entries with one name the first counts, as in the kernel.
         by_name = {entry[0]: entry[2] for entry in reversed(entries)}
         return _Segment(entries, [entry[1] for entry in entries], by_name, len(data) + 1, listing.end)
+
+
+def _behind(segment: _Segment, place: int) -> Iterator[Entry]:
+    """The entries of a segment that end after `place`, with their cookies."""
+    for name, end, reference, ino, kind in segment.entries[bisect_right(segment.places, place) :]:
+        yield name, end + _DOTS, reference, ino, kind

@@ -181,17 +181,24 @@ class Ahead:
 
     def _send_files(self, batch: _Batch) -> None:
         try:
-            while batch.next < len(batch.files):
-                node, size = batch.files[batch.next]
-                taken = -(-size // _PAGE) * _PAGE  # of the kernel's memory; what it takes to send is not less for less
-                if taken > self._credit:
-                    return
-                batch.next += 1
-                with self._lock:
-                    self._credit -= taken
+            while (file := self._take_next(batch)) is not None:
+                node, size = file
                 self._store(node, 0, size)
         finally:
             batch.waiting = False
+
+    def _take_next(self, batch: _Batch) -> tuple[InodeNumber, int] | None:
+        """The next file to be sent, with its size, if there is one and credit for it. (Readers move `next` as well.)"""
+        with self._lock:
+            if batch.next >= len(batch.files):
+                return None
+            node, size = batch.files[batch.next]
+            taken = -(-size // _PAGE) * _PAGE  # of the kernel's memory; what it takes to send is not less for less
+            if taken > self._credit:
+                return None
+            batch.next += 1
+            self._credit -= taken
+            return node, size
 
     def _decompress(self, node: InodeNumber, stream: _Stream) -> None:
         try:

@@ -32,40 +32,48 @@ def encode_directory(
 
     `root` is the file system's own number for its root, which the protocol calls `ROOT_NODE`. The kernel may keep each
     entry for `valid` (seconds and nanoseconds), or for ever if `keeps` says so of its inode.
+
+    An OSError of `entries` is raised if it comes before the first of them. Else it is for the next request to find.
     """
     parts: list[bytes] = []
     taken: list[DirectoryEntry] = []
     seconds, nanoseconds = valid
     layout = _DIRENTPLUS if plus else _DIRENT
     fixed, pack = layout.size, layout.pack
-    for entry in entries:
-        name, cookie, attributes = entry
-        length = len(name)
-        needed = (fixed + length + 7) & ~7
-        if needed > size:
-            break
-        if plus:
-            # As `_attr`, written out: nothing else is done so often.
-            (ino, mode, length_of_it, nlink, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns, blocks, blksize, shown) = (
-                attributes
-            )
-            mtime, mtime_rest = divmod(mtime_ns, 1_000_000_000)
-            if atime_ns == mtime_ns == ctime_ns:
-                atime, atime_rest, ctime, ctime_rest = mtime, mtime_rest, mtime, mtime_rest
+    try:
+        for entry in entries:
+            name, cookie, attributes, is_known = entry
+            length = len(name)
+            needed = (fixed + length + 7) & ~7
+            if needed > size:
+                break
+            if plus:
+                # As `_attr`, written out: nothing else is done so often.
+                (
+                    ino, mode, length_of_it, nlink, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns, blocks, blksize, shown
+                ) = attributes  # fmt: skip
+                mtime, mtime_rest = divmod(mtime_ns, 1_000_000_000)
+                if atime_ns == mtime_ns == ctime_ns:
+                    atime, atime_rest, ctime, ctime_rest = mtime, mtime_rest, mtime, mtime_rest
+                else:
+                    atime, atime_rest = divmod(atime_ns, 1_000_000_000)
+                    ctime, ctime_rest = divmod(ctime_ns, 1_000_000_000)
+                shown = shown or ino
+                kept = FOREVER if keeps is not None and keeps(ino) else seconds
+                # An entry without a node is a name and no more (fuse_direntplus_link in the kernel's fs/fuse).
+                node = 0 if not is_known else ROOT_NODE if ino == root else ino
+                head = pack(
+                    node, 0, kept, kept, nanoseconds, nanoseconds,
+                    shown, length_of_it, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
+                    mode, nlink, uid, gid, encode_device(rdev) if rdev else 0, blksize, 0,
+                    shown, cookie, length, mode >> 12,
+                )  # fmt: skip
             else:
-                atime, atime_rest = divmod(atime_ns, 1_000_000_000)
-                ctime, ctime_rest = divmod(ctime_ns, 1_000_000_000)
-            shown = shown or ino
-            kept = FOREVER if keeps is not None and keeps(ino) else seconds
-            head = pack(
-                ROOT_NODE if ino == root else ino, 0, kept, kept, nanoseconds, nanoseconds,
-                shown, length_of_it, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
-                mode, nlink, uid, gid, encode_device(rdev) if rdev else 0, blksize, 0,
-                shown, cookie, length, mode >> 12,
-            )  # fmt: skip
-        else:
-            head = pack(attributes.shown_ino or attributes.ino, cookie, length, attributes.mode >> 12)
-        parts += (head, name, _PADDING[length & 7])
-        size -= needed
-        taken.append(entry)
+                head = pack(attributes.shown_ino or attributes.ino, cookie, length, attributes.mode >> 12)
+            parts += (head, name, _PADDING[length & 7])
+            size -= needed
+            taken.append(entry)
+    except OSError:
+        if not taken:
+            raise
     return b"".join(parts), taken

@@ -37,12 +37,10 @@ from viewfs.mounts.fuse.dirents import encode_directory
 from viewfs.mounts.fuse.listings import Listing, Listings
 from viewfs.mounts.fuse.protocol import FOREVER, ROOT_NODE, InitFlags, InitRequest, Opcode, OpenFlags, Request, SetAttr
 
-__all__ = ["MAX_WRITE_READ_ONLY", "NAME_MAX", "Operations"]
+__all__ = ["MAX_WRITE_READ_ONLY", "Operations"]
 
 log = logging.getLogger("viewfs.fuse")
 
-#: Linux refuses longer names to every program, but its FUSE passes them through from a server.
-NAME_MAX = 255
 MAX_WRITE = 1 << 20
 #: The least that the kernel accepts; it sizes the buffer that requests are read into.
 MAX_WRITE_READ_ONLY = 4096
@@ -135,7 +133,7 @@ class Operations:
         return self._root if node == ROOT_NODE else InodeNumber(node)
 
     def _name(self, name: bytes) -> bytes:
-        if len(name) > NAME_MAX:
+        if len(name) > self._fs.name_max:
             raise error(errno.ENAMETOOLONG)
         return name
 
@@ -237,7 +235,7 @@ class Operations:
             body, taken = encode_directory(entries, size, self._valid, self._root, plus=plus, keeps=self._keeps)
             if plus and self._writable is not None:
                 for entry in taken:
-                    if entry.name not in (b".", b".."):
+                    if entry.is_known and entry.name not in (b".", b".."):
                         node = ROOT_NODE if entry.attributes.ino == self._root else entry.attributes.ino
                         self._lookups[node] = self._lookups.get(node, 0) + 1
             return body

@@ -48,6 +48,7 @@ class OneAtATime(FileSystem):
         self.root = file_system.root
         self.no_xattrs = file_system.no_xattrs
         self.caches = file_system.caches
+        self.name_max = file_system.name_max
         self.read_ahead = file_system.read_ahead
 
     def _call(self, method: Callable[..., Answer[T]], *arguments: Any) -> Answer[T]:
