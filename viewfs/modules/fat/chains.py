@@ -191,10 +191,10 @@ class Chains:
             except OSError as error:
                 return length, 0, error
             following = entries[index]
-            if following != cluster + 1 or length >= most:
+            if following != cluster + 1 or length >= most or following >= FIRST_CLUSTER + self._clusters:
                 break
             # Pieces of the table are compared as long as each entry leads to the next.
-            step = min(_COMPARED, most - length, len(entries) - index)
+            step = min(_COMPARED, most - length, len(entries) - index, FIRST_CLUSTER + self._clusters - 1 - cluster)
             expected = array(entries.typecode, range(cluster + 1, cluster + 1 + step)) if step > 8 else None
             if entries[index : index + step] == expected:
                 cluster += step

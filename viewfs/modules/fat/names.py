@@ -77,5 +77,11 @@ def short_name(entry: bytes, text: Callable[[bytes], str]) -> tuple[str, str]:
 
 
 def fold(name: bytes) -> str:
-    """What is the same for all names that FAT takes for the same: letters of either case, and dots at the end."""
-    return name.decode("utf-8", "surrogatepass").rstrip(".").upper()
+    """What is the same for all names that FAT takes for the same: letters of either case, and dots at the end.
+
+    "" for what can be no name.
+    """
+    try:
+        return name.decode("utf-8", "surrogatepass").rstrip(".").upper()
+    except UnicodeDecodeError:
+        return ""

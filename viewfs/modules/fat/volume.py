@@ -205,26 +205,22 @@ class ClusterVolume(ABC):
             raise _error(errno.EISDIR)
         offset = max(offset, 0)
         end = min(offset + size, file.length)
+        if offset >= end:
+            return []
+        runs = self._runs(file)
+        # All of it or nothing: fewer bytes than were asked for would be the end of the file (fuse_short_read).
+        if end > runs.total * self._cluster_size:
+            raise _again(runs.error or damaged("a file has too few clusters"))
         written = min(end, file.valid_length)
         pieces: list[Buffer | FileRange] = []
-        if offset < written:
-            runs = self._runs(file)
-            while offset < written:
-                number, inside = divmod(offset, self._cluster_size)
-                found = runs.find(number)
-                if found is None:
-                    if pieces:
-                        return pieces  # what follows is for the next request to find
-                    raise _again(runs.error or damaged("a file has no clusters"))
-                cluster, count = found
-                length = min(count * self._cluster_size - inside, written - offset)
-                try:
-                    pieces.append(self._section.span(length, self._position(cluster) + inside))
-                except OSError:
-                    if pieces:
-                        return pieces
-                    raise
-                offset += length
+        while offset < written:
+            number, inside = divmod(offset, self._cluster_size)
+            found = runs.find(number)
+            assert found is not None
+            cluster, count = found
+            length = min(count * self._cluster_size - inside, written - offset)
+            pieces.append(self._section.span(length, self._position(cluster) + inside))
+            offset += length
         if offset < end:
             pieces.append(bytes(end - offset))
         return pieces
@@ -259,7 +255,7 @@ class ClusterVolume(ABC):
 
     def _places(self, node: int, file: File) -> Places:
         runs = self._directory_runs(node, file)
-        ends = [*runs.firsts[1:], runs.total]
+        ends = [*runs.firsts[1:], runs.total] if runs.firsts else []
         size = self._cluster_size
         return Places(
             [
