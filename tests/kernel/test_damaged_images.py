@@ -172,9 +172,7 @@ def test_exfat(viewfs: Viewfs, tmp_path: Path) -> None:
     image.write_bytes(writer.finish())
     script = "ls -1 /mnt; cat /mnt/日*; sha256sum < /mnt/pHOTO.jpg; stat -c %F:%s /mnt/Photo.JPG; touch /mnt/new"
     result = viewfs("run", "--mount", f"{image}:/mnt", "--", "sh", "-c", script, check=False)
-    expected = viewfs.sh(
-        script="python3 -c 'import sys; sys.stdout.buffer.write(bytes(range(256)) * 300)' | sha256sum"
-    )
+    expected = viewfs.sh(script="python3 -c 'import sys; sys.stdout.buffer.write(bytes(range(256)) * 300)' | sha256sum")
     assert result.out == f"Photo.JPG\n{long}\nlong\n{expected.out}regular file:76800\n"
     assert "Read-only file system" in result.err
     assert viewfs("inspect", "--json", image).json["layers"][-1]["label"] == "CARD"

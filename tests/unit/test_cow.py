@@ -20,7 +20,7 @@ from viewfs.cli.output import progress_bar
 from viewfs.cow.changes import Kind, differences, same_content, same_time, with_renames
 from viewfs.cow.copying import TreeCopier, decode_attributes, encode_attributes, remove_tree
 from viewfs.cow.images import FORMATS, format_of
-from viewfs.cow.journal import Journal, Operation, Step
+from viewfs.cow.journal import Journal, Operation, Planned, Step
 from viewfs.cow.layers import LayerRecord, LayerSet, Lower
 from viewfs.cow.planning import Selection, plan_commit
 from viewfs.cow.trees import Tree, data_extents
@@ -97,7 +97,8 @@ def test_copies_keep_what_belongs_to_a_file(tmp_path: Path) -> None:
 
 @given(PATHS, NAMES, st.sampled_from(Operation), st.integers(0, 1 << 62), PATHS)
 def test_steps_survive_the_journal(path: bytes, name: bytes, operation: Operation, inode: int, theirs: bytes) -> None:
-    step = Step(operation, path, name, inode, theirs, {"mode": 1})
+    planned = Planned(inode, 0o100000, 1, -5, 7, "print") if inode else None
+    step = Step(operation, path, name, planned, theirs, {"mode": 1})
     assert Step.from_json(step.to_json()) == step
 
 
@@ -105,19 +106,23 @@ def test_a_journal_says_how_far_it_came(tmp_path: Path) -> None:
     with tree(tmp_path) as layer:
         journal = Journal(layer.root)
         assert journal.read() is None
-        steps = [Step(Operation.INSTALL, b"\xff\n", b".t"), Step(Operation.REMOVE, b"b", b".u", 7)]
+        steps = [
+            Step(Operation.INSTALL, b"\xff\n", b".t"),
+            Step(Operation.REMOVE, b"b", b".u", Planned(7, 0o40000, 0, 1, 2)),
+        ]
         journal.begin([b"\xff"], steps)
-        assert journal.read() == ([b"\xff"], steps, False)
+        assert journal.read() == ([b"\xff"], steps, None)
         with open(tmp_path / "commit.journal", "ab") as file:
             file.write(b'{"stag')  # what the power's failing leaves
-        assert journal.read() == ([b"\xff"], steps, False)
+        assert journal.read() == ([b"\xff"], steps, None)
         journal.end()
         journal.begin([b""], steps)
-        journal.staged()
-        assert journal.read() == ([b""], steps, True)
-        (tmp_path / "commit.journal").write_text("{}\n")
-        with pytest.raises(ViewfsError, match="can't be read"):
-            journal.read()
+        journal.staged({b".t": 9, b"\xff": 1})
+        assert journal.read() == ([b""], steps, {b".t": 9, b"\xff": 1})
+        for text in (b"{}\n", b"[]\n", b"\xff\xfe", b"", b'{"schema": 2, "paths": [], "steps": 1}\n{"operation": 5}\n'):
+            (tmp_path / "commit.journal").write_bytes(text)
+            with pytest.raises(ViewfsError, match="can't be read"):
+                journal.read()
 
 
 def test_attributes_survive_the_journal(tmp_path: Path) -> None:

@@ -66,6 +66,9 @@ def _details(change: Change) -> Iterator[str]:
         yield f"{_KINDS[old.kind]} → {_KINDS[new.kind]}"
     if "content" in change.aspects:
         yield f"{size(old.size)} → {size(new.size)}" if old.size != new.size else f"{size(new.size)}, others"
+    if "links" in change.aspects:
+        names = "its other name keeps" if old.nlink == 2 else f"its {old.nlink - 1} other names keep"
+        yield f"{names} what was there"
     if "target" in change.aspects:
         yield f"{printable(os.fsdecode(old.target))} → {printable(os.fsdecode(new.target))}"
     if "mode" in change.aspects:

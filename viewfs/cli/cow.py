@@ -34,10 +34,15 @@ _paths = click.argument("paths", nargs=-1, metavar="[PATH]…")
 
 @contextmanager
 def _layers(
-    session: str | None, paths: tuple[str, ...], states: tuple[str, ...] = (), *, tidies: bool = False
+    session: str | None,
+    paths: tuple[str, ...],
+    states: tuple[str, ...] = (),
+    *,
+    tidies: bool = False,
+    writes: bool = False,
 ) -> Iterator[OpenLayers]:
     places = [os.path.realpath(path) if session is None else absolute(path) for path in paths]
-    request = Request(session, places, states, tidies)
+    request = Request(session, places, states, tidies, writes)
     with opened_layers(request) as opened:
         for message in filter(None, opened.messages):
             warn(message)
@@ -191,8 +196,9 @@ def commit(
 
     done: list[dict[str, Any]] = []
     failed: list[str] = []
+    kept: list[dict[str, str]] = []
     all_changes: list[Change] = []
-    with _layers(session, paths, tidies=True) as opened, _all_locked(opened.layers):
+    with _layers(session, paths, tidies=True, writes=True) as opened, _all_locked(opened.layers):
         commits = []
         for layer in opened.layers:
             _check_writable(layer)
@@ -218,20 +224,26 @@ def commit(
             if not dry_run:
                 with progress_bar("staging", _sizes(one.plan.changes), shown=progress) as told:
                     outcome = one.carry_out(told)
-            changes = [c for c in (one.plan.changes if outcome is None else outcome.changes) if in_listing(c)]
+            changes = [c for c in (one.told if outcome is None else outcome.changes) if in_listing(c)]
             all_changes += changes
             done += _listed(layer, changes)
             for path, why in outcome.failed if outcome is not None else ():
                 failed.append(f"{layer.shown(path)}: {why}")
+            for path, name in outcome.kept if outcome is not None else ():
+                kept.append({"path": layer.shown(path), "as": layer.shown(name)})
             if not as_json and dry_run:
                 for change in changes:
-                    click.echo(shown_change(change, layer.shown(change.path), None))
+                    click.echo(shown_change(change, layer.shown(change.path), _source(layer, change)))
     if as_json:
-        print_json(changes=done, failed=failed)
+        print_json(changes=done, failed=failed, kept=kept)
     elif not all_changes and not failed:
         tell("nothing has changed")
     else:
         click.echo(f"{'would commit' if dry_run else 'committed'}: {count_line(all_changes)}")
+    for row in kept[:_FAILURES]:
+        warn(f"{row['path']} was changed outside meanwhile, and that is kept as {row['as']}")
+    if len(kept) > _FAILURES:
+        warn(f"{len(kept) - _FAILURES} more are kept so (--json has them all)")
     if failed:
         for line in failed[1:_FAILURES]:
             warn(f"not committed: {line}")
@@ -287,7 +299,7 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
     done: list[dict[str, Any]] = []
     total: list[Change] = []
     refused: list[str] = []
-    with _layers(session, paths, tidies=True) as opened, _all_locked(opened.layers):
+    with _layers(session, paths, tidies=True, writes=True) as opened, _all_locked(opened.layers):
         for layer in opened.layers:
             undone = list(layer.changes())
             if not layer.live and layer.selection.paths == (b"",):
@@ -373,7 +385,7 @@ def rollback(session: str | None, as_json: bool, epoch: str, paths: tuple[str, .
 
     total: list[Change] = []
     refused: list[str] = []
-    with _layers(session, paths, (epoch,)) as opened:
+    with _layers(session, paths, (epoch,), writes=True) as opened:
         answer = _keep(opened, "", "rollback")
         with _all_locked(opened.layers):
             for layer in opened.layers:

@@ -40,7 +40,8 @@ class Change:
     kind: Kind
     old: Entry | None
     new: Entry | None
-    #: Of a path that is in both states: type, content, target, device, mode, owner, xattrs, times.
+    #: Of a path that is in both states: type, content, target, device, mode, owner, xattrs, times; and
+    #: links, of one of several names of a file that was written to: the others go on having what was there.
     aspects: frozenset[str] = frozenset()
     #: Where it was, if it was renamed.
     source: bytes | None = None
@@ -132,6 +133,8 @@ def _aspects(path: bytes, old: Entry, new: Entry, old_tree: Tree, new_tree: Tree
         return
     if old.is_file and (old.size != new.size or not same_content(path, old_tree, new_tree, old.size)):
         yield "content"
+        if old.nlink > 1 == new.nlink:
+            yield "links"
     if old.target != new.target:
         yield "target"
     if old.rdev != new.rdev:
@@ -140,7 +143,7 @@ def _aspects(path: bytes, old: Entry, new: Entry, old_tree: Tree, new_tree: Tree
         yield "mode"
     if path and not same_owner(old, new):  # the root of a layer is its user's, whatever it is over
         yield "owner"
-    if old.xattrs != new.xattrs:
+    if not old.same_xattrs(new):
         yield "xattrs"
     if not same_time(old.mtime_ns, new.mtime_ns):
         yield "times"

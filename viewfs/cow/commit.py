@@ -1,15 +1,16 @@
 """Making the lower tree what the view shows, so that it can be interrupted at any moment and nothing is lost.
 
     plan      which steps (`planning`), and whether the lower tree was changed meanwhile
+    sync      what the layer has is on the disk
     journal   the steps are written down
     stage     everything that is new is copied beside its place, under a temporary name, and synced
     journal   “staged”
-    apply     renames, removals, attributes
+    apply     renames, removals, attributes (`applying`)
     journal   removed
 
 Until “staged” an interrupted commit is undone by removing the temporary names; the lower tree has not changed. After it
-the steps are simply done again: each finds out whether it has been. The layer keeps what it has until it is settled, so
-a step that fails leaves a change uncommitted, and no more.
+the steps are simply done again: each finds out whether it has been, and keeps what somebody has changed meanwhile. The
+layer keeps what it has until it is settled, so a step that fails leaves a change uncommitted, and no more.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from viewfs.cow.changes import Change, differences
+from viewfs.cow.applying import Applied, apply, as_planned, give_up, theirs_name
+from viewfs.cow.changes import Change, Kind, differences, with_renames
 from viewfs.cow.conflicts import find_conflicts
-from viewfs.cow.copying import TreeCopier, decode_attributes, remove_tree, set_attributes
+from viewfs.cow.copying import TreeCopier, remove_tree, set_acls
 from viewfs.cow.journal import Journal, Operation, Step
 from viewfs.cow.layers import Layer
-from viewfs.cow.planning import THEIRS, Selection, plan_commit
-from viewfs.cow.trees import Entry, Tree, split
+from viewfs.cow.planning import Selection, plan_commit
+from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.errors import ViewfsError
 from viewfs.linux.files import syncfs
 from viewfs.mounts.overlay import OPAQUE
@@ -39,7 +41,7 @@ __all__ = ["Commit", "Outcome", "recover"]
 #: With more files than that to stage, the file system is synced once instead of each file.
 _SYNC_EACH = 500
 #: What is for one path to be refused with; everything else ends the commit.
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENAMETOOLONG)
 
 
 @dataclass
@@ -49,6 +51,8 @@ class Outcome:
     changes: list[Change]
     #: Steps that could not be done, with the reason; the layer still has these changes.
     failed: list[tuple[bytes, str]] = field(default_factory=list)
+    #: What was changed outside at the last moment, and the name that it has now.
+    kept: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
 def _is_at_or_below(path: bytes, places: Collection[bytes]) -> bool:
@@ -58,7 +62,8 @@ def _is_at_or_below(path: bytes, places: Collection[bytes]) -> bool:
 
 
 def _reason(error: OSError) -> str:
-    return os.strerror(error.errno or errno.EIO).lower()
+    reason = error.strerror or os.strerror(error.errno or errno.EIO)
+    return reason[0].lower() + reason[1:]
 
 
 def _nothing(_size: int) -> None:
@@ -82,11 +87,24 @@ class Commit:
 
             def kept_name(path: bytes) -> bytes:
                 concerned = any(one == path or one.startswith(path + b"/") for one in at_odds)
-                return _free_name(lower, path + THEIRS) if concerned else b""
+                return _free_name(lower, path) if concerned else b""
 
             theirs = kept_name
         token = secrets.token_hex(4).encode()
         self.plan = plan_commit(found, selection, view, token, unchanged, theirs)
+        #: The changes that are made as a person is told of them: as `diff` does.
+        self.told = with_renames(self.plan.changes, lower, view)
+        self._keep_groups()
+
+    def _keep_groups(self) -> None:
+        """A name of a file with several that was renamed, and not changed, is to be a name of that file again."""
+        for change in self.told:
+            old, new = change.old, change.new
+            if change.kind is not Kind.RENAMED or old is None or new is None or old.nlink < 2 or change.source is None:
+                continue
+            same = (old.mode, old.uid, old.gid, old.mtime_ns) == (new.mode, new.uid, new.gid, new.mtime_ns)
+            if same and old.same_xattrs(new):
+                self.plan.unchanged.setdefault(new.identity, change.source)
 
     def carry_out(self, progress: Callable[[int], None] = _nothing) -> Outcome:
         """Do it all; `progress` is told the size of each file that has been staged.
@@ -97,11 +115,15 @@ class Commit:
         if not self.plan.steps:
             return Outcome([])
         try:
+            # What the view has written may be in memory only. Once it is outside, the layer must not have less of it.
+            syncfs(self._layer.fd)
             journal.begin(self.plan.selection.paths, self.plan.steps)
             try:
                 refused = self._stage(progress)
                 self._check_unchanged()
-                journal.staged()
+                steps = [step for step in self.plan.steps if step.path not in dict(refused)]
+                staged = self._staged(steps)
+                journal.staged(staged)
             except BaseException:
                 _undo(self._lower, self.plan.steps)
                 journal.end()
@@ -111,13 +133,14 @@ class Commit:
             raise ViewfsError(
                 f"cannot commit to {where}: {_reason(error)}", remedy="nothing has changed; try again when it can be"
             ) from error
-        failed = refused + _apply(self._lower, [step for step in self.plan.steps if step.path not in dict(refused)])
+        applied = apply(self._lower, steps, staged)
+        failed = refused + applied.failed
         _finish(self._layer, self._lower, journal, self.plan.selection.paths, self.plan.steps, failed)
         undone = {path for path, _why in failed}
-        done = [change for change in self.plan.changes if not _is_at_or_below(change.path, undone)]
+        done = [change for change in self.told if not _is_at_or_below(change.path, undone)]
         # Times of a directory follow from what was done in it, if anything was.
         told = {change.path for change in self.plan.changes if not (change.is_directory and change.only_times)}
-        return Outcome(done, [(path, why) for path, why in failed if path in told])
+        return Outcome(done, [(path, why) for path, why in failed if path in told], applied.kept)
 
     def _stage(self, progress: Callable[[int], None]) -> list[tuple[bytes, str]]:
         """Copy all that is new beside its place, and have it on the disk; what may not be there, with the reason."""
@@ -133,15 +156,20 @@ class Commit:
         selection = self.plan.selection
         sync_each = len(self.plan.changes) <= _SYNC_EACH
         copier = TreeCopier(self._view, self._lower, links=self.plan.unchanged, sync=sync_each, copied=copied)
+        seen = {change.path: change for change in self.plan.changes}
         refused: list[tuple[bytes, str]] = []
         for step in self.plan.installs():
             try:
                 copier.copy(step.path, step.temporary, lambda path: selection.has(path) or selection.leads_to(path))
+                self._keep_acls(step, seen.get(step.path))
             except OSError as error:
                 if error.errno not in _REFUSED:
-                    raise
+                    raise ViewfsError(
+                        f"cannot commit {self._shown(step.path)}: {_reason(error)}",
+                        remedy="nothing has changed; try again when it can be",
+                    ) from error
                 refused.append((step.path, _reason(error)))
-                _give_up(self._lower, step)
+                give_up(self._lower, step, None)
         if not sync_each:
             with self._lower.directory(b"") as fd:
                 syncfs(fd)
@@ -150,17 +178,42 @@ class Commit:
                 os.fsync(fd)
         return refused
 
+    def _shown(self, path: bytes) -> str:
+        return os.path.join(self._layer.record.path, path.decode(errors="replace"))
+
+    def _keep_acls(self, step: Step, change: Change | None) -> None:
+        """Where the view knows of no access control lists, what takes the place of a file has its lists."""
+        if change is None:
+            return  # a directory that only leads to what was selected
+        old, new = change.old, change.new
+        if (
+            old is None
+            or new is None
+            or new.has_acls
+            or old.kind != new.kind
+            or old.xattrs == tuple(old.without_acls())
+        ):
+            return
+        directory, name = split(step.temporary)
+        with self._lower.directory(directory) as parent:
+            set_acls(b"/proc/self/fd/%d/%s" % (parent, name), old)
+            os.chmod(name, stat.S_IMODE(new.mode), dir_fd=parent)
+
+    def _staged(self, steps: Sequence[Step]) -> dict[bytes, int]:
+        """The inode number of what was staged, by temporary name."""
+        found = {}
+        for step in steps:
+            if step.operation is Operation.INSTALL and (entry := self._lower.entry(step.temporary)) is not None:
+                found[step.temporary] = entry.identity[1]
+        return found
+
     def _check_unchanged(self) -> None:
         """Staging may take minutes: what is to be replaced must be what it was when conflicts were looked for."""
-        seen = {change.path: change.old for change in self.plan.changes}
         for step in self.plan.steps:
-            old = seen.get(step.path)
-            if step.operation is Operation.ATTRIBUTES or (old is not None and old.is_directory):
+            if step.operation is Operation.ATTRIBUTES:
                 continue
-            now = self._lower.entry(step.path)
-            if (now and (now.identity, now.ctime_ns)) != (old and (old.identity, old.ctime_ns)):
-                path = step.path.decode(errors="replace")
-                raise ViewfsError(f"/{path} was changed outside just now", remedy="commit again")
+            if not as_planned(self._lower, step.path, step.planned):
+                raise ViewfsError(f"{self._shown(step.path)} was changed outside just now", remedy="commit again")
 
 
 def recover(layer: Layer, lower: Tree) -> str | None:
@@ -172,13 +225,32 @@ def recover(layer: Layer, lower: Tree) -> str | None:
     found = journal.read()
     if found is None:
         return None
-    paths, steps, staged = found
-    if not staged:
-        _undo(lower, steps)
+    where = layer.record.path
+    if found.staged is None:
+        _undo(lower, found.steps)
         journal.end()
-        return f"an interrupted commit to {layer.record.path} was undone"
-    _finish(layer, lower, journal, paths, steps, _apply(lower, steps))
-    return f"an interrupted commit to {layer.record.path} was finished"
+        return f"an interrupted commit to {where} was undone"
+    # What was refused while staging was never there to be installed.
+    steps = [step for step in found.steps if step.operation is not Operation.INSTALL or step.temporary in found.staged]
+    refused = [(step.path, "") for step in found.steps if step not in steps]
+    applied = apply(lower, steps, found.staged)
+    _finish(layer, lower, journal, found.paths, found.steps, [*refused, *applied.failed])
+    return f"an interrupted commit to {where} was finished{_told(where, applied)}"
+
+
+def _told(where: str, applied: Applied) -> str:
+    """What a person has to know of it besides."""
+    told = ""
+    if applied.kept:
+        path, kept = (name.decode(errors="replace") for name in applied.kept[0])
+        others = f", and {len(applied.kept) - 1} more like it" if len(applied.kept) > 1 else ""
+        shown = os.path.join(where, path)
+        told += f"; {shown} was changed outside meanwhile, and that is kept as {os.path.basename(kept)}{others}"
+    if applied.failed:
+        failed, why = applied.failed[0]
+        told += f"; not committed: {os.path.join(where, failed.decode(errors='replace'))}: {why}"
+        told += f", and {len(applied.failed) - 1} more" if len(applied.failed) > 1 else ""
+    return told
 
 
 def _finish(
@@ -226,82 +298,10 @@ def _undo(lower: Tree, steps: Sequence[Step]) -> None:
                 continue
 
 
-def _apply(lower: Tree, steps: Sequence[Step]) -> list[tuple[bytes, str]]:
-    """Do each step that has not been done; what could not be, with the reason."""
-    failed = []
-    for step in steps:
-        try:
-            _do(lower, step)
-        except OSError as error:
-            failed.append((step.path, _reason(error)))
-            _give_up(lower, step)
-    for directory in {split(step.path)[0] for step in steps}:
-        try:
-            with lower.directory(directory) as fd:
-                os.fsync(fd)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EACCES):
-                raise
-    return failed
-
-
-def _do(lower: Tree, step: Step) -> None:
-    directory, name = split(step.path)
-    with lower.directory(directory) as parent:
-        if step.operation is Operation.ATTRIBUTES:
-            set_attributes(parent, name or b".", decode_attributes(step.attributes))
-            return
-        temporary = split(step.temporary)[1]
-        old = temporary + b".old"
-        installing = step.operation is Operation.INSTALL and _exists(parent, temporary)
-        if installing or step.operation is Operation.REMOVE:
-            there = _inode(parent, name)
-            if there is not None and (installing or there == step.inode):
-                _put_aside(
-                    parent, name, split(step.theirs)[1] if step.theirs else old, installing=installing, step=step
-                )
-            if installing:
-                os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-        remove_tree(parent, old)
-
-
-def _put_aside(parent: int, name: bytes, aside: bytes, *, installing: bool, step: Step) -> None:
-    """Make room, unless rename(2) will: a file that replaces a file does so in one step."""
-    temporary = split(step.temporary)[1]
-    if installing and not step.theirs and not any(_is_directory(parent, one) for one in (name, temporary)):
-        return
-    os.rename(name, aside, src_dir_fd=parent, dst_dir_fd=parent)
-
-
-def _give_up(lower: Tree, step: Step) -> None:
-    """Of a step that can't be done leave nothing: what had to make room comes back."""
-    if step.operation is Operation.ATTRIBUTES:
-        return
-    directory, name = split(step.path)
-    temporary = split(step.temporary)[1]
-    with contextlib.suppress(OSError), lower.directory(directory) as parent:
-        if not _exists(parent, name) and _exists(parent, temporary + b".old"):
-            os.rename(temporary + b".old", name, src_dir_fd=parent, dst_dir_fd=parent)
-        remove_tree(parent, temporary)
-
-
-def _exists(parent: int, name: bytes) -> bool:
-    return _inode(parent, name) is not None
-
-
-def _inode(parent: int, name: bytes) -> int | None:
-    try:
-        return os.stat(name, dir_fd=parent, follow_symlinks=False).st_ino
-    except FileNotFoundError:
-        return None
-
-
-def _is_directory(parent: int, name: bytes) -> bool:
-    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-
-
-def _free_name(tree: Tree, wanted: bytes) -> bytes:
-    name, number = wanted, 2
-    while tree.entry(name) is not None:
-        name, number = b"%s.%d" % (wanted, number), number + 1
-    return name
+def _free_name(tree: Tree, path: bytes) -> bytes:
+    """A path beside `path` under which to keep what is there."""
+    directory, name = split(path)
+    number = 1
+    while tree.entry(join(directory, theirs_name(name, number))) is not None:
+        number += 1
+    return join(directory, theirs_name(name, number))

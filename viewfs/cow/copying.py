@@ -9,9 +9,11 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from viewfs.cow.trees import Entry, Tree, data_extents, join, split
+from viewfs.cow.acls import ACL_PREFIX, store
+from viewfs.cow.trees import Entry, Tree, acl_of, data_extents, join, split
 
 __all__ = [
+    "STRANGERS",
     "TreeCopier",
     "copy_content",
     "copy_node",
@@ -19,10 +21,13 @@ __all__ = [
     "encode_attributes",
     "make_node",
     "remove_tree",
+    "set_acls",
     "set_attributes",
 ]
 
 _CHUNK = 8 << 20
+#: Why a file can't be given its access control list.
+STRANGERS = "its access control list names somebody who has no number in this view"
 #: What says that two files are on file systems between which the kernel does not copy.
 _BY_HAND = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM, errno.EIO)
 
@@ -71,19 +76,49 @@ def set_attributes(directory: int, name: bytes, entry: Entry) -> None:
             os.chown(name, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
     path = b"/proc/self/fd/%d/%s" % (directory, name)
     if not stat.S_ISLNK(entry.mode):
+        # Lists first: what can't be given its own is left as it is. They set the mode too, as far as it goes.
+        set_acls(path, entry)
         os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=directory)
         _set_xattrs(path, entry)
     os.utime(name, ns=(entry.atime_ns, entry.mtime_ns), dir_fd=directory, follow_symlinks=False)
 
 
-def _set_xattrs(path: bytes, entry: Entry) -> None:
-    wanted = dict(entry.xattrs)
+def _listed(path: bytes) -> list[str]:
     try:
-        there = os.listxattr(path, follow_symlinks=False)
+        return os.listxattr(path, follow_symlinks=False)
     except OSError:
-        there = []
+        return []
+
+
+def set_acls(path: bytes, entry: Entry) -> None:
+    """Give what is at `path` the access control lists of `entry`, unless they are not known of it (`Entry.has_acls`).
+
+    Raises OSError, EPERM where one names somebody who has no number here and it can't be passed through.
+    """
+    if not entry.has_acls:
+        return
+    wanted = {key: value for key, value in entry.xattrs if key.startswith(ACL_PREFIX)}
+    there = [key for key in _listed(path) if key.startswith(ACL_PREFIX)]
     for key in there:
-        if key.startswith(("user.", "system.posix_acl_")) and key not in wanted:
+        if key not in wanted:
+            os.removexattr(path, key, follow_symlinks=False)
+    for key, value in wanted.items():
+        if key in there and acl_of(path, key) == value:
+            continue
+        try:
+            os.setxattr(path, key, value, follow_symlinks=False)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            if not store(path, key, value):
+                # Without it others could do what they may not now, or not what they may.
+                raise OSError(errno.EPERM, STRANGERS) from error
+
+
+def _set_xattrs(path: bytes, entry: Entry) -> None:
+    wanted = {key: value for key, value in entry.xattrs if not key.startswith(ACL_PREFIX)}
+    for key in _listed(path):
+        if key.startswith("user.") and key not in wanted:
             os.removexattr(path, key, follow_symlinks=False)
     for key, value in wanted.items():
         os.setxattr(path, key, value, follow_symlinks=False)
@@ -145,6 +180,7 @@ def encode_attributes(entry: Entry) -> dict[str, Any]:
         "atime_ns": entry.atime_ns,
         "mtime_ns": entry.mtime_ns,
         "xattrs": [[key, value.hex()] for key, value in entry.xattrs],
+        "has_acls": entry.has_acls,
     }
 
 
@@ -162,6 +198,7 @@ def decode_attributes(value: dict[str, Any]) -> Entry:
         mtime_ns=value["mtime_ns"],
         ctime_ns=0,
         xattrs=tuple((key, bytes.fromhex(data)) for key, data in value["xattrs"]),
+        has_acls=value["has_acls"],
     )
 
 
@@ -214,7 +251,7 @@ class TreeCopier:
         directory, name = split(place)
         self.directories.add(directory)
         with self._target.directory(directory) as parent:
-            if entry.nlink > 1 and not entry.is_directory:
+            if (entry.nlink > 1 or entry.identity in self._links) and not entry.is_directory:
                 other = self._links.setdefault(entry.identity, place)
                 if other != place:
                     with self._target.directory(split(other)[0]) as there:

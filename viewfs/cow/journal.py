@@ -11,17 +11,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from viewfs.cow.layers import JOURNAL
 from viewfs.errors import ViewfsError
 
-__all__ = ["Journal", "Operation", "Step"]
+__all__ = ["Journal", "Operation", "Planned", "Step", "Written"]
 
-_STAGED = {"staged": True}
+_SCHEMA = 2
 
 
 class Operation(StrEnum):
@@ -35,6 +35,21 @@ class Operation(StrEnum):
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What a step replaces or removes, as it was when the commit was planned: anything else is not to be lost."""
+
+    inode: int
+    #: The type bits of the mode.
+    kind: int
+    size: int
+    mtime_ns: int
+    #: 0 where the change time says nothing: it is that of all names of a file, and the commit removes some.
+    ctime_ns: int
+    #: Of a directory: what `applying.fingerprint` makes of all that is in it.
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
 class Step:
     """One change of the lower tree."""
 
@@ -42,8 +57,8 @@ class Step:
     path: bytes
     #: The temporary name of what is installed; what has to go is called that with `.old` behind it, for a moment.
     temporary: bytes = b""
-    #: The inode number of what is to be removed: something else is left alone.
-    inode: int = 0
+    #: What was there; None where nothing was.
+    planned: Planned | None = None
     #: What has to go is kept under this name.
     theirs: bytes = b""
     #: For ATTRIBUTES, as `copying.encode_attributes` has them.
@@ -54,7 +69,7 @@ class Step:
             "operation": self.operation,
             "path": os.fsdecode(self.path),
             "temporary": os.fsdecode(self.temporary),
-            "inode": self.inode,
+            "planned": None if self.planned is None else asdict(self.planned),
             "theirs": os.fsdecode(self.theirs),
             "attributes": self.attributes,
         }
@@ -65,10 +80,19 @@ class Step:
             Operation(value["operation"]),
             os.fsencode(value["path"]),
             os.fsencode(value["temporary"]),
-            value["inode"],
+            None if value["planned"] is None else Planned(**value["planned"]),
             os.fsencode(value["theirs"]),
             value["attributes"],
         )
+
+
+class Written(NamedTuple):
+    """What the journal of an interrupted commit says."""
+
+    paths: list[bytes]
+    steps: list[Step]
+    #: The inode number of what lay under each temporary name when all was staged; None before that.
+    staged: dict[bytes, int] | None
 
 
 class Journal:
@@ -79,7 +103,7 @@ class Journal:
 
     def begin(self, paths: Sequence[bytes], steps: Sequence[Step]) -> None:
         """Write down what will be done to make `paths` what they are in the view. Raises OSError."""
-        head = {"schema": 1, "paths": [os.fsdecode(path) for path in paths], "steps": len(steps)}
+        head = {"schema": _SCHEMA, "paths": [os.fsdecode(path) for path in paths], "steps": len(steps)}
         lines = [json.dumps(line) for line in (head, *(step.to_json() for step in steps))]
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         aside = JOURNAL + ".new"
@@ -92,38 +116,49 @@ class Journal:
         os.rename(aside, JOURNAL, src_dir_fd=self._layer, dst_dir_fd=self._layer)
         os.fsync(self._layer)
 
-    def staged(self) -> None:
-        """All that is to be installed is there: from here on there is no way back. Raises OSError."""
-        fd = os.open(JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=self._layer)
-        try:
-            os.write(fd, json.dumps(_STAGED).encode() + b"\n")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    def staged(self, inodes: Mapping[bytes, int]) -> None:
+        """All that is to be installed is there: from here on there is no way back. Raises OSError.
 
-    def read(self) -> tuple[list[bytes], list[Step], bool] | None:
-        """The paths, the steps and whether all is staged, of a commit that was interrupted; None if none was.
-
-        Raises `ViewfsError` for a journal that can't be read.
+        `inodes` tell what was staged from what it takes the place of, by temporary name.
         """
+        line = {"staged": {os.fsdecode(name): inode for name, inode in inodes.items()}}
+        fd = os.open(JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=self._layer)
+        with open(fd, "w", encoding="ascii") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> Written | None:
+        """Of a commit that was interrupted; None if none was. Raises `ViewfsError` for a journal that can't be read."""
         try:
             fd = os.open(JOURNAL, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._layer)
         except FileNotFoundError:
             return None
-        with open(fd, encoding="ascii") as file:
-            lines = file.read().split("\n")
         try:
+            with open(fd, encoding="ascii") as file:
+                lines = file.read().split("\n")
             head = json.loads(lines[0])
+            if head["schema"] != _SCHEMA:
+                raise ValueError(f"it is of another version of viewfs (schema {head['schema']})")
             steps = [Step.from_json(json.loads(line)) for line in lines[1 : 1 + head["steps"]]]
-            if len(steps) != head["steps"] or head["schema"] != 1:
+            if len(steps) != head["steps"]:
                 raise ValueError("it is not whole")
             paths = [os.fsencode(path) for path in head["paths"]]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            staged = _parse_staged(lines[1 + len(steps)] if len(lines) > 2 + len(steps) else "")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise ViewfsError(f"the journal of an interrupted commit can't be read: {error}") from error
-        # A line that was being written when the power failed says nothing.
-        return paths, steps, json.dumps(_STAGED) in lines[1 + len(steps) :]
+        return Written(paths, steps, staged)
 
     def end(self) -> None:
         """All is done, or undone. Raises OSError."""
         os.unlink(JOURNAL, dir_fd=self._layer)
         os.fsync(self._layer)
+
+
+def _parse_staged(line: str) -> dict[bytes, int] | None:
+    """What the line says; None for one that was being written when the power failed."""
+    try:
+        staged = json.loads(line)["staged"]
+    except (ValueError, KeyError):
+        return None
+    return {os.fsencode(name): int(inode) for name, inode in staged.items()}

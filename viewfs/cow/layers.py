@@ -178,9 +178,14 @@ class Layer:
         """The upper directory."""
         fd = self.directory("upper")
         try:
-            yield Tree(fd)
+            yield Tree(fd, has_acls=self.has_acls)
         finally:
             os.close(fd)
+
+    @property
+    def has_acls(self) -> bool:
+        """Our own file system knows of no access control lists."""
+        return self.record.backend != "fuse"
 
     def make_directories(self, root: Entry) -> None:
         """An upper directory like `root`, if there is none, and its work directory. Raises OSError."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from viewfs.cow.applying import fingerprint, planned
 from viewfs.cow.changes import Change, Kind
 from viewfs.cow.copying import encode_attributes
-from viewfs.cow.journal import Operation, Step
+from viewfs.cow.journal import Operation, Planned, Step
 from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.errors import UsageError
 
@@ -16,8 +17,6 @@ __all__ = ["Plan", "Selection", "plan_commit"]
 #: Aspects that can be changed in place; whatever else differs is replaced by a new file.
 _IN_PLACE = frozenset({"mode", "owner", "xattrs", "times"})
 _MARK = b".viewfs-"
-#: What a file of the host is called that a commit did not want to lose.
-THEIRS = b".viewfs-theirs"
 
 
 class Selection:
@@ -47,6 +46,12 @@ class Plan:
     #: become links to these.
     unchanged: dict[tuple[int, int], bytes] = field(default_factory=dict)
 
+    def close(self, inside: list[tuple[bytes, Entry]]) -> None:
+        """The last step replaces or removes a directory, if it had anything `inside`, or is about one that is new."""
+        step = self.steps[-1]
+        if step.planned is not None:
+            self.steps[-1] = replace(step, planned=replace(step.planned, fingerprint=fingerprint(inside)))
+
     def installs(self) -> list[Step]:
         return [step for step in self.steps if step.operation is Operation.INSTALL]
 
@@ -67,15 +72,21 @@ def plan_commit(
     """
     plan = Plan(selection, unchanged=dict(unchanged))
     covered: bytes | None = None  # below this all is done by one step
+    inside: list[tuple[bytes, Entry]] = []  # what was there that this step replaces or removes
     touched: set[bytes] = set()
     attributes: dict[bytes, Entry] = {}
+    there: dict[bytes, Planned] = {}
     for change in changes:
         path = change.path
         if covered is not None and path.startswith(covered + b"/"):
             if selection.has(path):
                 plan.changes.append(change)
+            if change.old is not None:
+                inside.append((path[len(covered) + 1 :], change.old))
             continue
-        covered = None
+        if covered is not None:
+            plan.close(inside)
+        covered, inside = None, []
         chosen = selection.has(path)
         on_the_way = not chosen and selection.leads_to(path)
         if not chosen and not on_the_way:
@@ -91,6 +102,8 @@ def plan_commit(
         if in_place:
             assert change.new is not None
             attributes[path] = change.new
+            assert change.old is not None
+            there[path] = planned(change.old)
             if change.new.is_file:
                 plan.unchanged.setdefault(change.new.identity, path)
             continue
@@ -98,17 +111,19 @@ def plan_commit(
         touched.add(directory)
         temporary = join(directory, b"%s%s-%d" % (_MARK, token, len(plan.steps)))
         kept = theirs(path) if theirs is not None and change.old is not None else b""
-        inode = change.old.identity[1] if change.old is not None else 0
+        expected = None if change.old is None else planned(change.old)
         operation = Operation.REMOVE if change.kind is Kind.DELETED else Operation.INSTALL
-        plan.steps.append(Step(operation, path, temporary, inode, kept))
+        plan.steps.append(Step(operation, path, temporary, expected, kept))
         if change.is_directory or (change.old is not None and change.old.is_directory):
             covered = path
+    if covered is not None:
+        plan.close(inside)
     for directory in filter(selection.has, touched):  # of others the kernel updates the times
         entry = view.entry(directory)
         if entry is not None and directory not in attributes:
             attributes[directory] = entry
     plan.steps += [
-        Step(Operation.ATTRIBUTES, path, attributes=encode_attributes(attributes[path]))
+        Step(Operation.ATTRIBUTES, path, planned=there.get(path), attributes=encode_attributes(attributes[path]))
         for path in sorted(attributes, reverse=True)  # what is inside a directory before the directory's own times
     ]
     return plan

@@ -73,11 +73,17 @@ def _is_private(change: Change) -> bool:
     """Only what the overlay keeps for itself differs, or times."""
     if change.old is None or change.new is None or change.aspects - {"xattrs", "times"}:
         return False
-    return _xattrs(change.old) == _xattrs(change.new)
+    return _same_xattrs(change.old, change.new)
 
 
-def _xattrs(entry: Entry) -> dict[str, bytes]:
-    return {key: value for key, value in entry.xattrs if not key.startswith(PRIVATE.decode())}
+def _same_xattrs(one: Entry, other: Entry) -> bool:
+    return _shown(one).same_xattrs(_shown(other))
+
+
+def _shown(entry: Entry) -> Entry:
+    """Without what overlayfs keeps to itself."""
+    kept = tuple((key, value) for key, value in entry.xattrs if not key.startswith(PRIVATE.decode()))
+    return entry._replace(xattrs=kept)
 
 
 def _is_same(upper: Tree, mine: Entry, lower: Tree, path: bytes) -> bool:
@@ -94,7 +100,7 @@ def _is_same(upper: Tree, mine: Entry, lower: Tree, path: bytes) -> bool:
 
 
 def _same_attributes(mine: Entry, other: Entry) -> bool:
-    return mine.mode == other.mode and same_owner(other, mine) and _xattrs(mine) == _xattrs(other)
+    return mine.mode == other.mode and same_owner(other, mine) and _same_xattrs(mine, other)
 
 
 def _remove_at_once(upper: Tree, path: bytes, layer: int) -> None:

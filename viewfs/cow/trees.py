@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from viewfs.cow.acls import ACL_PREFIX, fetch, has_strangers
 from viewfs.linux.files import Resolve, openat2
 
-__all__ = ["GONE", "Entry", "Tree", "data_extents", "join", "split"]
+__all__ = ["GONE", "Entry", "Tree", "acl_of", "data_extents", "join", "split"]
 
 _INSIDE = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_XDEV
+#: PATH_MAX of linux/limits.h, its zero included.
+_PATH_MAX = 4096
 #: What says that a part of the path is not there, or is no directory: a symbolic link is none either.
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 #: Attributes that belong to the file; what the machine's security modules keep there belongs to the machine.
@@ -51,6 +54,18 @@ class Entry(NamedTuple):
     ctime_ns: int
     target: bytes = b""
     xattrs: tuple[tuple[str, bytes], ...] = ()
+    #: Access control lists would be among the attributes: not everything that shows files knows of them.
+    has_acls: bool = True
+
+    def same_xattrs(self, other: Entry) -> bool:
+        """But for access control lists, where one of the two comes from where there are none."""
+        if self.has_acls and other.has_acls:
+            return self.xattrs == other.xattrs
+        return self.without_acls() == other.without_acls()
+
+    def without_acls(self) -> list[tuple[str, bytes]]:
+        """The attributes that are no access control lists."""
+        return [(key, value) for key, value in self.xattrs if not key.startswith(ACL_PREFIX)]
 
     @property
     def kind(self) -> int:
@@ -69,17 +84,34 @@ class Entry(NamedTuple):
 class Tree:
     """A tree, by a descriptor of its root that stays the caller's."""
 
-    def __init__(self, root: int, links: Tree | None = None) -> None:
+    def __init__(self, root: int, links: Tree | None = None, *, has_acls: bool = True) -> None:
         """`links`, the upper directory of an overlay, knows which names are one file.
 
         (An overlay without an index gives the names of a file different inode numbers once it has been copied up.)
+        `has_acls`: see `Entry`.
         """
         self.root = root
         self._links = links
+        self.has_acls = has_acls
 
     def open(self, path: bytes, flags: int = os.O_RDONLY) -> int:
         """A descriptor of what `path` stands for. Raises OSError."""
-        return openat2(self.root, path or b".", flags | os.O_NOFOLLOW, _INSIDE)
+        if len(path) < _PATH_MAX:
+            return openat2(self.root, path or b".", flags | os.O_NOFOLLOW, _INSIDE)
+        # The kernel takes no longer path at once, but trees can be deeper.
+        here, way = self.root, path
+        try:
+            while len(way) >= _PATH_MAX:
+                head, _slash, _rest = way[:_PATH_MAX].rpartition(b"/")
+                way = way[len(head) + 1 :]
+                there = openat2(here, head, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, _INSIDE)
+                if here != self.root:
+                    os.close(here)
+                here = there
+            return openat2(here, way, flags | os.O_NOFOLLOW, _INSIDE)
+        finally:
+            if here != self.root:
+                os.close(here)
 
     def open_directory(self, path: bytes) -> int:
         return self.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -107,7 +139,7 @@ class Tree:
         """What is there; None where nothing is. Raises OSError."""
         directory, name = split(path)
         if not path:
-            return _made_of(os.stat(self.root), b"", b"/proc/self/fd/%d" % self.root)
+            return self._made(_made_of(os.stat(self.root), b"", b"/proc/self/fd/%d" % self.root))
         try:
             parent = self.open(directory, os.O_PATH | os.O_DIRECTORY)
         except OSError as error:
@@ -121,8 +153,11 @@ class Tree:
         if entry is not None and entry.nlink > 1 and not entry.is_directory and self._links is not None:
             real = self._links.entry(path)
             if real is not None and real.kind == entry.kind:
-                return entry._replace(identity=real.identity)
-        return entry
+                entry = entry._replace(identity=real.identity)
+        return None if entry is None else self._made(entry)
+
+    def _made(self, entry: Entry) -> Entry:
+        return entry if self.has_acls else entry._replace(has_acls=False)
 
     def status(self, path: bytes) -> os.stat_result | None:
         """What stat(2) tells of it; None where nothing is. Raises OSError."""
@@ -194,7 +229,18 @@ def _xattrs(path: bytes, *, follow: bool) -> tuple[tuple[str, bytes], ...]:
         if error.errno in (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENODATA, *GONE):
             return ()
         raise
-    return tuple(found)
+    return tuple((key, _whole(path, key, value, follow=follow)) for key, value in found)
+
+
+def acl_of(path: bytes, key: str) -> bytes:
+    """An access control list, with ids as they are outside if that can be had. Raises OSError."""
+    return _whole(path, key, os.getxattr(path, key, follow_symlinks=False), follow=False)
+
+
+def _whole(path: bytes, key: str, value: bytes, *, follow: bool) -> bytes:
+    if not key.startswith(ACL_PREFIX) or not has_strangers(value):
+        return value
+    return fetch(path + b"/." if follow else path, key) or value
 
 
 def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,7 @@
-"""openat2(2) and syncfs(2), which Python has no functions for. Constants: linux/openat2.h."""
+"""Calls on files that Python has no functions for: openat2(2), renameat2(2), fallocate(2), syncfs(2).
+
+Constants: linux/openat2.h, linux/fs.h.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from enum import IntFlag
 
 from viewfs.linux.libc import check, function, path_bytes, syscall
 
-__all__ = ["Resolve", "openat2", "syncfs"]
+__all__ = ["Rename", "Resolve", "fallocate", "openat2", "renameat2", "syncfs"]
 
 
 class Resolve(IntFlag):
@@ -20,12 +23,23 @@ class Resolve(IntFlag):
     BENEATH = 0x08
 
 
+class Rename(IntFlag):
+    """RENAME_* of linux/fs.h."""
+
+    NONE = 0
+    NOREPLACE = 1
+    EXCHANGE = 2
+    WHITEOUT = 4
+
+
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 _openat2 = syscall("openat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
 _syncfs = function("syncfs", ctypes.c_int)
+_fallocate = function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_renameat2 = syscall("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 
 
 def openat2(directory: int, path: str | bytes, flags: int, resolve: Resolve, mode: int = 0) -> int:
@@ -37,3 +51,13 @@ def openat2(directory: int, path: str | bytes, flags: int, resolve: Resolve, mod
 def syncfs(fd: int) -> None:
     """syncfs(2): all that was written to the file system of `fd` is on its disk."""
     check(_syncfs(fd), "syncfs")
+
+
+def renameat2(directory: int, name: bytes, new_directory: int, new_name: bytes, flags: Rename) -> None:
+    """renameat2(2). EINVAL where the file system does not know a flag."""
+    check(_renameat2(directory, name, new_directory, new_name, int(flags)), "renameat2", new_name)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), with any of its modes."""
+    check(_fallocate(fd, mode, offset, length), "fallocate")

@@ -231,19 +231,16 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 
 
 def set_name(name: str) -> None:
-    """What `ps` shows: the command name and, where it fits, the whole argument line (prctl(2), PR_SET_NAME)."""
+    """What `ps` shows: the command name (prctl(2), PR_SET_NAME), and in place of the arguments what fits there."""
     prctl.set_name(name[:15])
-    if _environment_is_where_it_began():
-        prctl.set_proctitle(name)
-
-
-def _environment_is_where_it_began() -> bool:
-    """python-prctl finds the argument line by the environment, and writes anywhere once that has been moved to grow."""
-    environment = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "environ").value or 0
     try:
         with open("/proc/self/stat") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
-        return False  # a view may have something else on /proc
-    start_stack, argument_start = int(fields[25]), int(fields[45])  # proc_pid_stat(5), 28 and 48
-    return start_stack <= environment < argument_start
+        return  # a view may have something else on /proc
+    # Where the kernel put the arguments, and reads them from (proc_pid_stat(5), fields 48 and 49).
+    start, end = int(fields[45]), int(fields[46])
+    if 0 < start < end:
+        ctypes.memset(start, 0, end - start)
+        text = name.encode()[: end - start - 1]
+        ctypes.memmove(start, text, len(text))

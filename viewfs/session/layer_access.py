@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from viewfs.cow.acls import outside
 from viewfs.cow.changes import Change, differences
 from viewfs.cow.commit import recover
 from viewfs.cow.layers import Layer, LayerSet, has_changes
@@ -47,6 +48,8 @@ class Request:
     states: Sequence[str] = ()
     #: Afterwards what an ended session has left is taken away, where nothing is in it any more.
     tidies: bool = False
+    #: Files will be copied from one tree to the other, with their access control lists.
+    writes: bool = False
     #: Files are to be seen as belonging to whom they belong in the view.
     as_in_view: bool = False
 
@@ -170,6 +173,8 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
     Raises `ViewfsError`.
     """
     with contextlib.ExitStack() as stack:
+        if request.writes:
+            stack.enter_context(outside())  # before another user namespace is joined
         opened = OpenLayers([], _session_of(request.session), [])
         if opened.session is not None:
             stack.callback(opened.session.close)
@@ -204,16 +209,18 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
     if not rows:
         raise NotFoundError("nothing of this view is copy-on-write", remedy="`viewfs cow PATH` makes it so")
     chosen = select([row["path"] for row in rows], request.paths)
-    served = any(row["backend"] == "fuse" for row in rows if row["path"] in chosen)
+    backends = {row["path"]: row["backend"] for row in rows}
+    served = any(backends[path] == "fuse" for path in chosen)
     _gain_access(session, joining=served or request.as_in_view)
     for path, selected in sorted(chosen.items()):
         answer, fds = session.request_fds("layer", path=path, states=list(request.states))
         layer = Layer.open(fds[1])
         _recover(layer, Tree(fds[0]), messages)
         by_epoch = {one.epoch: f"checkpoints/{one.directory}" for one in layer.record.checkpoints}
-        upper = Tree(layer.directory("upper"))
+        has_acls = backends[path] != "fuse"
+        upper = Tree(layer.directory("upper"), has_acls=has_acls)
         states = [_state(layer, fd, by_epoch.get(epoch)) for fd, epoch in zip(fds[3:], answer["epochs"], strict=True)]
-        view = Tree(fds[2], links=upper)
+        view = Tree(fds[2], links=upper, has_acls=has_acls)
         yield OpenLayer(layer, Tree(fds[0]), view, upper, Selection(selected), live=True, states=states)
 
 
@@ -240,7 +247,7 @@ def _state(layer: Layer, fd: int, directory: str | None) -> State:
     if directory is None:
         return State(Tree(fd), None)
     kept = Tree(layer.directory(directory))
-    return State(Tree(fd, links=kept), kept)
+    return State(Tree(fd, links=kept, has_acls=layer.has_acls), kept)
 
 
 def _tidy(session: str | None) -> None:
@@ -325,5 +332,7 @@ def _left_layer(layer: Layer, selection: Selection, session: str, messages: list
             os.close(work)
     except OSError as error:
         raise explain_os_error("cannot look at the layer of", error) from error
-    changed = Tree(upper)
-    return OpenLayer(layer, Tree(lower), Tree(view, links=changed), changed, selection, live=False, server=server)
+    has_acls = server is None
+    changed = Tree(upper, has_acls=has_acls)
+    shown = Tree(view, links=changed, has_acls=has_acls)
+    return OpenLayer(layer, Tree(lower), shown, changed, selection, live=False, server=server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -31,6 +32,8 @@ CHANGING = (
     "open", "mkdir", "symlink", "mknod", "link", "rename", "unlink", "rmdir", "chmod", "utime", "setxattr",
     "removexattr", "write", "pwrite", "copy_file_range", "ftruncate", "fsync", "chown",
 )  # fmt: skip
+#: Those that Python has no functions for, by the module that calls them.
+CHANGING_BESIDES = (("viewfs.cow.applying", "renameat2"), ("viewfs.cow.commit", "syncfs"))
 
 
 def killed_at(number: int) -> Callable[[], None]:
@@ -48,14 +51,16 @@ def killed_at(number: int) -> Callable[[], None]:
 
 def watch(count: Callable[[], None]) -> None:
     """Have `count` called before every change. Only ever in a process of its own."""
-    for name in CHANGING:
-        original = getattr(os, name)
+    places = [(os, name) for name in CHANGING]
+    places += [(importlib.import_module(module), name) for module, name in CHANGING_BESIDES]
+    for module, name in places:
+        original = getattr(module, name)
 
         def wrapper(*arguments: Any, _original: Any = original, **keywords: Any) -> Any:
             count()
             return _original(*arguments, **keywords)
 
-        setattr(os, name, wrapper)
+        setattr(module, name, wrapper)
 
 
 def in_a_child(work: Callable[[], None]) -> int:
@@ -119,6 +124,45 @@ def test_killed_at_every_step(cow: Cow, tree: Path, tmp_path: Path, keep_theirs:
     assert outcomes["undone"] >= 20 and outcomes["finished"] >= 20, outcomes
 
 
+#: What somebody does outside after the commit was killed, whatever it has done by then, to files that it replaces.
+OUTSIDE = {
+    "edited in place": "echo important > text",
+    "replaced by rename": "echo important > other; mv other text",
+    "made in a directory that goes": "echo important > empty/fresh 2>/dev/null || echo important > empty",
+    "changed into another kind": "rm -r script; mkdir script; echo important > script/inside",
+    "removed and made again": "rm -rf directory/gone; echo important > directory/gone",
+}
+
+
+@pytest.mark.parametrize("outside", OUTSIDE)
+def test_killed_and_then_changed_outside(cow: Cow, tree: Path, tmp_path: Path, outside: str) -> None:
+    """At every step: what was written outside is there afterwards, under its own name or as NAME.viewfs-theirs."""
+    cow.sh(WORK)
+    state = cow.layer
+    subprocess.run(["cp", "-a", tree, tmp_path / "tree0"], check=True)
+    subprocess.run(["chmod", "-R", "u+rwx", state / "work"], check=True)
+    subprocess.run(["cp", "-a", state, tmp_path / "layer0"], check=True)
+    number, kept, told = 0, 0, 0
+    while True:
+        reset(tree, state, tmp_path)
+        code = in_a_child(lambda: commit(cow, killed_at(number)))  # noqa: B023
+        subprocess.run(["sh", "-c", OUTSIDE[outside]], cwd=tree, check=True)
+        messages, _paths = looked_at(cow)
+        files = {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+        important = [path for path, content in files.items() if content == b"important\n"]
+        assert important, f"lost at step {number}: {sorted(map(str, files))}"
+        assert not [path for path in files if ".viewfs-" in path.name and "theirs" not in path.name], number
+        if any(".viewfs-theirs" in str(path) for path in important):
+            kept += 1
+            told += any("is kept as" in message for message in messages)
+        if code == 0:
+            break
+        number += 1
+    assert number > 60 and told == kept, "what is kept beside is told of"
+    # Of what was already what it is to be, the mode alone, nothing is swapped out.
+    assert kept > 0 or outside in ("removed and made again", "changed into another kind")
+
+
 def reset(tree: Path, state: Path, tmp_path: Path) -> None:
     """The tree and the layer as they were before any commit; the directories themselves stay."""
     for source, target in ((tmp_path / "tree0", tree), (tmp_path / "layer0", state)):
@@ -179,7 +223,7 @@ def test_killed_in_a_running_view(cow: Cow, tree: Path) -> None:
     """The command itself, killed from outside while it waits for the disk, and the next one in the same view."""
     script = """
         for n in $(seq 30); do echo $n > file$n; done
-        strace -f -qq -o /dev/null -e trace=rename,renameat -e inject=rename,renameat:signal=KILL:when=12 \\
+        strace -f -qq -o /dev/null -e trace=renameat2 -e inject=renameat2:signal=KILL:when=12 \\
             viewfs commit || echo "killed: $?"
         viewfs diff --name-only
         viewfs commit
@@ -193,7 +237,7 @@ def test_killed_in_a_running_view(cow: Cow, tree: Path) -> None:
 
 def test_a_journal_that_is_damaged(cow: Cow) -> None:
     cow.sh("echo x > text")
-    (cow.layer / "commit.journal").write_text('{"schema": 1, "paths": [""], "steps": 3}\nnot json\n')
+    (cow.layer / "commit.journal").write_text('{"schema": 2, "paths": [""], "steps": 3}\nnot json\n')
     result = cow("commit", check=False)
     assert result.code == 1 and "the journal of an interrupted commit can't be read" in result.err
     assert result.err.count("\n") == 1
