@@ -142,11 +142,15 @@ class MemoryFileSystem(WritableFileSystem):
         return len(data)
 
     def create(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
-        inode = self._new(mode, uid, gid)
+        above = self._get(directory).attributes
+        inode = self._new(mode, uid, above.gid if above.mode & stat.S_ISGID else gid)
         self._change(inode, rdev=rdev)
         return self._add(directory, name, inode)
 
     def mkdir(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
+        above = self._get(directory).attributes
+        if above.mode & stat.S_ISGID:  # inode(7): what is made in it is its group's, and directories are like it
+            mode, gid = mode | stat.S_ISGID, above.gid
         inode = self._new(stat.S_IFDIR | mode, uid, gid)
         inode.parent = directory
         self._change(inode, nlink=2)
@@ -199,11 +203,17 @@ class MemoryFileSystem(WritableFileSystem):
         self._touch(new_directory, links=moved)
 
     def setxattr(self, inode: InodeNumber, name: bytes, value: bytes) -> None:
-        self._get(inode).xattrs[name] = value
+        if not name.startswith(b"user."):
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        node = self._get(inode)
+        node.xattrs[name] = value
+        self._change(node)
 
     def removexattr(self, inode: InodeNumber, name: bytes) -> None:
-        if self._get(inode).xattrs.pop(name, None) is None:
+        node = self._get(inode)
+        if node.xattrs.pop(name, None) is None:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        self._change(node)
 
     def forget(self, inode: InodeNumber) -> None:
         """The kernel has let go: what has no name any more can go now."""

@@ -306,9 +306,13 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
                 layer.layer.empty()
             else:
                 with progress_bar("restoring", _sizes(undone)) as told:
-                    undone, left = restore(undone, layer.lower, layer.view, layer.selection, told)
+                    undone, left = restore(layer.layer, undone, layer.lower, layer.view, layer.selection, told)
                 refused += [layer.shown(change.path) for change in left]
-            layer.layer.write(layer.layer.record.rebased(layer.selection.paths, time.time_ns()))
+            try:
+                layer.layer.write(layer.layer.record.rebased(layer.selection.paths, time.time_ns()))
+            except OSError as error:
+                reason = (error.strerror or "").lower()
+                warn(f"what was discarded in {layer.path} can't be written down ({reason}); it is gone all the same")
             undone = [change for change in undone if in_listing(change)]
             total += undone
             done += _listed(layer, undone)
@@ -392,7 +396,7 @@ def rollback(session: str | None, as_json: bool, epoch: str, paths: tuple[str, .
                 (state,) = layer.states
                 changes = list(layer.changes_between(state, layer.now))
                 with progress_bar("restoring", _sizes(changes)) as told:
-                    undone, left = restore(changes, state.tree, layer.view, layer.selection, told)
+                    undone, left = restore(layer.layer, changes, state.tree, layer.view, layer.selection, told)
                 total += undone
                 refused += [layer.shown(change.path) for change in left]
                 layer.layer.write(replace(layer.layer.record, unsettled=True))

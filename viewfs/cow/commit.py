@@ -116,7 +116,8 @@ class Commit:
             return Outcome([])
         try:
             # What the view has written may be in memory only. Once it is outside, the layer must not have less of it.
-            syncfs(self._layer.fd)
+            if not self._layer.record.volatile:
+                syncfs(self._layer.fd)
             journal.begin(self.plan.selection.paths, self.plan.steps)
             try:
                 refused = self._stage(progress)

@@ -17,39 +17,53 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 
-from viewfs.cow.copying import copy_node, remove_tree
+from viewfs.cow.copying import copy_content, copy_node
 from viewfs.cow.merged import KEPT_SECONDS, MergedTree
-from viewfs.cow.nodes import Handle, Node, failed, make_whiteout
-from viewfs.cow.trees import Tree, join
+from viewfs.cow.naming import CowNames, parent_of
+from viewfs.cow.nodes import Handle, Node, failed
+from viewfs.cow.trees import Entry, Tree
+from viewfs.cow.workdir import WorkDirectory
 from viewfs.modules.api import (
     Attributes,
     DirectoryEntry,
     FileSystemStatistics,
     Identities,
     InodeNumber,
-    WritableFileSystem,
 )
-from viewfs.mounts.overlay import OPAQUE, ORIGIN, PRIVATE
+from viewfs.mounts.overlay import ORIGIN, PRIVATE
 
 __all__ = ["CowFileSystem"]
 
-_NOREPLACE = 1
 #: The cookie of “..”.
 _DOTS = 2
-_TEMPORARY = b"copying"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
 
-class CowFileSystem(WritableFileSystem):
+class CowFileSystem(CowNames):
     """`lower` with the changes that are in `upper`, which takes those to come."""
 
     cache_seconds = KEPT_SECONDS
 
-    def __init__(self, lower: int, upper: int, work: int | None, identities: Identities) -> None:
-        """Descriptors of the directories, which become this object's. `work` is None where nothing can be written."""
+    def __init__(
+        self, lower: int, upper: int, work: int | None, identities: Identities, *, durable: bool = False
+    ) -> None:
+        """Descriptors of the directories, which become this object's. `work` is None where nothing can be written.
+
+        `durable`: what is copied up survives the machine, as what it was copied from did.
+        """
         self._tree = MergedTree(Tree(lower), Tree(upper), identities)
-        self._lower, self._upper, self._work = self._tree.lower, self._tree.upper, work
+        self._lower, self._upper = self._tree.lower, self._tree.upper
+        self._work_directory = None if work is None else WorkDirectory(work)
+        self._durable = durable
+        self._identities = identities
+        self._unopened = {}
         os.umask(0)
+
+    @property
+    def _work(self) -> WorkDirectory:
+        if self._work_directory is None:
+            raise failed(errno.EROFS)
+        return self._work_directory
 
     # -- reading
 
@@ -59,12 +73,18 @@ class CowFileSystem(WritableFileSystem):
     def getattr(self, inode: InodeNumber) -> Attributes:
         node = self._tree.node(inode)
         if node.is_gone:
-            if not node.handles:
-                raise failed(errno.ESTALE)
-            handle = node.handles[0]
-            return self._tree.attributes(node, os.fstat(handle.fd), is_upper=handle.is_upper)
+            return self._gone_attributes(node)
         status, is_upper = self._tree.found(node)
         return self._tree.attributes(node, status, is_upper=is_upper)
+
+    def _gone_attributes(self, node: Node) -> Attributes:
+        """Of what has no name any more: what it is, or was when it had one. Raises ESTALE."""
+        if node.handles:
+            handle = node.handles[0]
+            return self._tree.attributes(node, os.fstat(handle.fd), is_upper=handle.is_upper)
+        if node.last is None:
+            raise failed(errno.ESTALE)
+        return self._tree.attributes(node, node.last, is_upper=True)
 
     def keeps(self, inode: InodeNumber) -> bool:
         return self._tree.node(inode).is_own
@@ -82,7 +102,7 @@ class CowFileSystem(WritableFileSystem):
     def readlink(self, inode: InodeNumber) -> bytes:
         node = self._tree.node(inode)
         tree = self._upper if self._tree.found(node)[1] else self._lower
-        with _parent(tree, node.path) as (fd, name):
+        with parent_of(tree, node.path) as (fd, name):
             return os.readlink(name, dir_fd=fd)
 
     def statfs(self) -> FileSystemStatistics:
@@ -93,11 +113,9 @@ class CowFileSystem(WritableFileSystem):
 
     # -- copying up
 
-    def _copy_up(self, node: Node) -> bytes:
-        """Have the file or directory in the upper directory; its path."""
-        if self._work is None:
-            raise failed(errno.EROFS)
-        path = node.path
+    def _copy_up(self, node: Node, *, content: bool = True) -> bytes:
+        """Have the file or directory in the upper directory; its path. Without `content` the file is empty there."""
+        work, path = self._work, node.path
         if self._tree.in_upper.status(path) is not None:
             return path
         if node.parent is not None:
@@ -105,18 +123,13 @@ class CowFileSystem(WritableFileSystem):
         entry = self._lower.entry(path)
         if entry is None:
             raise failed(errno.ESTALE)
-        remove_tree(self._work, _TEMPORARY)
-        copy_node(self._lower, path, entry, self._work, _TEMPORARY)
-        here = b"/proc/self/fd/%d/%s" % (self._work, _TEMPORARY)
-        if entry.is_directory:
-            os.chmod(_TEMPORARY, stat.S_IMODE(entry.mode), dir_fd=self._work)
-            os.utime(_TEMPORARY, ns=(entry.atime_ns, entry.mtime_ns), dir_fd=self._work)
-        elif entry.is_file:
-            with contextlib.suppress(OSError):
-                os.setxattr(here, ORIGIN, b"")
-        with _parent(self._upper, path) as (fd, name):
+        # Lists that name somebody who has no number here could not be set; a commit leaves those outside as they are.
+        entry = entry._replace(xattrs=tuple(entry.without_acls()), has_acls=False)
+        if not content:
+            entry = entry._replace(size=0)
+        with parent_of(self._upper, path) as (fd, name):
             before = os.fstat(fd)
-            os.rename(_TEMPORARY, name, src_dir_fd=self._work, dst_dir_fd=fd)
+            work.put(fd, name, lambda place, new: self._copy(path, entry, place, new))
             os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # nothing has changed for who looks at it
         if entry.is_directory:
             self._tree.in_upper.forget(path)
@@ -125,26 +138,65 @@ class CowFileSystem(WritableFileSystem):
             handle.follow(self._upper.open(path, os.O_RDONLY))
         return path
 
+    def _copy(self, path: bytes, entry: Entry, place: int, name: bytes) -> None:
+        copy_node(self._lower, path, entry, place, name, sync=self._durable)
+        if entry.is_directory:
+            os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=place)
+            os.utime(name, ns=(entry.atime_ns, entry.mtime_ns), dir_fd=place)
+        elif entry.is_file:
+            with contextlib.suppress(OSError):
+                os.setxattr(b"/proc/self/fd/%d/%s" % (place, name), ORIGIN, b"")
+
+    def _own_of_gone(self, node: Node) -> int:
+        """A descriptor of a file that has no name any more, and that is not the lower tree's: who changes it changes a
+        copy. Raises ESTALE if nobody has it open."""
+        if not node.handles:
+            raise failed(errno.ESTALE)
+        if not node.handles[0].is_upper:
+            fd, lower = self._work.unnamed(), node.handles[0].fd
+            try:
+                status = os.fstat(lower)
+                copy_content(lower, fd, status.st_size)
+                os.fchmod(fd, stat.S_IMODE(status.st_mode))
+                os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+                for handle in node.handles:
+                    handle.follow(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
+            finally:
+                os.close(fd)
+        return node.handles[0].fd
+
     def open(self, inode: InodeNumber, flags: int) -> Handle:
         node = self._tree.node(inode)
+        if node.is_gone:
+            return self._open_gone(node, flags)
         if flags & _WRITING:
             # The kernel reads what it changes a part of.
-            fd = self._tree.in_upper.open(self._copy_up(node), os.O_RDWR | flags & os.O_TRUNC)
-            return Handle(node, fd, is_upper=True)
-        if node.is_gone and node.handles:
-            fd = os.open(f"/proc/self/fd/{node.handles[0].fd}", os.O_RDONLY | os.O_CLOEXEC)
-            return Handle(node, fd, is_upper=node.handles[0].is_upper)
+            path = self._copy_up(node, content=not flags & os.O_TRUNC)
+            return Handle(node, self._tree.in_upper.open(path, os.O_RDWR | flags & os.O_TRUNC), is_upper=True)
         is_upper = self._tree.found(node)[1]
         tree = self._tree.in_upper if is_upper else self._tree.in_lower
         return Handle(node, tree.open(node.path, os.O_RDONLY), is_upper=is_upper)
 
+    def _open_gone(self, node: Node, flags: int) -> Handle:
+        """Once more what somebody has open, by /proc/PID/fd."""
+        if flags & _WRITING:
+            here, mode = self._own_of_gone(node), os.O_RDWR | flags & os.O_TRUNC
+        elif node.handles:
+            here, mode = node.handles[0].fd, os.O_RDONLY
+        else:
+            raise failed(errno.ESTALE)
+        fd = os.open(f"/proc/self/fd/{here}", mode | os.O_CLOEXEC)
+        opened = Handle(node, fd, is_upper=node.handles[0].is_upper)
+        if (unopened := self._unopened.pop(node.number, None)) is not None:
+            unopened.release()
+        return opened
+
     def setattr(self, inode: InodeNumber, changes: Mapping[str, int]) -> Attributes:
         node = self._tree.node(inode)
-        if node.is_gone and node.handles:
-            place: str | bytes = f"/proc/self/fd/{node.handles[0].fd}"
-            self._change(place, None, changes)
+        if node.is_gone:
+            self._change(f"/proc/self/fd/{self._own_of_gone(node)}", None, changes)
             return self.getattr(inode)
-        with _parent(self._upper, self._copy_up(node)) as (fd, name):
+        with parent_of(self._upper, self._copy_up(node)) as (fd, name):
             self._change(name, fd, changes)
         return self.getattr(inode)
 
@@ -166,158 +218,47 @@ class CowFileSystem(WritableFileSystem):
             times = changes.get("atime_ns", status.st_atime_ns), changes.get("mtime_ns", status.st_mtime_ns)
             os.utime(place, ns=times, dir_fd=directory, follow_symlinks=follow)
 
-    # -- names
-
-    @contextlib.contextmanager
-    def _place(self, directory: InodeNumber, name: bytes) -> Iterator[tuple[int, bytes, bool]]:
-        """Where a new name goes: the open upper directory, its path, and whether the lower tree has such a name."""
-        parent = self._tree.node(directory)
-        path = join(self._copy_up(parent), name)
-        upper, lower = self._tree.in_upper.status(path), self._tree.lower_status(parent, path)
-        if (upper is not None and not self._tree.is_whiteout(path, upper)) or (upper is None and lower is not None):
-            raise failed(errno.EEXIST)
-        with _parent(self._upper, path) as (fd, _name):
-            yield fd, path, lower is not None
-
-    def _made(self, directory: InodeNumber, name: bytes) -> Attributes:
-        found = self._tree.look_up(self._tree.node(directory), name)
-        if found is None:
-            raise failed(errno.EIO)
-        return found
-
-    def create(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
-        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            raise failed(errno.EPERM)
-        with self._place(directory, name) as (fd, _path, _hides):
-            remove_tree(fd, name)
-            os.mknod(name, mode, dir_fd=fd)
-        return self._made(directory, name)
-
-    def mkdir(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
-        with self._place(directory, name) as (fd, path, hides):
-            remove_tree(fd, name)
-            os.mkdir(name, stat.S_IMODE(mode), dir_fd=fd)
-            os.chmod(name, stat.S_IMODE(mode), dir_fd=fd)
-            if hides:
-                self._hide_lower(path)
-            self._tree.in_upper.forget(path)
-        return self._made(directory, name)
-
-    def _hide_lower(self, path: bytes) -> None:
-        with self._upper.directory(path) as fd:
-            os.setxattr(fd, OPAQUE, b"y")
-
-    def symlink(self, directory: InodeNumber, name: bytes, target: bytes, uid: int, gid: int) -> Attributes:
-        with self._place(directory, name) as (fd, _path, _hides):
-            remove_tree(fd, name)
-            os.symlink(target, name, dir_fd=fd)
-        return self._made(directory, name)
-
-    def link(self, inode: InodeNumber, directory: InodeNumber, name: bytes) -> Attributes:
-        node = self._tree.node(inode)
-        source = self._copy_up(node)
-        with self._place(directory, name) as (fd, _path, _hides), _parent(self._upper, source) as (there, old):
-            remove_tree(fd, name)
-            os.link(old, name, src_dir_fd=there, dst_dir_fd=fd, follow_symlinks=False)
-            self._tree.is_linked(node, os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino)
-        return self._made(directory, name)
-
-    def _remove(self, parent: Node, name: bytes, *, directory: bool) -> None:
-        node = self._tree.child(parent, name)
-        status, _is_upper = self._tree.found(node)
-        if stat.S_ISDIR(status.st_mode) != directory:
-            raise failed(errno.ENOTDIR if directory else errno.EISDIR)
-        if directory:
-            self._tree.look_up(parent, name)
-            if self._tree.names(node):
-                raise failed(errno.ENOTEMPTY)
-        path = join(parent.path, name)
-        self._copy_up(parent)
-        hidden = self._tree.lower_status(parent, path) is not None
-        with _parent(self._upper, path) as (fd, _name):
-            remove_tree(fd, name)
-            if hidden:
-                make_whiteout(fd, name)
-        if directory:
-            self._tree.in_upper.forget(path)
-        self._tree.unname(parent, name)
-
-    def unlink(self, directory: InodeNumber, name: bytes) -> None:
-        self._remove(self._tree.node(directory), name, directory=False)
-
-    def rmdir(self, directory: InodeNumber, name: bytes) -> None:
-        self._remove(self._tree.node(directory), name, directory=True)
-
-    def rename(
-        self, directory: InodeNumber, name: bytes, new_directory: InodeNumber, new_name: bytes, flags: int
-    ) -> None:
-        if flags & ~_NOREPLACE:
-            raise failed(errno.EINVAL)
-        parent, target_parent = self._tree.node(directory), self._tree.node(new_directory)
-        if self._tree.look_up(parent, name) is None:
-            raise failed(errno.ENOENT)
-        node = self._tree.child(parent, name)
-        status, is_upper = self._tree.found(node)
-        is_directory = stat.S_ISDIR(status.st_mode)
-        if is_directory and (not is_upper or node.merged):
-            raise failed(errno.EXDEV)
-        existing = self._tree.look_up(target_parent, new_name)
-        if existing is not None:
-            if flags & _NOREPLACE:
-                raise failed(errno.EEXIST)
-            replaced = self._tree.child(target_parent, new_name)
-            if stat.S_ISDIR(existing.mode) != is_directory:
-                raise failed(errno.EISDIR if not is_directory else errno.ENOTDIR)
-            if is_directory and self._tree.names(replaced):
-                raise failed(errno.ENOTEMPTY)
-            self._tree.unname(target_parent, new_name)
-        self._copy_up(node)
-        path = join(parent.path, name)
-        target = join(self._copy_up(target_parent), new_name)
-        hidden = self._tree.lower_status(target_parent, target) is not None
-        with _parent(self._upper, path) as (fd, _old), _parent(self._upper, target) as (new_fd, _new):
-            if is_directory:
-                remove_tree(new_fd, new_name)  # a whiteout, or an empty directory with whiteouts in it
-                if hidden:
-                    self._hide_lower(path)
-            os.rename(name, new_name, src_dir_fd=fd, dst_dir_fd=new_fd)
-            if self._tree.lower_status(parent, path) is not None:
-                make_whiteout(fd, name)
-            for moved in (path, target) if is_directory else ():
-                self._tree.in_upper.forget(moved)
-        self._tree.rename(parent, name, target_parent, new_name)
-
     # -- extended attributes
 
-    def _place_of(self, inode: InodeNumber) -> bytes:
-        """A path to what a node is now."""
+    def _place_of(self, inode: InodeNumber, *, changes: bool = False) -> int | bytes:
+        """What a node is now, as a path or a descriptor that Python's functions for attributes take."""
         node = self._tree.node(inode)
+        if node.is_gone:
+            if not node.handles:
+                raise failed(errno.ESTALE)
+            return self._own_of_gone(node) if changes else node.handles[0].fd
+        if changes:
+            return self._tree.in_upper.place(self._copy_up(node))
         tree = self._tree.in_upper if self._tree.found(node)[1] else self._tree.in_lower
         return tree.place(node.path)
 
     def listxattr(self, inode: InodeNumber) -> Iterable[bytes]:
-        names = [os.fsencode(name) for name in os.listxattr(self._place_of(inode), follow_symlinks=False)]
-        return [name for name in names if name.startswith(b"user.") and not name.startswith(PRIVATE)]
+        place = self._place_of(inode)
+        names = [os.fsencode(name) for name in os.listxattr(place, follow_symlinks=isinstance(place, int))]
+        return [name for name in names if _is_own(name)]
 
     def getxattr(self, inode: InodeNumber, name: bytes) -> bytes | None:
-        if not name.startswith(b"user.") or name.startswith(PRIVATE):
+        if not _is_own(name):
             return None
+        place = self._place_of(inode)
         try:
-            return os.getxattr(self._place_of(inode), name, follow_symlinks=False)
+            return os.getxattr(place, name, follow_symlinks=isinstance(place, int))
         except OSError as error:
             if error.errno in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):
                 return None
             raise
 
     def setxattr(self, inode: InodeNumber, name: bytes, value: bytes) -> None:
-        if not name.startswith(b"user.") or name.startswith(PRIVATE):
+        if not _is_own(name):
             raise failed(errno.ENOTSUP)
-        path = self._copy_up(self._tree.node(inode))
-        os.setxattr(self._tree.in_upper.place(path), name, value, follow_symlinks=False)
+        place = self._place_of(inode, changes=True)
+        os.setxattr(place, name, value, follow_symlinks=isinstance(place, int))
 
     def removexattr(self, inode: InodeNumber, name: bytes) -> None:
-        path = self._copy_up(self._tree.node(inode))
-        os.removexattr(self._tree.in_upper.place(path), name, follow_symlinks=False)
+        if not _is_own(name):
+            raise failed(errno.ENODATA)
+        place = self._place_of(inode, changes=True)
+        os.removexattr(place, name, follow_symlinks=isinstance(place, int))
 
     # -- letting go
 
@@ -326,13 +267,10 @@ class CowFileSystem(WritableFileSystem):
 
     def close(self) -> None:
         self._tree.close()
-        if self._work is not None:
-            os.close(self._work)
+        if self._work_directory is not None:
+            self._work_directory.close()
 
 
-@contextlib.contextmanager
-def _parent(tree: Tree, path: bytes) -> Iterator[tuple[int, bytes]]:
-    """The open directory that `path` is in, and its name there: “.” for the root itself."""
-    directory, _slash, name = path.rpartition(b"/")
-    with tree.directory(directory) as fd:
-        yield fd, name or b"."
+def _is_own(name: bytes) -> bool:
+    """An attribute of users, and not one by which overlays remember things."""
+    return name.startswith(b"user.") and not name.startswith(PRIVATE)

@@ -16,21 +16,24 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from viewfs.cow.copying import remove_tree, set_attributes
-from viewfs.cow.trees import Entry, Tree
+from viewfs.cow.trees import Entry, Tree, split
 from viewfs.errors import UsageError, ViewfsError, explain_os_error
 
-__all__ = ["Checkpoint", "Layer", "LayerRecord", "LayerSet", "Lower", "has_changes"]
+__all__ = ["Checkpoint", "Layer", "LayerRecord", "LayerSet", "Lower", "has_changes", "is_state_directory"]
 
 _RECORD = "layer.json"
 _LOCK = ".lock"
+#: Under which name files are in the view for a moment while it is made what it was.
+_RESTORING = "restoring"
 #: See `viewfs.cow.journal`.
 JOURNAL = "commit.journal"
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class LayerRecord:
     backend: str = "overlay"
     #: The upper directory has entries that are no changes any more, because they were committed or discarded.
     unsettled: bool = False
+    #: It goes with its session, and need not survive the machine.
+    volatile: bool = False
 
     def base_ns(self, path: bytes) -> int:
         """The time from which on a change of `path` in the lower tree is a conflict."""
@@ -99,7 +104,13 @@ class LayerRecord:
             touched=value["touched"],
             backend=value["backend"],
             unsettled=value["unsettled"],
+            volatile=value["volatile"],
         )
+
+
+def is_state_directory(name: str) -> bool:
+    """Can a directory below `checkpoints/` be called that? (A client says so.)"""
+    return re.fullmatch(r"[0-9]+-[A-Za-z0-9._-]{0,60}", name) is not None
 
 
 def has_changes(layer: int) -> bool:
@@ -146,6 +157,34 @@ class Layer:
         """Was a commit begun that has not ended?"""
         return JOURNAL in os.listdir(self.fd)
 
+    @property
+    def was_restoring(self) -> bool:
+        """Was a discard or a rollback begun that has not ended?"""
+        return _RESTORING in os.listdir(self.fd)
+
+    @contextlib.contextmanager
+    def restoring(self, token: bytes) -> Iterator[None]:
+        """Inside the block files are called `token` for a moment in the view; what is left of them is found by it."""
+        # On a disk that is full there may be no room for it; making room is what a discard is for then.
+        with contextlib.suppress(OSError):
+            write_whole(self.fd, _RESTORING, token.decode(), durably=not self.record.volatile)
+        yield
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_RESTORING, dir_fd=self.fd)
+
+    def clear_restoring(self, view: Tree | None) -> None:
+        """Take away what an interrupted restoring has left, in the `view` where there is one. Raises OSError."""
+        try:
+            token = _read(self.fd, _RESTORING).encode()
+        except FileNotFoundError:
+            return
+        with self.open_upper() as upper:
+            for path in [path for path, _entry in upper.walk(b"") if split(path)[1] == token]:
+                directory, name = split(path)
+                with (view or upper).directory(directory) as parent:
+                    remove_tree(parent, name)
+        os.unlink(_RESTORING, dir_fd=self.fd)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One process at a time commits, discards or keeps a state."""
@@ -163,10 +202,10 @@ class Layer:
         finally:
             os.close(fd)
 
-    def write(self, record: LayerRecord, *, durably: bool = True) -> None:
-        """Replace layer.json, for good if it is to be done `durably`. Raises OSError."""
+    def write(self, record: LayerRecord) -> None:
+        """Replace layer.json. The caller holds the lock, or nobody else knows of the layer yet. Raises OSError."""
         text = json.dumps({"schema": _SCHEMA} | asdict(record), indent=1)
-        write_whole(self.fd, _RECORD, text, durably=durably)
+        write_whole(self.fd, _RECORD, text, durably=not record.volatile)
         self.record = record
 
     def directory(self, name: str, flags: int = os.O_RDONLY) -> int:
@@ -271,10 +310,10 @@ class LayerSet:
                     )
                 layer.make_directories(root)
                 return layer
-            layer = Layer(fd, LayerRecord(path, lower, now_ns))
+            layer = Layer(fd, LayerRecord(path, lower, now_ns, volatile=not durably))
             layer.is_new = True
             layer.make_directories(root)
-            layer.write(layer.record, durably=durably)
+            layer.write(layer.record)
             return layer
         except BaseException:
             os.close(fd)
@@ -321,13 +360,17 @@ def _read(directory: int, name: str) -> str:
 
 def write_whole(directory: int, name: str, text: str, *, durably: bool = True) -> None:
     """Make or replace a file, so that nobody sees half of it, even (`durably`) after a crash. Raises OSError."""
-    aside = f"{name}.new"
-    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=directory)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        if durably:
-            os.fsync(file.fileno())
-    os.rename(aside, name, src_dir_fd=directory, dst_dir_fd=directory)
+    aside = f"{name}.{secrets.token_hex(4)}.new"
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if durably:
+                os.fsync(file.fileno())
+        os.rename(aside, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        os.unlink(aside, dir_fd=directory)
+        raise
     if durably:
         os.fsync(directory)

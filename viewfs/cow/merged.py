@@ -161,10 +161,28 @@ class MergedTree:
         self._add_name(known, parent, name)
         return known
 
-    def unname(self, parent: Node, name: bytes) -> None:
-        """A name was removed: the file lives on by others, or as long as somebody has it open."""
+    def exchange(self, parent: Node, name: bytes, other_parent: Node, other_name: bytes) -> None:
+        """Each of the two is called what the other was called."""
+        one, other = self._named[parent.number, name], self._named[other_parent.number, other_name]
+        one.places[one.places.index((parent, name))] = other_parent, other_name
+        other.places[other.places.index((other_parent, other_name))] = parent, name
+        self._named[parent.number, name], self._named[other_parent.number, other_name] = other, one
+
+    def unnamed(self) -> Node:
+        """A file that has no name yet."""
+        node = Node(InodeNumber(next(self._numbers)), [])
+        self._nodes[node.number] = node
+        return node
+
+    def give_name(self, node: Node, parent: Node, name: bytes) -> None:
+        """A file without one has a name now."""
+        self._add_name(node, parent, name)
+
+    def unname(self, parent: Node, name: bytes, last: os.stat_result | None = None) -> None:
+        """A name was removed: the file, which was `last`, lives on by others, or as long as somebody has it open."""
         node = self._named.pop((parent.number, name), None)
         if node is not None:
+            node.last = last
             node.places.remove((parent, name))
             parent.children -= 1
 
@@ -256,8 +274,7 @@ class MergedTree:
             node.number,
             status.st_mode,
             status.st_size,
-            # What a directory of the upper tree counts is not all that is in it (1: not counted, as in overlayfs).
-            1 if is_directory else status.st_nlink,
+            self._links(node, status, is_directory=is_directory, is_upper=is_upper),
             status.st_uid if status.st_uid in known.uids else known.uid,
             status.st_gid if status.st_gid in known.gids else known.gid,
             status.st_rdev,
@@ -269,8 +286,16 @@ class MergedTree:
             shown,
         )
 
+    def _links(self, node: Node, status: os.stat_result, *, is_directory: bool, is_upper: bool) -> int:
+        if node.is_gone:
+            return 0
+        # What a directory of the upper tree counts is not all that is seen in it (1: not counted, as in overlayfs).
+        return 1 if is_directory and is_upper and node.merged else status.st_nlink
+
     def names(self, node: Node) -> set[bytes]:
-        """What is in a directory."""
+        """What is in a directory; of one that was removed, nothing."""
+        if node.is_gone:
+            return set()
         path = node.path
         names = set(self.in_lower.names(path) if node.merged else ())
         for name in self.in_upper.names(path):
@@ -291,7 +316,7 @@ class MergedTree:
             self._listings[node.number] = listing
             if len(self._listings) > _LISTINGS:
                 self._listings.popitem(last=False)
-        path = node.path
+        path = b"" if node.is_gone else node.path
         for cookie, name in listing:
             if cookie > start:
                 here = join(path, name)

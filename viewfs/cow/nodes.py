@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import stat
 from dataclasses import dataclass, field
 
 from viewfs.cow.trees import join
+from viewfs.linux.files import fallocate
 from viewfs.modules.api import ROOT_INODE, InodeNumber, OpenFile
-from viewfs.mounts.overlay import HAS_WHITEOUTS, OPAQUE, WHITEOUT
 
-__all__ = ["Handle", "Node", "failed", "make_whiteout"]
+__all__ = ["Handle", "Node", "failed"]
 
 
 def failed(number: int) -> OSError:
@@ -38,6 +38,8 @@ class Node:
     opened: tuple[int, ...] | None = None
     #: How many places are in it.
     children: int = 0
+    #: What it was when its last name went.
+    last: os.stat_result | None = None
 
     @property
     def parent(self) -> Node | None:
@@ -51,13 +53,17 @@ class Node:
 
     @property
     def path(self) -> bytes:
-        """Where it is, below the root. Raises ENOENT if it has no name any more."""
+        """Where it is, below the root. Raises ESTALE if it has no name any more: the kernel then looks the name up."""
         if not self.places:
             if self.number != ROOT_INODE:
-                raise failed(errno.ENOENT)
+                raise failed(errno.ESTALE)
             return b""
         parent, name = self.places[0]
         return join(parent.path, name) if parent.places else name
+
+
+#: FS_IOC_GETFLAGS of linux/fs.h.
+_GETFLAGS = 0x80086601
 
 
 class Handle(OpenFile):
@@ -83,6 +89,12 @@ class Handle(OpenFile):
     def lseek(self, offset: int, whence: int) -> int:
         return os.lseek(self.fd, offset, whence)
 
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        fallocate(self.fd, mode, offset, length)
+
+    def get_flags(self) -> int:
+        return int.from_bytes(fcntl.ioctl(self.fd, _GETFLAGS, bytes(8))[:4], "little")
+
     def follow(self, fd: int) -> None:
         """The file is another one now."""
         os.close(self.fd)
@@ -96,15 +108,3 @@ class Handle(OpenFile):
 def _signature(status: os.stat_result) -> tuple[int, ...]:
     """What is another one when the content may be."""
     return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
-
-
-def make_whiteout(directory: int, name: bytes) -> None:
-    """Have `name` hide what the lower tree has of it, in one of the two ways that overlayfs knows."""
-    try:
-        os.mknod(name, stat.S_IFCHR, dir_fd=directory)
-        return
-    except PermissionError:
-        pass  # another overlay's upper layer: it keeps those for itself
-    os.setxattr(directory, OPAQUE, HAS_WHITEOUTS)
-    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory))
-    os.setxattr(b"/proc/self/fd/%d/%s" % (directory, name), WHITEOUT, b"y", follow_symlinks=False)

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable
 
 from viewfs.cow.changes import Change, Kind
 from viewfs.cow.copying import TreeCopier, remove_tree, set_attributes
+from viewfs.cow.layers import Layer
 from viewfs.cow.planning import Selection
 from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.errors import UsageError
+from viewfs.linux.files import syncfs
 
 __all__ = ["restore"]
 
@@ -22,6 +24,7 @@ _IN_PLACE = frozenset({"mode", "owner", "xattrs", "times"})
 
 
 def restore(
+    layer: Layer,
     changes: Iterable[Change],
     state: Tree,
     view: Tree,
@@ -30,12 +33,22 @@ def restore(
 ) -> tuple[list[Change], list[Change]]:
     """Undo `changes`, which lead from `state` to `view`, as far as they are in `selection`.
 
-    `progress` is told the size of each file that has been copied.
+    `progress` is told the size of each file that has been copied. The caller holds the lock of `layer`, the view's.
     Those that were undone, and those that could not be, because what was there may not be read. Raises OSError where
     something can't be written; doing it again then does the rest.
     """
-    temporary_name = b".viewfs-" + secrets.token_hex(4).encode()
-    copier = TreeCopier(state, view, copied=lambda _path, entry: progress(entry.size))
+    token = b".viewfs-" + secrets.token_hex(4).encode()
+    with layer.restoring(token):
+        copier = TreeCopier(state, view, copied=lambda _path, entry: progress(entry.size))
+        result = _restore(changes, state, view, selection, copier, token)
+        if not layer.record.volatile:
+            syncfs(layer.fd)  # before anything says that it is done
+        return result
+
+
+def _restore(
+    changes: Iterable[Change], state: Tree, view: Tree, selection: Selection, copier: TreeCopier, temporary_name: bytes
+) -> tuple[list[Change], list[Change]]:
     undone: list[Change] = []
     refused: list[Change] = []
     covered: bytes | None = None

@@ -18,6 +18,7 @@ from viewfs.cow.copying import copy_node, remove_tree, set_attributes
 from viewfs.cow.layers import Layer, write_whole
 from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.errors import ViewfsError, explain_os_error
+from viewfs.linux.files import syncfs
 
 __all__ = ["keep_state"]
 
@@ -39,11 +40,13 @@ def keep_state(layers: Sequence[Layer], name: str, progress: Callable[[int], Non
         for layer in layers:
             kept.append(layer)
             _keep_one(layer, directory, progress)
-    except OSError as error:
+    except BaseException as error:
         for layer in kept:
             with contextlib.suppress(OSError):
                 _forget(layer, directory)
-        raise explain_os_error("cannot keep the state of", error) from error
+        if isinstance(error, OSError):
+            raise explain_os_error("cannot keep the state of", error) from error
+        raise
     return directory
 
 
@@ -69,7 +72,9 @@ def _keep_one(layer: Layer, directory: str, progress: Callable[[int], None]) -> 
             raise ViewfsError(
                 f"{layer.record.path} is being written all the time", remedy="keep its state when that has ended"
             )
-        copy.manifest.write(states, directory)
+        if not layer.record.volatile:
+            syncfs(states)  # the copies, before anything says that they are there
+        copy.manifest.write(states, directory, durably=not layer.record.volatile)
     finally:
         os.close(upper)
         os.close(states)
@@ -96,9 +101,9 @@ class _Manifest:
         except (ValueError, KeyError, TypeError, IndexError):
             return cls(None, {})  # then nothing is shared with that state
 
-    def write(self, states: int, directory: str) -> None:
+    def write(self, states: int, directory: str, *, durably: bool) -> None:
         files = {os.fsdecode(path): list(one) for path, one in self.files.items()}
-        write_whole(states, _MANIFEST, json.dumps({"directory": directory, "files": files}))
+        write_whole(states, _MANIFEST, json.dumps({"directory": directory, "files": files}), durably=durably)
 
 
 class _Copy:

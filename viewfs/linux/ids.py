@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["IdRange", "has_number", "id_ranges", "mapped_ids", "overflow_id"]
+__all__ = ["IdRange", "MappedIds", "has_number", "id_ranges", "mapped_ids", "overflow_id"]
 
 
 class IdRange(NamedTuple):
@@ -28,15 +29,19 @@ def has_number(kind: str, number: int) -> bool:
     return any(one.inside <= number < one.inside + one.length for one in id_ranges(kind))
 
 
-def mapped_ids(kind: str) -> frozenset[int]:
-    """The ids that this process's user namespace has a mapping for; `kind` is "uid" or "gid".
+class MappedIds:
+    """The ids that a user namespace has a mapping for."""
 
-    A map that covers more than 65,536 ids (the initial namespace's covers all) is cut off there.
-    """
-    ids: set[int] = set()
-    for inside, _outside, length in id_ranges(kind):
-        ids.update(range(inside, inside + min(length, 65536)))
-    return frozenset(ids)
+    def __init__(self, ranges: Iterable[IdRange]) -> None:
+        self._ranges = [range(one.inside, one.inside + one.length) for one in ranges]
+
+    def __contains__(self, number: object) -> bool:
+        return any(number in one for one in self._ranges)
+
+
+def mapped_ids(kind: str) -> MappedIds:
+    """Those of this process's user namespace; `kind` is "uid" or "gid"."""
+    return MappedIds(id_ranges(kind))
 
 
 @lru_cache

@@ -44,8 +44,8 @@ __all__ = [
 FAKE_ROOT_CAPABILITIES = frozenset({*range(8), 31})
 
 CAP_SYS_PTRACE = 19
-#: dac_override, dac_read_search, fowner.
-CAPS_OF_OWNERS = frozenset({1, 2, 3})
+#: chown, dac_override, dac_read_search, fowner, fsetid.
+CAPS_OF_OWNERS = frozenset(range(5))
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _IOV_MAX = 1024

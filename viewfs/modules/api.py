@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, NewType, Protocol, TypeAlias, TypeVar
 
@@ -154,6 +154,14 @@ class OpenFile:
         """
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
+    def fallocate(self, mode: int, offset: int, length: int) -> Answer[None]:
+        """Reserve room, make a hole, or what else fallocate(2) has a `mode` for."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def get_flags(self) -> Answer[int]:
+        """FS_IOC_GETFLAGS of ioctl_iflags(2): what lsattr(1) shows."""
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
     def flush(self) -> Answer[None]:
         """A descriptor is closed; an error here is what close(2) returns."""
         return None
@@ -276,6 +284,14 @@ class WritableFileSystem(FileSystem):
         """As rename(2); `flags` as in renameat2(2)."""
         raise _unsupported()
 
+    def tmpfile(self, directory: InodeNumber, mode: int, uid: int, gid: int) -> Answer[Attributes]:
+        """Make a regular file without a name (open(2), O_TMPFILE), which `link` may give one."""
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def fsyncdir(self, directory: InodeNumber) -> Answer[None]:
+        """The names in a directory are to survive the machine (fsync(2) of a directory)."""
+        return None
+
     def write(self, inode: InodeNumber, offset: int, data: bytes) -> Answer[int]:
         """Returns how many bytes were taken."""
         raise _unsupported()
@@ -304,8 +320,8 @@ class Identities:
 
     uid: int
     gid: int
-    uids: frozenset[int]
-    gids: frozenset[int]
+    uids: Container[int]
+    gids: Container[int]
 
 
 @dataclass(frozen=True)

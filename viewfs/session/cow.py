@@ -129,7 +129,8 @@ class _Maker:
         cover = self._make(part, layer)
         backend = "overlay" if cover.server is None else "fuse"
         if layer.record.backend != backend:
-            layer.write(replace(layer.record, backend=backend), durably=not self._request["volatile"])
+            with layer.locked():
+                layer.write(replace(layer.record, backend=backend))
         if cover.server is not None:
             self.servers.append(cover.server)
         attach_aside(cover.mount)  # to be looked at without what will lie in it
@@ -185,6 +186,7 @@ class _Maker:
         if layer.is_new:
             return layer
         with layer.locked():
+            layer.clear_restoring(None)
             if (done := recover(layer, Tree(lower_fd))) is not None:
                 self._messages.append(done)
             settle(layer, Tree(lower_fd))

@@ -59,13 +59,13 @@ def make_cover(
     pid = os.fork()
     if pid == 0:
         os.close(mount)
-        _serve(fuse, lower, upper, work, parent)
+        _serve(fuse, lower, upper, work, parent, durable=not volatile)
     os.close(fuse)
     os.fstat(mount)  # until it has been looked at, nobody may write to it (see worker._trees_of_files)
     return Cover(mount, pid)
 
 
-def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int) -> NoReturn:
+def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int, *, durable: bool) -> NoReturn:
     status = 1
     try:
         from viewfs.cow.filesystem import CowFileSystem
@@ -84,7 +84,7 @@ def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int) -> 
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         identities = Identities(os.getuid(), os.getgid(), mapped_ids("uid"), mapped_ids("gid"))
         confine(Confinement.VIEW, Needs.OWN_FILES)
-        serve(CowFileSystem(lower, upper, work, identities), fuse, Counters.create())
+        serve(CowFileSystem(lower, upper, work, identities, durable=durable), fuse, Counters.create())
         status = 0
     except BaseException:
         traceback.print_exc()

@@ -215,7 +215,7 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
     for path, selected in sorted(chosen.items()):
         answer, fds = session.request_fds("layer", path=path, states=list(request.states))
         layer = Layer.open(fds[1])
-        _recover(layer, Tree(fds[0]), messages)
+        _recover(layer, Tree(fds[0]), messages, Tree(fds[2]))
         by_epoch = {one.epoch: f"checkpoints/{one.directory}" for one in layer.record.checkpoints}
         has_acls = backends[path] != "fuse"
         upper = Tree(layer.directory("upper"), has_acls=has_acls)
@@ -294,9 +294,10 @@ def _left_by(request: Request, messages: list[str]) -> Iterator[OpenLayer]:
             layer.close()
 
 
-def _recover(layer: Layer, lower: Tree, messages: list[str]) -> None:
-    if layer.has_journal:
+def _recover(layer: Layer, lower: Tree, messages: list[str], view: Tree | None = None) -> None:
+    if layer.has_journal or layer.was_restoring:
         with layer.locked():
+            layer.clear_restoring(view)
             if (done := recover(layer, lower)) is not None:
                 messages.append(done)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from viewfs import __version__
+from viewfs.cow.layers import is_state_directory
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.linux.namespaces import namespace_id
@@ -154,7 +155,10 @@ class Connection:
     async def _keep(self, request: Message, _fds: list[int]) -> Result:
         """End the epoch, with the state that the client has copied to `directory` of each layer."""
         operation = str(request.get("operation", "checkpoint"))
-        ended = await self._view.keep_state(str(request["name"]), str(request["directory"]), operation)
+        directory = str(request["directory"])
+        if not is_state_directory(directory):
+            raise UsageError(f"{directory!r} names no state")
+        ended = await self._view.keep_state(str(request["name"]), directory, operation)
         return {"epoch": ended, "current": self._view.epochs.current}, []
 
     async def _umount(self, request: Message, _fds: list[int]) -> Result:

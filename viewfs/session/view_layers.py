@@ -191,10 +191,11 @@ def _has_state(layer: HeldLayer, directory: str) -> bool:
 
 def _note(layer: HeldLayer, epoch: Epoch, name: str, directory: str) -> None:
     opened = Layer.open(layer.layer_fd)
-    others = tuple(one for one in opened.record.checkpoints if one.directory != directory)
-    times = [one.time_ns for one in opened.record.checkpoints if one.directory == directory]
-    state = Checkpoint(epoch, name, times[0] if times else time.time_ns(), directory)
     try:
-        opened.write(replace(opened.record, checkpoints=(*others, state)))
+        with opened.locked():
+            others = tuple(one for one in opened.record.checkpoints if one.directory != directory)
+            times = [one.time_ns for one in opened.record.checkpoints if one.directory == directory]
+            state = Checkpoint(epoch, name, times[0] if times else time.time_ns(), directory)
+            opened.write(replace(opened.record, checkpoints=(*others, state)))
     except OSError as error:
         raise ViewfsError(f"cannot write down the state of {layer.path}: {error.strerror}") from error

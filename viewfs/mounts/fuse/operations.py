@@ -16,7 +16,6 @@ import errno
 import itertools
 import logging
 import os
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
@@ -33,9 +32,10 @@ from viewfs.modules.api import (
 from viewfs.mounts.fuse import protocol
 from viewfs.mounts.fuse.ahead import Ahead
 from viewfs.mounts.fuse.answers import Body, as_bytes, as_pieces, done, error, then
+from viewfs.mounts.fuse.changing import Changing
 from viewfs.mounts.fuse.dirents import encode_directory
 from viewfs.mounts.fuse.listings import Listing, Listings
-from viewfs.mounts.fuse.protocol import FOREVER, ROOT_NODE, InitFlags, InitRequest, Opcode, OpenFlags, Request, SetAttr
+from viewfs.mounts.fuse.protocol import FOREVER, ROOT_NODE, InitFlags, InitRequest, Opcode, OpenFlags, Request
 
 __all__ = ["MAX_WRITE_READ_ONLY", "Operations"]
 
@@ -47,7 +47,7 @@ MAX_WRITE_READ_ONLY = 4096
 _MAX_PAGES = 256
 
 
-class Operations:
+class Operations(Changing):
     """One mounted file system. `dispatch` is the whole interface."""
 
     def __init__(self, file_system: FileSystem, ahead: Ahead | None = None) -> None:
@@ -96,21 +96,7 @@ class Operations:
                 Opcode.RELEASEDIR: done,
             }
         if self._writable is not None:
-            self._handlers |= {
-                Opcode.LSEEK: self._lseek,
-                Opcode.SETATTR: self._setattr,
-                Opcode.CREATE: self._create,
-                Opcode.MKNOD: self._mknod,
-                Opcode.MKDIR: self._mkdir,
-                Opcode.SYMLINK: self._symlink,
-                Opcode.LINK: self._link,
-                Opcode.UNLINK: self._unlink,
-                Opcode.RMDIR: self._rmdir,
-                Opcode.RENAME: self._rename,
-                Opcode.RENAME2: self._rename,
-                Opcode.SETXATTR: self._setxattr,
-                Opcode.REMOVEXATTR: self._removexattr,
-            }
+            self._handlers |= self.changing_handlers()
 
     @property
     def buffer_size(self) -> int:
@@ -308,10 +294,6 @@ class Operations:
         handle, flags = request.fields[:2]
         return then(self._open_file(handle).fsync(data_only=bool(flags & 1)), done) if handle else b""
 
-    def _lseek(self, request: Request) -> Answer[Body]:
-        handle, offset, whence = request.fields[:3]
-        return then(self._open_file(handle).lseek(offset, whence), protocol.encode_position)
-
     def _write(self, request: Request) -> Answer[Body]:
         handle, offset, size = request.fields[:3]
         data = request.rest[:size]
@@ -320,89 +302,6 @@ class Operations:
         if self._writable is None:
             raise error(errno.EROFS)
         return then(self._writable.write(self._inode(request.node), offset, data), protocol.encode_size)
-
-    # -- what changes a file system
-
-    @property
-    def _changes(self) -> WritableFileSystem:
-        if self._writable is None:
-            raise error(errno.EROFS)
-        return self._writable
-
-    def _setattr(self, request: Request) -> Answer[Body]:
-        (
-            valid, _padding, _handle, size, _owner, atime, mtime, _ctime,
-            atime_ns, mtime_ns, _ctime_ns, mode, _unused, uid, gid, _unused2,
-        ) = request.fields  # fmt: skip
-        asked = SetAttr(valid & 0x1FF)
-        now = time.time_ns()
-        values = {
-            SetAttr.MODE: ("mode", mode),
-            SetAttr.UID: ("uid", uid),
-            SetAttr.GID: ("gid", gid),
-            SetAttr.SIZE: ("size", size),
-            SetAttr.ATIME: ("atime_ns", atime * 1_000_000_000 + atime_ns),
-            SetAttr.MTIME: ("mtime_ns", mtime * 1_000_000_000 + mtime_ns),
-            SetAttr.ATIME_NOW: ("atime_ns", now),
-            SetAttr.MTIME_NOW: ("mtime_ns", now),
-        }
-        changes = dict(value for flag, value in values.items() if flag in asked)
-        return then(self._changes.setattr(self._inode(request.node), changes), self._attributes)
-
-    def _create(self, request: Request) -> Answer[Body]:
-        """Make a regular file and open it."""
-        flags, mode = request.fields[:2]
-        name, directory = self._name(request.names()[0]), self._inode(request.node)
-        made = self._changes.create(directory, name, mode, request.uid, request.gid)
-        if not isinstance(made, Attributes):
-            return self._create_later(made, flags)
-        opened = self._fs.open(made.ino, flags & ~(os.O_CREAT | os.O_EXCL))
-        return then(opened, lambda file: self._entry(made) + self._opened(file))
-
-    async def _create_later(self, making: Awaitable[Attributes], flags: int) -> bytes:
-        made = await making
-        opening = self._fs.open(made.ino, flags & ~(os.O_CREAT | os.O_EXCL))
-        opened = await opening if isinstance(opening, Awaitable) else opening
-        return self._entry(made) + self._opened(opened)
-
-    def _mknod(self, request: Request) -> Answer[Body]:
-        mode, device = request.fields[:2]
-        name, rdev = self._name(request.names()[0]), protocol.decode_device(device)
-        directory = self._inode(request.node)
-        return then(self._changes.create(directory, name, mode, request.uid, request.gid, rdev), self._entry)
-
-    def _mkdir(self, request: Request) -> Answer[Body]:
-        name, directory = self._name(request.names()[0]), self._inode(request.node)
-        return then(self._changes.mkdir(directory, name, request.fields[0], request.uid, request.gid), self._entry)
-
-    def _symlink(self, request: Request) -> Answer[Body]:
-        name, target = request.names()
-        directory = self._inode(request.node)
-        made = self._changes.symlink(directory, self._name(name), target, request.uid, request.gid)
-        return then(made, self._entry)
-
-    def _link(self, request: Request) -> Answer[Body]:
-        inode, name = self._inode(request.fields[0]), self._name(request.names()[0])
-        return then(self._changes.link(inode, self._inode(request.node), name), self._entry)
-
-    def _unlink(self, request: Request) -> Answer[Body]:
-        return then(self._changes.unlink(self._inode(request.node), request.names()[0]), done)
-
-    def _rmdir(self, request: Request) -> Answer[Body]:
-        return then(self._changes.rmdir(self._inode(request.node), request.names()[0]), done)
-
-    def _rename(self, request: Request) -> Answer[Body]:
-        name, new_name = request.names()
-        flags = request.fields[1] if request.opcode == Opcode.RENAME2 else 0
-        directory, new_directory = self._inode(request.node), self._inode(request.fields[0])
-        return then(self._changes.rename(directory, name, new_directory, self._name(new_name), flags), done)
-
-    def _setxattr(self, request: Request) -> Answer[Body]:
-        name, _, value = request.rest.partition(b"\0")
-        return then(self._changes.setxattr(self._inode(request.node), name, value[: request.fields[0]]), done)
-
-    def _removexattr(self, request: Request) -> Answer[Body]:
-        return then(self._changes.removexattr(self._inode(request.node), request.rest.rstrip(b"\0")), done)
 
 
 async def _await_all(promises: list[Awaitable[None]]) -> None:

@@ -221,6 +221,8 @@ _BODY = {
     Opcode.POLL: Struct("=QQII"),
     Opcode.BATCH_FORGET: Struct("=II"),
     Opcode.LSEEK: Struct("=QQII"),
+    Opcode.FALLOCATE: Struct("=QQQII"),
+    Opcode.TMPFILE: Struct("=IIII"),
     Opcode.INIT: Struct("=IIII"),
 }
 _FORGET_ONE = Struct("=QQ")
