@@ -20,6 +20,7 @@ __all__ = [
     "MOUNT",
     "ChangesInOrder",
     "absolute",
+    "complete_ended",
     "cow_backend_option",
     "module_option",
     "parse_cow",
@@ -136,6 +137,19 @@ def _complete_sessions(_ctx: click.Context, _param: click.Parameter, incomplete:
             found.append(CompletionItem(session.name, help=" ".join(session.status["command"])))
         session.close()
     return found
+
+
+def complete_ended(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of sessions that have ended and left changes."""
+    from viewfs.session.client import sessions
+    from viewfs.session.layer_access import left_behind
+
+    running = []
+    for session in sessions():
+        running.append(session.name)
+        session.close()
+    ended = left_behind(running)
+    return [CompletionItem(name, help=", ".join(paths)) for name, paths in ended if name.startswith(incomplete)]
 
 
 def complete_modules(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from viewfs.cli.arguments import absolute, cow_backend_option, session_option
+from viewfs.cli.arguments import absolute, complete_ended, cow_backend_option, session_option
 from viewfs.cli.changes import count_line, in_listing, shown_change, to_json, unified
 from viewfs.cli.cow_images import write_tree
 from viewfs.cli.main import printable, tell, warn
@@ -23,8 +23,9 @@ from viewfs.cow.trees import Tree
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.client import find_session
 from viewfs.session.layer_access import OpenLayer, OpenLayers, Request, opened_layers
+from viewfs.session.layer_access import forget as left_layers_of
 
-__all__ = ["checkpoint", "commit", "cow", "diff", "discard", "rollback"]
+__all__ = ["checkpoint", "commit", "cow", "diff", "discard", "forget", "rollback"]
 
 #: So many paths that could not be committed are named.
 _FAILURES = 10
@@ -39,10 +40,11 @@ def _layers(
     states: tuple[str, ...] = (),
     *,
     tidies: bool = False,
+    discards: bool = False,
     writes: bool = False,
 ) -> Iterator[OpenLayers]:
     places = [os.path.realpath(path) if session is None else absolute(path) for path in paths]
-    request = Request(session, places, states, tidies, writes)
+    request = Request(session, places, states, tidies, discards, writes)
     with opened_layers(request) as opened:
         for message in filter(None, opened.messages):
             warn(message)
@@ -270,8 +272,10 @@ def _check_writable(layer: OpenLayer) -> None:
 
 
 def _refuse(at_odds: list[tuple[str, str]]) -> None:
-    for path, why in at_odds[1:]:
+    for path, why in at_odds[1:_FAILURES]:
         warn(f"{path}: {why}")
+    if len(at_odds) > _FAILURES:
+        warn(f"and {len(at_odds) - _FAILURES} more")
     raise ViewfsError(
         f"nothing is committed: {at_odds[0][0]}: {at_odds[0][1]}",
         remedy="--force overwrites what is there, --keep-theirs keeps it beside",
@@ -299,7 +303,7 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
     done: list[dict[str, Any]] = []
     total: list[Change] = []
     refused: list[str] = []
-    with _layers(session, paths, tidies=True, writes=True) as opened, _all_locked(opened.layers):
+    with _layers(session, paths, tidies=True, discards=True, writes=True) as opened, _all_locked(opened.layers):
         for layer in opened.layers:
             undone = list(layer.changes())
             if not layer.live and layer.selection.paths == (b"",):
@@ -321,6 +325,20 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
     else:
         click.echo(f"discarded: {count_line(total)}")
     _check_refused(refused)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=complete_ended)
+def forget(names: tuple[str, ...]) -> None:
+    """Throw away all that sessions NAME, which have ended, have left: changes, and states that were kept.
+
+    \b
+    Example:
+      viewfs forget work
+    """
+    for name in names:
+        paths = left_layers_of(name)
+        click.echo(f"forgot {name}: what was changed in {', '.join(map(printable, paths)) or 'nothing'}")
 
 
 def _check_refused(paths: list[str]) -> None:

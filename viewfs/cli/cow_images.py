@@ -6,16 +6,18 @@ import os
 import secrets
 import sys
 import time
+from dataclasses import replace
 
 import click
 
 from viewfs.cli.arguments import absolute
 from viewfs.cli.main import warn
 from viewfs.cli.output import print_json
-from viewfs.cow.copying import remove_tree
+from viewfs.cow.copying import remove_tree, set_attributes
 from viewfs.cow.images import FORMATS, Format, format_of, mismatches, place_durably, run_tool, write_image
+from viewfs.cow.layers import identity_of
 from viewfs.cow.owners import Owner, owners_for, stored_owners
-from viewfs.cow.trees import Tree
+from viewfs.cow.trees import Tree, read_entry
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.layer_access import OpenLayer, Request, opened_layers
 
@@ -41,14 +43,17 @@ def write_tree(
         if target is not None and os.path.lexists(path):
             raise UsageError(f"{path} exists", remedy="name a file that doesn't; --in-place replaces an image")
         made = f"{path.rstrip('/')}.viewfs-{secrets.token_hex(4)}"
+        begun_ns = time.time_ns()
         try:
+            if target is None:
+                _check_identity(layer, path)
             owners = _owners(layer, form)
             write_image(layer.view, form, made, size, owners)
             _verify(layer.view, form, made, owners)
-            place_durably(made, path.rstrip("/"), replace=target is None)
-            if target is None:  # the next view that mounts it will find it all there
-                with layer.layer.locked():
-                    layer.layer.write(layer.layer.record.rebased([b""], time.time_ns()))
+            if target is None:
+                _replace_image(layer, made, path, begun_ns)
+            else:
+                place_durably(made, path.rstrip("/"), replace=False)
         finally:
             remove_tree(_AT_FDCWD, os.fsencode(made))
     if as_json:
@@ -69,7 +74,39 @@ def _target(layer: OpenLayer, target: str | None, kind: str | None) -> tuple[For
     if name is None or not lower.source:
         what = "a directory" if lower.is_host else f"a mount of type {lower.type}"
         raise UsageError(f"{layer.path} is {what}, not an image that can be made anew", remedy="--to FILE makes one")
-    return FORMATS[name], lower.source, os.path.getsize(lower.source)
+    path = os.path.realpath(lower.source)  # a symbolic link stays one
+    return FORMATS[name], path, os.path.getsize(path)
+
+
+def _check_identity(layer: OpenLayer, path: str) -> None:
+    """Raises `ViewfsError` unless the file at `path` is the one that is mounted, as it was then."""
+    if identity_of(os.stat(path)) != layer.layer.record.lower.identity:
+        raise ViewfsError(
+            f"{path} is not the file any more that {layer.path} was mounted from",
+            remedy="somebody has changed or replaced it: --to FILE makes another one",
+        )
+
+
+def _replace_image(layer: OpenLayer, made: str, path: str, begun_ns: int) -> None:
+    """Give what was made the place of the image, and whose it is and who may do what with it. Raises OSError."""
+    directory, name = map(os.fsencode, os.path.split(path))
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        old = read_entry(fd, name)
+        assert old is not None
+        now = os.stat(made)
+        set_attributes(
+            fd, os.path.basename(os.fsencode(made)), old._replace(atime_ns=now.st_atime_ns, mtime_ns=now.st_mtime_ns)
+        )
+    finally:
+        os.close(fd)
+    _check_identity(layer, path)  # making it may have taken minutes
+    place_durably(made, path, replace=True)
+    # The next view that mounts it finds all there that the layer has by now.
+    with layer.layer.locked():
+        record = layer.layer.record
+        lower = replace(record.lower, identity=identity_of(os.stat(path)))
+        layer.layer.write(replace(record.rebased([b""], time.time_ns()), lower=lower, placed_ns=begun_ns))
 
 
 def _owners(layer: OpenLayer, form: Format) -> dict[bytes, Owner]:

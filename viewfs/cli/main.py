@@ -30,6 +30,7 @@ _COMMANDS = {
         "discard": ("viewfs.cli.cow:discard", "Throw the changes away."),
         "checkpoint": ("viewfs.cli.cow:checkpoint", "Keep the state as it is now."),
         "rollback": ("viewfs.cli.cow:rollback", "Go back to a state that was kept."),
+        "forget": ("viewfs.cli.cow:forget", "Throw away what ended sessions have left."),
     },
     "Look at the view": {
         "lsmod": ("viewfs.cli.look:lsmod", "What is loaded, or can be."),
@@ -85,16 +86,26 @@ def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     ctx.obj = {"quiet": quiet, "verbose": verbose}
 
 
+#: No message is longer than this: paths can have 4,096 bytes and more, and a screen some 2,000 characters.
+_LONGEST = 1200
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= _LONGEST:
+        return message
+    return f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
+
+
 def _print_error(message: str) -> None:
     prefix = click.style("viewfs:", fg="red", bold=True)
-    click.echo(f"{prefix} {printable(message)}", err=True)
+    click.echo(f"{prefix} {_shortened(printable(message))}", err=True)
 
 
 def warn(message: str) -> None:
     """Something the user should know, which is no error."""
     context = click.get_current_context(silent=True)
     if context is None or not (context.find_root().obj or {}).get("quiet"):
-        click.echo(f"{click.style('viewfs:', fg='yellow')} {printable(message)}", err=True)
+        click.echo(f"{click.style('viewfs:', fg='yellow')} {_shortened(printable(message))}", err=True)
 
 
 def tell(message: str) -> None:

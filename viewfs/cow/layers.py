@@ -22,10 +22,20 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from viewfs.cow.copying import remove_tree, set_attributes
+from viewfs.cow.session_lock import LOCK_FILE
 from viewfs.cow.trees import Entry, Tree, split
 from viewfs.errors import UsageError, ViewfsError, explain_os_error
 
-__all__ = ["Checkpoint", "Layer", "LayerRecord", "LayerSet", "Lower", "has_changes", "is_state_directory"]
+__all__ = [
+    "Checkpoint",
+    "Layer",
+    "LayerRecord",
+    "LayerSet",
+    "Lower",
+    "has_changes",
+    "identity_of",
+    "is_state_directory",
+]
 
 _RECORD = "layer.json"
 _LOCK = ".lock"
@@ -44,10 +54,22 @@ class Lower:
     type: str
     #: What the mount was made from.
     source: str = ""
+    #: Which file that was: device, inode number, size, modification time in nanoseconds.
+    identity: tuple[int, ...] | None = field(default=None, compare=False)
 
     @property
     def is_host(self) -> bool:
         return self.type == "host"
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Lower:
+        identity = value["identity"]
+        return cls(value["type"], value["source"], None if identity is None else tuple(map(int, identity)))
+
+
+def identity_of(status: os.stat_result) -> tuple[int, ...]:
+    """What is another one as soon as the file is, or what is in it."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -81,6 +103,8 @@ class LayerRecord:
     unsettled: bool = False
     #: It goes with its session, and need not survive the machine.
     volatile: bool = False
+    #: When the tree was written over the image that it is over: what the layer had by then is in that.
+    placed_ns: int = 0
 
     def base_ns(self, path: bytes) -> int:
         """The time from which on a change of `path` in the lower tree is a conflict."""
@@ -97,7 +121,7 @@ class LayerRecord:
     def from_json(cls, value: dict[str, Any]) -> LayerRecord:
         return cls(
             path=value["path"],
-            lower=Lower(**value["lower"]),
+            lower=Lower.from_json(value["lower"]),
             opened_ns=value["opened_ns"],
             checkpoints=tuple(Checkpoint(**one) for one in value["checkpoints"]),
             bases=value["bases"],
@@ -105,6 +129,7 @@ class LayerRecord:
             backend=value["backend"],
             unsettled=value["unsettled"],
             volatile=value["volatile"],
+            placed_ns=value["placed_ns"],
         )
 
 
@@ -309,6 +334,9 @@ class LayerSet:
                         remedy="`viewfs discard` them, or use another --name",
                     )
                 layer.make_directories(root)
+                if layer.record.lower.identity != lower.identity:
+                    with layer.locked():
+                        layer.write(replace(layer.record, lower=lower))
                 return layer
             layer = Layer(fd, LayerRecord(path, lower, now_ns, volatile=not durably))
             layer.is_new = True
@@ -330,9 +358,13 @@ class LayerSet:
                     layer.close()
                 if not used:
                     remove_tree(self.fd, os.fsencode(name))
-        with contextlib.suppress(OSError):
-            os.rmdir(self.path)
-            os.rmdir(os.path.dirname(self.path))
+        left = set(os.listdir(self.fd))
+        if left <= {LOCK_FILE}:
+            with contextlib.suppress(OSError):
+                for name in left:
+                    os.unlink(name, dir_fd=self.fd)
+                os.rmdir(self.path)
+                os.rmdir(os.path.dirname(self.path))
 
     def remove(self) -> None:
         """Throw all of them away. Raises OSError."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from viewfs.cow.acls import ACL_PREFIX, fetch, has_strangers
 from viewfs.linux.files import Resolve, openat2
 
-__all__ = ["GONE", "Entry", "Tree", "acl_of", "data_extents", "join", "split"]
+__all__ = ["GONE", "Entry", "Tree", "acl_of", "data_extents", "join", "read_entry", "split"]
 
 _INSIDE = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_XDEV
 #: PATH_MAX of linux/limits.h, its zero included.

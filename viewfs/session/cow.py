@@ -16,6 +16,7 @@ from typing import Any
 from viewfs.cow.commit import recover
 from viewfs.cow.copying import remove_tree
 from viewfs.cow.layers import Layer, LayerSet, Lower
+from viewfs.cow.session_lock import lock_session
 from viewfs.cow.settling import settle
 from viewfs.cow.trees import Tree
 from viewfs.errors import UsageError
@@ -66,11 +67,12 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     workshop = open_namespace("mnt")
     layers = LayerSet.of_session(request["name"], request["directory"], create=True)
     assert layers is not None
+    lock = [] if request["locked"] else [lock_session(layers.fd, request["name"], where=request["where"])]
     division = _division(layers, request)
     setns(snapshot, CloneFlags.NEWNS)
     trees = [open_parts(root, _mount_table(), request["cover"], request["shown"], division) for root in roots]
     setns(workshop, CloneFlags.NEWNS)
-    names, kept = ["snapshot", "workshop"], [snapshot, workshop]
+    names, kept = ["snapshot", "workshop", *(["lock"] if lock else [])], [snapshot, workshop, *lock]
     maker = _Maker(layers, request, {"/": host_root[0]} if host_root else {})
     for number, parts in enumerate(trees):
         covers = [(part.path, maker.cover(part) if part.treatment is Treatment.COVER else part.tree) for part in parts]
@@ -176,7 +178,9 @@ class _Maker:
         """The layer of a mount point, with what an earlier session left of it put in order."""
         mounts = self._request["mounts"]
         serving = [
-            Lower(kind, source) for path, kind, source in mounts if point == path or point.startswith(path + "/")
+            Lower(kind, source, None if identity is None else tuple(identity))
+            for path, kind, source, identity in mounts
+            if point == path or point.startswith(path + "/")
         ]
         lower = serving[-1] if serving else Lower("host")
         root = Tree(lower_fd).entry(b"")

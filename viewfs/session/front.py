@@ -146,7 +146,9 @@ class _Front:
 
     def _view_plan(self) -> AgentPlan:
         paths = [str(change.arguments["path"]) for change in self._covers]
-        covers = tuple(self._layers.request(path, [], os.getcwd()) for path in paths)
+        covers = tuple(
+            self._layers.request(path, [], os.getcwd(), locked=number > 0) for number, path in enumerate(paths)
+        )
         return replace(self._plan.view, covers=covers)
 
     def run(self) -> int:

@@ -19,6 +19,7 @@ from viewfs.cow.changes import Change, differences
 from viewfs.cow.commit import recover
 from viewfs.cow.layers import Layer, LayerSet, has_changes
 from viewfs.cow.planning import Selection
+from viewfs.cow.session_lock import is_in_use, lock_session
 from viewfs.cow.settling import settle
 from viewfs.cow.trees import Tree
 from viewfs.errors import MachineError, NotFoundError, UsageError, ViewfsError, explain_os_error
@@ -29,8 +30,9 @@ from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.client import Session, find_session
 from viewfs.session.cow_server import make_cover
 from viewfs.session.layer_settings import state_directory
+from viewfs.session.runtime import check_name
 
-__all__ = ["OpenLayer", "OpenLayers", "Request", "State", "left_behind", "opened_layers", "select"]
+__all__ = ["OpenLayer", "OpenLayers", "Request", "State", "forget", "left_behind", "opened_layers", "select"]
 
 
 #: How the directories of sessions begin whose name was not given (`layer_settings`).
@@ -48,6 +50,8 @@ class Request:
     states: Sequence[str] = ()
     #: Afterwards what an ended session has left is taken away, where nothing is in it any more.
     tidies: bool = False
+    #: What can't be looked at any more, because its tree or image is gone, is thrown away whole.
+    discards: bool = False
     #: Files will be copied from one tree to the other, with their access control lists.
     writes: bool = False
     #: Files are to be seen as belonging to whom they belong in the view.
@@ -151,8 +155,8 @@ def select(mount_points: Sequence[str], paths: Sequence[str]) -> dict[str, list[
         return {point: [b""] for point in mount_points}
     found: dict[str, list[bytes]] = {}
     for path in paths:
-        inside = [point for point in mount_points if _covers(path, point)]
         holding = max((point for point in mount_points if _covers(point, path)), key=len, default=None)
+        inside = [point for point in mount_points if _covers(path, point) and point != holding]
         if holding is None and not inside:
             raise NotFoundError(f"{path} is not copy-on-write", remedy="`viewfs cow PATH` makes it so")
         if holding is not None:
@@ -183,7 +187,9 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
         closing = stack.enter_context(contextlib.ExitStack())
         messages = opened.messages
         found = (
-            _left_by(request, messages) if opened.session is None else _of_session(opened.session, request, messages)
+            _left_by(request, messages, stack)
+            if opened.session is None
+            else _of_session(opened.session, request, messages)
         )
         for layer in found:
             closing.callback(layer.close)
@@ -257,14 +263,17 @@ def _tidy(session: str | None) -> None:
 
 
 def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """Sessions that have ended and left changes, but for those that are `running`: name, what was copy-on-write."""
+    """Sessions that have ended and left changes, but for those that are `running`: name, what was copy-on-write.
+
+    What another session has, whose control socket is elsewhere, is none of them.
+    """
     directory = state_directory()
     with contextlib.suppress(FileNotFoundError):
         for name in sorted(set(os.listdir(directory)) - set(running)):
             if name.startswith(_UNNAMED) or (layers := LayerSet.of_session(name, directory)) is None:
                 continue
             paths = []
-            for layer in layers.layers():
+            for layer in layers.layers() if not is_in_use(layers.fd) else ():
                 if has_changes(layer.fd) or layer.record.checkpoints:
                     paths.append(layer.record.path)
                 layer.close()
@@ -273,24 +282,60 @@ def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
                 yield name, paths
 
 
-def _left_by(request: Request, messages: list[str]) -> Iterator[OpenLayer]:
+def forget(name: str) -> list[str]:
+    """Throw away all that an ended session has left; what was copy-on-write in it.
+
+    Raises `NotFoundError` if it has left nothing, and `ViewfsError` if it has not ended.
+    """
+    layers = LayerSet.of_session(check_name(name), state_directory())
+    if layers is None:
+        raise NotFoundError(
+            f"no session called {name} has left any changes", remedy="`viewfs ps` lists those that have"
+        )
+    lock = lock_session(layers.fd, name, where="`viewfs forget`")
+    try:
+        paths = [layer.record.path for layer in layers.layers()]
+        with contextlib.suppress(MachineError):
+            unshare_user_namespace(IdentityMap.of_caller(), CloneFlags(0))  # for directories without permission bits
+        layers.remove()
+    except OSError as error:
+        raise explain_os_error(f"cannot forget {name}:", error) from error
+    finally:
+        os.close(lock)
+        layers.close()
+    return paths
+
+
+def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack) -> Iterator[OpenLayer]:
     assert request.session is not None
     if request.states:
         raise UsageError("states can be looked at in a view only", remedy=f"open one with --name {request.session}")
-    # A mount of one's own is needed to show the two as one.
-    unshare_user_namespace(IdentityMap.of_caller(), CloneFlags.NEWNS)
-    mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
     layers = LayerSet.of_session(request.session, state_directory())
     assert layers is not None
     try:
+        stack.callback(os.close, lock_session(layers.fd, request.session, where="looking at its changes"))
+        # A mount of one's own is needed to show the two as one.
+        unshare_user_namespace(IdentityMap.of_caller(), CloneFlags.NEWNS)
+        mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
         present = {layer.record.path: layer for layer in layers.layers()}
     finally:
         layers.close()
     chosen = select(list(present), request.paths)
     for path, layer in sorted(present.items()):
-        if path in chosen:
+        if path not in chosen:
+            layer.close()
+            continue
+        try:
             yield _left_layer(layer, Selection(chosen[path]), request.session, messages)
-        else:
+        except ViewfsError as error:
+            if request.discards and chosen[path] == [b""]:
+                with layer.locked():
+                    layer.empty()
+                messages.append(f"all that was changed in {path} is discarded ({error.message})")
+            elif request.paths or len(chosen) == 1:
+                raise
+            else:
+                messages.append(f"left out: {error}")
             layer.close()
 
 
@@ -320,7 +365,8 @@ def _left_layer(layer: Layer, selection: Selection, session: str, messages: list
         what = record.lower.source or record.lower.type
         raise ViewfsError(
             f"the changes of {record.path} were made over {what}, which only a view has",
-            remedy=f"open a view with --name {session} that mounts it, and --cow {record.path}",
+            remedy=f"open a view with --name {session} that mounts it, and --cow {record.path};"
+            f" `viewfs discard --session {session} {record.path}` throws them away",
         )
     try:
         lower, is_alone = _open_lower(record.path)
@@ -332,7 +378,9 @@ def _left_layer(layer: Layer, selection: Selection, session: str, messages: list
         finally:
             os.close(work)
     except OSError as error:
-        raise explain_os_error("cannot look at the layer of", error) from error
+        problem = explain_os_error("cannot look at the layer of", error)
+        problem.remedy = f"`viewfs discard --session {session} {record.path}` throws its changes away"
+        raise problem from error
     has_acls = server is None
     changed = Tree(upper, has_acls=has_acls)
     shown = Tree(view, links=changed, has_acls=has_acls)

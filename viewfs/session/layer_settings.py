@@ -14,7 +14,7 @@ from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import pid_of
 
 if TYPE_CHECKING:
-    from viewfs.cow.layers import LayerSet
+    from viewfs.cow.layers import Layer, LayerSet
 
 __all__ = ["BACKENDS", "BACKEND_VARIABLE", "LayerSettings", "chosen_backend", "state_directory", "take_servers"]
 
@@ -74,13 +74,20 @@ class LayerSettings:
         }
 
     def request(
-        self, path: str, mounts: list[list[str]], working_directory: str, backend: str | None = None
+        self,
+        path: str,
+        mounts: list[list[Any]],
+        working_directory: str,
+        backend: str | None = None,
+        *,
+        locked: bool = False,
     ) -> dict[str, Any]:
-        """The request to make `path` copy-on-write in a view that has `mounts`: path, type, source.
+        """The request to make `path` copy-on-write in a view that has `mounts`: path, type, source, identity of that.
 
-        Work is most likely done in the `working_directory`, and at home.
+        Work is most likely done in the `working_directory`, and at home. `locked`: the session has its layers' lock.
         """
-        here = {"path": path, "name": self.name, "directory": self.directory, "mounts": mounts}
+        here: dict[str, Any] = {"path": path, "name": self.name, "directory": self.directory, "mounts": mounts}
+        here |= {"locked": locked, "where": f"whose control socket is in {self.shown[0]}"}
         own = [os.path.expanduser("~"), working_directory]
         return here | {"shown": list(self.shown), "own": own, "backend": backend or self.backend} | self.how
 
@@ -107,6 +114,10 @@ def _settle_unsettled(layers: LayerSet) -> None:
 
     for layer in layers.layers():
         try:
+            if layer.record.placed_ns and not layer.record.checkpoints and not _was_changed_since(layer):
+                with layer.locked():
+                    layer.empty()
+                continue
             if layer.record.unsettled and layer.record.lower.is_host and not layer.has_journal:
                 lower = os.open(layer.record.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
@@ -118,6 +129,12 @@ def _settle_unsettled(layers: LayerSet) -> None:
             continue  # who takes it up the next time has more power, and does it
         finally:
             layer.close()
+
+
+def _was_changed_since(layer: Layer) -> bool:
+    """Has anything been changed since the tree was written over the image that it is over?"""
+    with layer.open_upper() as upper:
+        return any(entry.ctime_ns >= layer.record.placed_ns for _path, entry in upper.walk(b""))
 
 
 def _unnamed_prefix() -> str:
@@ -134,18 +151,41 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
 
 
+#: File systems that one machine alone has (as /proc/self/mountinfo calls them).
+_LOCAL = frozenset("bcachefs btrfs ext2 ext3 ext4 f2fs jfs overlay ramfs reiserfs tmpfs xfs zfs".split())
+
+
+def _is_local(directory: str) -> bool:
+    """Can no other machine have anything in `directory`?"""
+    from viewfs.linux.mountinfo import parse_mountinfo
+
+    number = os.stat(directory).st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    table = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+    return any(entry.device == device and entry.fs_type in _LOCAL for entry in table)
+
+
 def _remove_older(directory: str) -> None:
-    """Take away what sessions without a name have left when this machine went down under them."""
+    """Take away what sessions without a name have left when this machine went down under them.
+
+    Where other machines may be using the directory nothing is: a home directory can be on several, and these can have
+    one identity, as copies of one image do.
+    """
     from viewfs.cow.layers import LayerSet
+    from viewfs.cow.session_lock import is_in_use
 
     prefix = _unnamed_prefix() + "."
     with contextlib.suppress(FileNotFoundError):
+        if not _is_local(directory):
+            return
         for name in os.listdir(directory):
             if name.startswith(prefix) and not name.startswith(f"{prefix}{_boot()}."):
                 layers = LayerSet.of_session(name, directory)
                 if layers is not None:
+                    used = is_in_use(layers.fd)
                     layers.close()
-                    layers.remove()
+                    if not used:
+                        layers.remove()
 
 
 def take_servers(descriptors: dict[str, int]) -> set[int]:

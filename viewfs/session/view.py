@@ -52,6 +52,8 @@ class ServedMount:
     #: the request that it was mounted with.
     source_fd: int | None = None
     request: dict[str, Any] = field(default_factory=dict)
+    #: Which file the source was (`layers.identity_of`).
+    source_identity: list[int] | None = None
     #: When it was taken over, lately.
     resumed_at: list[float] = field(default_factory=list)
 
@@ -219,6 +221,7 @@ class View:
             time_ns=time.time_ns(),
             operation=request["operation"],
         )
+        served.source_identity = report.get("source_identity")
         served.request = request | {"type": report["type"], "path": report["path"]}
         self.served[mount.made_in] = served
         for plan in plans:

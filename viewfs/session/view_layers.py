@@ -71,6 +71,8 @@ class ViewLayers:
         self._agent = agent
         self.trees: dict[Epoch, CoveredTree] = {}
         self.names: dict[Epoch, str] = {}
+        #: Says that no other session may have these layers, as long as it is open.
+        self._lock: int | None = None
 
     def layers(self) -> list[HeldLayer]:
         """Those of all live mounts, by path."""
@@ -82,8 +84,13 @@ class ViewLayers:
         Also what there was to say about it. Raises `ViewfsError`, nothing having changed.
         """
         doing = f"cannot make {request['path']} copy-on-write"
-        mounts = [[path, mount.type, mount.source] for mount in view.epochs.live() for path in mount.paths]
-        asked = self._settings.request(request["path"], mounts, request["cwd"], request.get("backend"))
+        mounts = [
+            [path, mount.type, mount.source, view.served[mount.made_in].source_identity]
+            for mount in view.epochs.live()
+            for path in mount.paths
+        ]
+        backend, locked = request.get("backend"), self._lock is not None
+        asked = self._settings.request(request["path"], mounts, request["cwd"], backend, locked=locked)
         async with self._agent.worker("cover", asked, [first_epoch]) as worker:
             report, received = await worker.answer(doing)
             fds = dict(zip(report["descriptors"], received, strict=True))
@@ -100,6 +107,8 @@ class ViewLayers:
     def adopt(self, view: View, report: dict[str, Any], fds: dict[str, int]) -> Mount:
         """Record what has been covered."""
         self.servers |= take_servers(fds)
+        if "lock" in fds:
+            self._lock = fds.pop("lock")
         mount = view.record_cover(report, fds.pop("snapshot"))
         layers = [
             HeldLayer(row["path"], row["lower"], row["backend"], fds[f"lower{n}"], fds[f"layer{n}"], fds[f"view{n}"])
@@ -167,6 +176,7 @@ class ViewLayers:
             tree.close()
 
     def close(self) -> None:
+        """But for the lock, which goes with this process: the session has still to end its layers."""
         for epoch in list(self.trees):
             self.release(epoch)
 

@@ -26,6 +26,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
+from viewfs.cow.layers import identity_of
 from viewfs.errors import DamagedSourceError, UsageError, ViewfsError
 from viewfs.linux.ids import mapped_ids
 from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
@@ -81,6 +82,7 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         # A type that needs no source takes any word for it.
         "source": request["source"] if source is not None or _takes_path(module) else "",
         "device": None if source is None else os.fstat(source.fd).st_dev,
+        "source_identity": None if source is None else identity_of(os.fstat(source.fd)),
     }
     if isinstance(module, KernelModule):
         if not found.built_in:

@@ -1,0 +1,63 @@
+"""One session at a time has the layers of a name, whatever runtime directories the others look in.
+
+(cron, su and ssh give a user several, and a home directory may be on several machines.) The lock is flock(2) on a file
+in the directory of the layers. It is held through a descriptor that the session keeps, so that it ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+
+from viewfs.errors import ViewfsError
+
+__all__ = ["LOCK_FILE", "is_in_use", "lock_session"]
+
+LOCK_FILE = ".session"
+_TEXT_MAX = 500
+
+
+def lock_session(directory: int, name: str, *, where: str) -> int:
+    """Lock the layers of session `name`, which are in the open `directory`: a descriptor that holds the lock.
+
+    `where` says where this session can be found. Raises `ViewfsError` that names who has it, and OSError.
+    """
+    while True:
+        fd = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(fd, _TEXT_MAX, 0).decode(errors="replace").strip() or "another session"
+                raise ViewfsError(
+                    f"the changes of {name} are in use by {holder}", remedy="end that session, or use another --name"
+                ) from None
+            if _is_there(directory, fd):
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"process {os.getpid()} on {os.uname().nodename}, {where}\n".encode(), 0)
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # a session that has just ended took the file away
+
+
+def _is_there(directory: int, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(LOCK_FILE, dir_fd=directory, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def is_in_use(directory: int) -> bool:
+    """Has a session the layers in the open `directory`?"""
+    with contextlib.suppress(OSError):
+        fd = os.open(LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+    return False
