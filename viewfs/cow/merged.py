@@ -323,7 +323,13 @@ class MergedTree:
                 upper = self.in_upper.status(here)
                 # Of a file that is in the upper directory nothing else matters.
                 hidden = upper is not None and not stat.S_ISDIR(upper.st_mode)
-                lower = None if hidden else self.lower_status(node, here)
+                try:
+                    lower = None if hidden else self.lower_status(node, here)
+                except OSError:
+                    # A mount whose server is gone, or that is somebody else's: who looks at it is told.
+                    unknown = Attributes(self.child(node, name).number, stat.S_IFDIR)
+                    yield DirectoryEntry(name, cookie, unknown, is_known=False)
+                    continue
                 found = self._seen(node, name, here, upper, lower)
                 if found is not None:
                     yield DirectoryEntry(name, cookie, found)

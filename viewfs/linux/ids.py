@@ -26,7 +26,7 @@ def id_ranges(kind: str) -> list[IdRange]:
 
 def has_number(kind: str, number: int) -> bool:
     """Is there anybody of that number? (What stat(2) shows of all others is the overflow id.)"""
-    return any(one.inside <= number < one.inside + one.length for one in id_ranges(kind))
+    return number in mapped_ids(kind)
 
 
 class MappedIds:

@@ -18,9 +18,10 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from viewfs.errors import UsageError
-from viewfs.linux.ids import has_number
+from viewfs.linux.ids import has_number, mapped_ids
 from viewfs.linux.mount import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -37,6 +38,7 @@ from viewfs.mounts.attach import attach_aside
 
 __all__ = [
     "Division",
+    "Opened",
     "Part",
     "Treatment",
     "assemble",
@@ -54,6 +56,8 @@ _KERNELS_OWN = frozenset(
 )
 #: A directory with more directories in it is not divided.
 _MANY = 100
+#: So many files are looked at to tell whether all of a tree can be changed in an overlay: some milliseconds.
+_LOOKED_AT = 2000
 #: What belongs to the machine as it runs.
 _MACHINES_OWN = frozenset({"/dev", "/proc", "/run", "/sys"})
 
@@ -113,10 +117,19 @@ def mount_id_at(path: str) -> int | None:
         os.close(fd)
 
 
+class Opened(NamedTuple):
+    """What there is of a tree."""
+
+    #: Itself first; a directory comes before what lies in it.
+    parts: list[Part]
+    #: Mounts that can't be looked at, with the reason: they stay as they are.
+    left_alone: list[tuple[str, str]]
+
+
 def open_parts(
     root: str, table: Sequence[MountEntry], cover: str, shown: Sequence[str] = (), division: Division | None = None
-) -> list[Part]:
-    """What is seen at and below `root`, in parts, itself first; a directory comes before what lies in it.
+) -> Opened:
+    """What is seen at and below `root`, in parts.
 
     `cover` is the source of mounts that are covers. (Another view's are file systems like others.) The directories
     `shown` stay as they are.
@@ -129,8 +142,9 @@ def open_parts(
     if holding.source == cover:
         raise UsageError(f"{root} is copy-on-write already", remedy=f"that of {holding.mount_point} covers it")
     parts: list[Part] = []
+    left_alone = _unreachable_below(root, table)
     try:
-        _open_directories(root, table, cover, division or Division(), parts)
+        _open_directories(root, table, cover, division or Division(), parts, left_alone)
         for path in shown:
             if _lies_in(path, root) and os.path.isdir(path) and path not in {part.path for part in parts}:
                 parts.append(Part(path, Treatment.SHOW, open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)))
@@ -138,17 +152,28 @@ def open_parts(
         for part in parts:
             os.close(part.tree)
         raise
-    return sorted(parts, key=lambda part: part.path.split("/"))
+    return Opened(sorted(parts, key=lambda part: part.path.split("/")), left_alone)
 
 
 def _open_directories(
-    root: str, table: Sequence[MountEntry], cover: str, division: Division, parts: list[Part]
+    root: str,
+    table: Sequence[MountEntry],
+    cover: str,
+    division: Division,
+    parts: list[Part],
+    left_alone: list[tuple[str, str]],
 ) -> None:
     waiting, known = [root], {root}
     while waiting:
         path = waiting.pop()
         below = visible_below(path, table)
-        part = _open_directory(path, below)
+        try:
+            part = _open_directory(path)
+        except OSError as error:
+            if path == root:
+                raise
+            left_alone.append((path, _reason(error)))
+            continue
         parts.append(part)
         inside = [each for each in division.always if _lies_in(each, path)]
         if part.is_of_others:
@@ -168,30 +193,82 @@ def _open_directories(
             if point in known or any(_lies_in(point, other) for other in points[:number]):
                 continue  # it comes with that one
             known.add(point)
-            if root == "/" and point in _MACHINES_OWN:
-                parts.append(Part(point, Treatment.SHOW, open_tree(AT_FDCWD, point, OpenTree.CLONE | AT_RECURSIVE)))
-            elif can_be_covered(entry, cover):
-                waiting.append(point)
-            else:
-                parts.append(_as_it_is(entry))
+            try:
+                if root == "/" and point in _MACHINES_OWN:
+                    parts.append(Part(point, Treatment.SHOW, _with_all(point, left_alone)))
+                elif can_be_covered(entry, cover):
+                    waiting.append(point)
+                else:
+                    parts.append(_as_it_is(entry))
+            except OSError as error:
+                left_alone.append((point, _reason(error)))
 
 
-def _open_directory(path: str, below: Sequence[MountEntry]) -> Part:
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno or errno.EIO).lower()
+
+
+def _with_all(path: str, left_alone: list[tuple[str, str]]) -> int:
+    """What is mounted at `path` with all that is mounted below, or alone where something there can't be had."""
+    try:
+        return open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            raise
+        tree = open_tree(AT_FDCWD, path, OpenTree.CLONE)
+        left_alone.append((path, f"what is mounted below is not to be had: {_reason(error)}"))
+        return tree
+
+
+def _open_directory(path: str) -> Part:
     """Raises OSError."""
-    of_others = not _is_own(os.stat(path))
+    status = os.stat(path)
+    of_others = not _is_own(status) or (not _is_everybodys(status) and _has_foreign(path))
     try:
         return Part(path, Treatment.COVER, open_tree(AT_FDCWD, path, OpenTree.CLONE), is_of_others=of_others)
     except OSError as error:
-        if error.errno != errno.EINVAL or not below:
+        if error.errno != errno.EINVAL:
             raise
     fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     return Part(path, Treatment.COVER, fd, is_attached=True, is_of_others=of_others)
 
 
-def _is_own(status: os.stat_result) -> bool:
-    """Can an overlay of a directory be changed? In one for everybody (/tmp) each has what they made."""
+def _is_everybodys(status: os.stat_result) -> bool:
+    """In a directory for everybody (/tmp) each has what they made."""
     everybodys = stat.S_ISVTX | stat.S_IWOTH
-    return has_number("uid", status.st_uid) or status.st_mode & everybodys == everybodys
+    return status.st_mode & everybodys == everybodys
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Can an overlay of a directory be changed? Copying up takes a number for its owner, and one for its group."""
+    known = has_number("uid", status.st_uid) and has_number("gid", status.st_gid)
+    return known or _is_everybodys(status)
+
+
+def _has_foreign(directory: str) -> bool:
+    """Is something of users or groups without a number in it, as far as a short look goes?"""
+    looked_at = 0
+    waiting = [directory]
+    device = os.stat(directory).st_dev
+    uids, gids = mapped_ids("uid"), mapped_ids("gid")
+    while waiting and looked_at < _LOOKED_AT:
+        here = waiting.pop(0)
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    looked_at += 1
+                    if looked_at > _LOOKED_AT:
+                        return False
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_dev != device:
+                        continue
+                    if status.st_uid not in uids or status.st_gid not in gids:
+                        return True
+                    if stat.S_ISDIR(status.st_mode):
+                        waiting.append(entry.path)
+        except OSError:
+            continue
+    return False
 
 
 def _first_own(directory: str, path: str) -> str | None:
@@ -236,6 +313,18 @@ def _as_it_is(entry: MountEntry) -> Part:
         return Part(path, Treatment.SHOW, tree)
     mount_setattr(tree, "", AT_EMPTY_PATH, set_attributes=MountAttr.RDONLY)
     return Part(path, Treatment.GUARD, tree)
+
+
+def _unreachable_below(root: str, table: Sequence[MountEntry]) -> list[tuple[str, str]]:
+    """What is mounted below `root` and can't be looked at: in a directory of others, or of a server that is gone."""
+    found = []
+    for point in sorted({entry.mount_point for entry in table if _lies_in(entry.mount_point, root)}):
+        try:
+            os.close(os.open(point, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # else something hides it
+                found.append((point, _reason(error)))
+    return found
 
 
 def visible_below(

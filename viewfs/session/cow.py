@@ -70,10 +70,13 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     lock = [] if request["locked"] else [lock_session(layers.fd, request["name"], where=request["where"])]
     division = _division(layers, request)
     setns(snapshot, CloneFlags.NEWNS)
-    trees = [open_parts(root, _mount_table(), request["cover"], request["shown"], division) for root in roots]
+    opened = [open_parts(root, _mount_table(), request["cover"], request["shown"], division) for root in roots]
+    trees = [one.parts for one in opened]
     setns(workshop, CloneFlags.NEWNS)
     names, kept = ["snapshot", "workshop", *(["lock"] if lock else [])], [snapshot, workshop, *lock]
     maker = _Maker(layers, request, {"/": host_root[0]} if host_root else {})
+    for one in opened:
+        maker.leave_alone(one.left_alone)
     for number, parts in enumerate(trees):
         covers = [(part.path, maker.cover(part) if part.treatment is Treatment.COVER else part.tree) for part in parts]
         names += [f"tree{number}", f"place{number}"]
@@ -150,7 +153,7 @@ class _Maker:
         reason = None
         if backend == "auto":
             if part.is_of_others:
-                reason = "owned by others, so that the kernel's overlay could change little in it"
+                reason = "owned by others, or in part, so that the kernel's overlay could not change all of it"
             elif part.is_attached:
                 reason = "something is mounted below it outside of the view, so that the kernel makes no overlay of it"
         remove_tree(layer.fd, b"work")  # a volatile overlay leaves a mark in it by which it is refused the next time
@@ -195,6 +198,14 @@ class _Maker:
                 self._messages.append(done)
             settle(layer, Tree(lower_fd))
         return layer
+
+    def leave_alone(self, places: list[tuple[str, str]]) -> None:
+        """These mounts can't be looked at, and stay as they are."""
+        by_reason: dict[str, list[str]] = {}
+        for path, reason in places:
+            by_reason.setdefault(reason, []).append(path)
+        for reason, paths in by_reason.items():
+            self._messages.append(f"left as it is: {_listed(paths)} ({reason})")
 
     def messages(self) -> list[str]:
         """What the user should know."""
