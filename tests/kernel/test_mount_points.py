@@ -47,7 +47,7 @@ def test_a_skeleton_stays_while_another_mount_stands_on_it(open_view: Callable[.
     assert sorted(os.listdir(home)) == ["back", "sub"]
 
 
-def test_a_skeleton_shows_what_was_there_and_lets_nothing_be_lost(
+def test_a_directory_shows_what_was_there_and_lets_nothing_be_lost(
     open_view: Callable[..., View], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
@@ -59,10 +59,11 @@ def test_a_skeleton_shows_what_was_there_and_lets_nothing_be_lost(
     view = open_view("--mount", f"n:{home}/new:tmp")
     shown = view.sh(f"cd {home}; stat -c '%a' .; ls; readlink link dangling; cat link").out.split()
     assert shown == ["711", "dangling", "directory", "file", "link", "new", "file", "nothing", "old"]
-    # What exists is written through to the host; what would be lost with the view is refused.
-    view.sh(f"cd {home}; echo new > file; touch directory/made")
-    assert (home / "file").read_text() == "new\n" and (home / "directory/made").exists()
-    refused = view.sh(f"touch {home}/lost", check=False)
+    # All is written through to the host, new names too.
+    view.sh(f"cd {home}; echo new > file; touch directory/made more")
+    assert (home / "file").read_text() == "new\n" and (home / "directory/made").exists() and (home / "more").exists()
+    # Where the user can't make any, they can't in the view.
+    refused = view.sh("viewfs mount -t tmp none /usr/viewfs-test && touch /usr/lost", check=False)
     assert refused.code and "Read-only file system" in refused.err
 
 

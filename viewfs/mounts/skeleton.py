@@ -22,12 +22,13 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from viewfs.errors import UsageError, explain_os_error
+from viewfs.linux.inotify import changed_names, watch
 from viewfs.linux.mount import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -56,11 +57,17 @@ from viewfs.mounts.attach import attach_aside
 __all__ = [
     "SKELETON_SOURCE",
     "MountPointPlan",
+    "Skeleton",
     "build_root",
+    "make_entry",
     "make_mount_point",
+    "mount_names",
     "plan_mount_point",
+    "remove_entry",
     "remove_mount_point",
     "replace_root",
+    "scratch_namespace",
+    "writable_skeleton",
 ]
 
 #: What the mount table shows as the source of a skeleton.
@@ -84,7 +91,7 @@ def _show_children(old: int, new: str, opened: dict[str, int], *, leave_out: fro
             except FileNotFoundError:
                 continue  # removed since it was listed
             try:
-                _make_entry(place, is_directory=entry.is_dir(follow_symlinks=False))
+                make_entry(place, is_directory=entry.is_dir(follow_symlinks=False))
                 move_mount(tree, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
             finally:
                 os.close(tree)
@@ -99,7 +106,8 @@ def _opened_directory(path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _make_entry(place: str, *, is_directory: bool, directory_fd: int | None = None) -> None:
+def make_entry(place: str, *, is_directory: bool, directory_fd: int | None = None) -> None:
+    """Make something to mount on: an empty directory or file. Raises OSError."""
     if is_directory:
         os.mkdir(place, 0o755, dir_fd=directory_fd)
     else:
@@ -162,8 +170,10 @@ class MountPointPlan:
     #: The directory that must gain an entry, and the names to make in it; empty where `path` exists.
     parent: str = ""
     missing: tuple[str, ...] = ()
-    #: `parent` is to be covered by a new skeleton; otherwise it is on one already, or `is_changeable`.
+    #: `parent` is to be covered, by a skeleton or a mirror; otherwise it is on one already, or `is_changeable`.
     needs_skeleton: bool = False
+    #: The user may write to `parent`, so that it is served (`mirror`), and not frozen.
+    is_mirror: bool = False
     #: `parent` is the root, and copy-on-write: what is made in it is a change like others.
     is_changeable: bool = False
 
@@ -176,11 +186,14 @@ class MountPointPlan:
         if not self.missing:
             return f"use {self.path}"
         made = "/".join(self.missing)
-        return (f"put a skeleton on {self.parent}, " if self.needs_skeleton else "") + f"make {made} in {self.parent}"
+        kind = "mirror" if self.is_mirror else "skeleton"
+        return (f"put a {kind} on {self.parent}, " if self.needs_skeleton else "") + f"make {made} in {self.parent}"
 
 
-def plan_mount_point(path: str, table: list[MountEntry]) -> MountPointPlan:
+def plan_mount_point(path: str, table: list[MountEntry], mirrors: Collection[str] = ()) -> MountPointPlan:
     """What it takes to mount on `path` (absolute), given the mount table of this namespace.
+
+    `mirrors` are directories that are served already.
 
     Symbolic links are followed, so the plan's `path` may differ from the one given. Raises `UsageError` where a
     component is not a directory, and for the root, which processes would not see change.
@@ -203,8 +216,13 @@ def plan_mount_point(path: str, table: list[MountEntry]) -> MountPointPlan:
     path = os.path.join(parent, *missing)
     source = _source_of(parent, table)
     changeable = parent == "/" and source != SKELETON_SOURCE
-    needs_skeleton = not changeable and source != SKELETON_SOURCE
-    return MountPointPlan(path, parent, tuple(missing), needs_skeleton=needs_skeleton, is_changeable=changeable)
+    if changeable or source == SKELETON_SOURCE:
+        return MountPointPlan(path, parent, tuple(missing), is_changeable=changeable)
+    if parent in mirrors:
+        return MountPointPlan(path, parent, tuple(missing), is_mirror=True)
+    # As access(2) has it: by who the user is, and not by this process's privilege.
+    writable = os.access(parent, os.W_OK | os.X_OK)
+    return MountPointPlan(path, parent, tuple(missing), needs_skeleton=True, is_mirror=writable)
 
 
 def _source_of(directory: str, table: list[MountEntry]) -> str | None:
@@ -220,7 +238,7 @@ def _contains(directory: str, path: str) -> bool:
 
 
 @contextmanager
-def _scratch_namespace(live_namespace: int) -> Iterator[None]:
+def scratch_namespace(live_namespace: int) -> Iterator[None]:
     """Inside, this process has a copy of the view to build in; afterwards it is back in `live_namespace`."""
     unshare(CloneFlags.NEWNS)
     try:
@@ -231,17 +249,18 @@ def _scratch_namespace(live_namespace: int) -> Iterator[None]:
         os.chdir(working_directory)
 
 
-def make_mount_point(plan: MountPointPlan, *, is_directory: bool, live_namespace: int) -> None:
+def make_mount_point(plan: MountPointPlan, *, is_directory: bool, live_namespace: int) -> Skeleton | None:
     """Carry `plan` out in the live view; `remove_mount_point` undoes it. Needs CAP_SYS_ADMIN.
 
-    The mount point becomes a directory or an empty regular file. Raises `ViewfsError`, having changed nothing.
+    The mount point becomes a directory or an empty regular file. A new skeleton is returned, to be kept up to date.
+    Raises `ViewfsError`, having changed nothing.
     """
     if not plan.missing:
-        return
+        return None
     try:
         if plan.needs_skeleton:
-            _cover(plan, live_namespace, is_directory=is_directory)
-        elif plan.is_changeable:
+            return _cover(plan, live_namespace, is_directory=is_directory)
+        if plan.is_changeable:
             with _opened_directory(plan.parent) as directory:
                 _make_missing(plan.missing, directory, is_directory=is_directory)
         else:
@@ -249,6 +268,7 @@ def make_mount_point(plan: MountPointPlan, *, is_directory: bool, live_namespace
                 _make_missing(plan.missing, skeleton, is_directory=is_directory)
     except OSError as error:
         raise explain_os_error(f"cannot make the mount point {plan.path}", error) from error
+    return None
 
 
 def remove_mount_point(plan: MountPointPlan) -> None:
@@ -272,12 +292,64 @@ def remove_mount_point(plan: MountPointPlan) -> None:
         _remove(plan.missing[0], skeleton)
 
 
-def _cover(plan: MountPointPlan, live_namespace: int, *, is_directory: bool) -> None:
+class Skeleton:
+    """One that shows what a directory shows, names that come and go there included. It owns its descriptors."""
+
+    def __init__(self, below: int, top: int, writable: int, shown: Iterable[str]) -> None:
+        """The directory below, the skeleton on it, and a mount of that which can be written; names that are `shown`."""
+        self._below, self._top, self._writable = below, top, writable
+        self._shown = set(map(os.fsencode, shown))
+        #: Readable when names have changed.
+        self.changes = watch(below)
+
+    def update(self) -> None:
+        """Wait until names have changed in the directory below, and follow. Raises OSError."""
+        for name in changed_names(self.changes):
+            for each in [*map(os.fsencode, os.listdir(self._below)), *self._shown] if name is None else [name]:
+                with contextlib.suppress(OSError):  # of what changes at this moment there will be more to read
+                    self._follow(each)
+
+    def _follow(self, name: bytes) -> None:
+        if name in self._shown:
+            with contextlib.suppress(OSError):
+                umount2(f"/proc/self/fd/{self._top}/{os.fsdecode(name)}", UmountFlags.DETACH | UmountFlags.NOFOLLOW)
+            with contextlib.suppress(FileNotFoundError):
+                _remove(os.fsdecode(name), self._writable)
+            self._shown.discard(name)
+        elif _exists(name, self._writable):
+            return  # a mount point of the view's, which stays
+        try:
+            status = os.stat(name, dir_fd=self._below, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        self._shown.add(name)
+        if stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(name, dir_fd=self._below), name, dir_fd=self._writable)
+            return
+        tree = open_tree(self._below, os.fsdecode(name), OpenTree.CLONE | AT_RECURSIVE)
+        try:
+            make_entry(os.fsdecode(name), is_directory=stat.S_ISDIR(status.st_mode), directory_fd=self._writable)
+            move_mount(tree, "", self._top, os.fsdecode(name), MoveMount.F_EMPTY_PATH)
+        finally:
+            os.close(tree)
+
+
+def _exists(name: bytes, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _cover(plan: MountPointPlan, live_namespace: int, *, is_directory: bool) -> Skeleton | None:
     """Put a directory of the view's own on `plan.parent` that shows the same, and the missing names besides."""
     directory = plan.parent
     status = os.stat(directory)
-    with _scratch_namespace(live_namespace), _opened_directory(directory) as old:
-        crowded = len(os.listdir(old)) > _CROWD
+    below = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with scratch_namespace(live_namespace), _opened_directory(directory) as old:
+        shown = os.listdir(old)
+        crowded = len(shown) > _CROWD
         skeleton = detached_tmpfs(SKELETON_SOURCE, {"mode": f"{stat.S_IMODE(status.st_mode):o}"})
         move_mount(skeleton, "", AT_FDCWD, directory, MoveMount.F_EMPTY_PATH)
         _make_missing(plan.missing, skeleton, is_directory=is_directory)
@@ -293,6 +365,13 @@ def _cover(plan: MountPointPlan, live_namespace: int, *, is_directory: bool) -> 
         move_mount(tree, "", AT_FDCWD, directory, MoveMount.F_EMPTY_PATH)
     finally:
         os.close(tree)
+    if crowded:
+        os.close(below)
+        return None
+    top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    writable = open_tree(top, "", OpenTree.CLONE | AT_EMPTY_PATH)
+    mount_setattr(writable, "", AT_EMPTY_PATH, clear=MountAttr.RDONLY)
+    return Skeleton(below, top, writable, shown)
 
 
 def _lay_over(directory: str, old: int) -> None:
@@ -326,13 +405,39 @@ def _overlay_path(path: str) -> str:
     return path.replace("\\", "\\\\").replace(":", "\\:")
 
 
+def mount_names(names: tuple[str, ...], *, is_directory: bool) -> int:
+    """A detached directory of the view's own with `names` in it, each inside the one before it, sealed."""
+    tree = detached_tmpfs(SKELETON_SOURCE, {"mode": "755"})
+    _make_missing(names, tree, is_directory=is_directory)
+    mount_setattr(tree, "", AT_EMPTY_PATH, set_attributes=MountAttr.RDONLY)
+    return tree
+
+
 def _make_missing(names: tuple[str, ...], skeleton: int, *, is_directory: bool) -> None:
     """Make `names`, each inside the one before it, in the writable directory `skeleton`."""
     place = ""
     for depth, name in enumerate(names):
         place = os.path.join(place, name)
         last = depth == len(names) - 1
-        _make_entry(place, is_directory=is_directory or not last, directory_fd=skeleton)
+        make_entry(place, is_directory=is_directory or not last, directory_fd=skeleton)
+
+
+def remove_entry(name: str, skeleton: int) -> None:
+    """Remove a name of a skeleton, if it is there. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        _remove(name, skeleton)
+
+
+@contextmanager
+def writable_skeleton(path: str) -> Iterator[int | None]:
+    """What `_writable` gives of the skeleton at `path`; None where there is none (any more)."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        is_one = _source_of(path, parse_mountinfo(table.read())) == SKELETON_SOURCE
+    if not is_one:
+        yield None
+        return
+    with _writable(path) as skeleton:
+        yield skeleton
 
 
 @contextmanager

@@ -206,7 +206,7 @@ def _log_to_standard_error() -> None:
 
 
 #: Kinds of workers that may become parents of servers.
-_PARENTS = frozenset({"cover", "show_state"})
+_PARENTS = frozenset({"cover", "show_state", "place", "root_name"})
 #: How long they may take to end those.
 _PARENTS_SECONDS = 1.0
 

@@ -8,7 +8,6 @@ mount is, for a later worker to find the lower trees in.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,7 +22,6 @@ from viewfs.errors import UsageError
 from viewfs.linux.mount import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, MoveMount, OpenTree, move_mount, open_tree
 from viewfs.linux.mountinfo import parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
-from viewfs.linux.process import pidfd_open
 from viewfs.mounts.attach import attach_aside
 from viewfs.mounts.covering import (
     Division,
@@ -40,6 +38,7 @@ from viewfs.mounts.overlay import OverlayRefusedError
 from viewfs.namespaces.enter import open_namespace
 from viewfs.session.channel import Channel
 from viewfs.session.cow_server import Cover, make_cover
+from viewfs.session.serving import pidfds, server_names, stay
 
 __all__ = ["cover", "show_state"]
 
@@ -92,10 +91,10 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         "device": device,
         "messages": maker.messages(),
         "servers": len(maker.servers),
-        "descriptors": names + _server_names(maker.servers),
+        "descriptors": names + server_names(maker.servers),
     }
-    channel.send({"ok": report}, kept + _pidfds(maker.servers))
-    _stay(channel, maker.servers)
+    channel.send({"ok": report}, kept + pidfds(maker.servers))
+    stay(channel, maker.servers)
 
 
 def _division(layers: LayerSet, request: dict[str, Any]) -> Division:
@@ -222,33 +221,6 @@ def _listed(paths: list[str]) -> str:
     return f"{', '.join(paths[:_LISTED])} … ({len(paths)} in all)"
 
 
-def _server_names(servers: list[int]) -> list[str]:
-    return [f"server{number}" for number in range(len(servers) + 1)] if servers else []
-
-
-def _pidfds(servers: list[int]) -> list[int]:
-    """Of those that serve, and of this process, which waits for them."""
-    return [pidfd_open(pid) for pid in (*servers, os.getpid())] if servers else []
-
-
-def _stay(channel: Channel, servers: list[int]) -> None:
-    """Until what was sent has been received, which must not be closed here before; and as long as there are servers."""
-    channel.receive()
-    if servers:
-        os.closerange(3, 1 << 16)
-        left = list(servers)
-
-        def end(_number: int, _frame: object) -> None:
-            for server in left:
-                os.kill(server, signal.SIGKILL)
-
-        signal.signal(signal.SIGTERM, end)
-        while left:
-            # It keeps its number until it is no longer in the list.
-            os.waitid(os.P_PID, left[0], os.WEXITED | os.WNOWAIT)
-            os.waitpid(left.pop(0), 0)
-
-
 def _in_root(cover: str) -> list[str]:
     """What of the root can be covered where programs run in it, which would not see another root.
 
@@ -302,6 +274,6 @@ def show_state(channel: Channel, request: dict[str, Any], fds: list[int]) -> Non
         below = [entry.mount_point for entry in visible_below(root, _mount_table())]
         tree = assemble([(point, states.get(point) or _as_it_is(point)) for point in (root, *below)])
         move_mount(tree, "", AT_FDCWD, root, MoveMount.F_EMPTY_PATH)
-    names = ["epoch", *(f"state{number}" for number in range(len(states))), *_server_names(servers)]
-    channel.send({"ok": {"descriptors": names}}, [open_namespace("mnt"), *states.values(), *_pidfds(servers)])
-    _stay(channel, servers)
+    names = ["epoch", *(f"state{number}" for number in range(len(states))), *server_names(servers)]
+    channel.send({"ok": {"descriptors": names}}, [open_namespace("mnt"), *states.values(), *pidfds(servers)])
+    stay(channel, servers)

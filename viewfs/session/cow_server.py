@@ -12,6 +12,7 @@ from typing import NamedTuple, NoReturn
 from viewfs.linux.process import die_with_parent, set_name
 from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
 from viewfs.mounts.overlay import OverlayRefusedError, create_overlay
+from viewfs.session.serving import keep_only_these
 
 __all__ = ["Cover", "make_cover"]
 
@@ -78,7 +79,7 @@ def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int, *, 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # programs of the view are told to end first
         die_with_parent(parent)
         set_name("viewfs-cow")
-        _keep_only({fuse, lower, upper, work})
+        keep_only_these({fuse, lower, upper, work})
         # Each file that a program of the view has open, it has open too.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -90,14 +91,3 @@ def _serve(fuse: int, lower: int, upper: int, work: int | None, parent: int, *, 
         traceback.print_exc()
     finally:
         os._exit(status)
-
-
-def _keep_only(fds: set[int | None]) -> None:
-    """Any other descriptor could be one of a mount that waits for this process."""
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd > 2 and fd not in fds:
-            try:
-                os.close(fd)
-            except OSError:
-                continue  # that of the listing

@@ -18,6 +18,7 @@ _WORKERS = {
     "mount": "viewfs.session.worker:mount",
     "resume": "viewfs.session.worker:resume",
     "place": "viewfs.session.worker:place",
+    "root_name": "viewfs.session.mirror_server:show_in_root",
     "unmount": "viewfs.session.worker:unmount",
     "tidy": "viewfs.session.worker:tidy",
     "cover": "viewfs.session.cow:cover",

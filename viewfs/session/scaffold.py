@@ -31,6 +31,10 @@ class Scaffold:
         if plan.missing:
             self._made.append((mount, replace(plan, needs_skeleton=False)))
 
+    def has_made(self, path: str) -> bool:
+        """Is `path` the first of what was made in its directory?"""
+        return any(plan.missing and os.path.join(plan.parent, plan.missing[0]) == path for _mount, plan in self._made)
+
     def take_due(self, epochs: EpochStack, kept: Collection[Epoch]) -> list[MountPointPlan]:
         """What can go now, the newest first; it is forgotten here. `kept` are the older epochs that can be entered."""
         needed = epochs.alive()

@@ -21,6 +21,7 @@ from viewfs.session.async_channel import AsyncChannel
 from viewfs.session.ending import end_session
 from viewfs.session.protocol import ProtocolError
 from viewfs.session.requests import Connection
+from viewfs.session.root_names import follow_root
 from viewfs.session.standby import Cover, SessionHandles
 from viewfs.session.view import View
 from viewfs.session.view_layers import ViewLayers
@@ -71,6 +72,7 @@ class Supervisor:
             nursery.start_soon(self._watch_agent)
             nursery.start_soon(self._watch_front)
             nursery.start_soon(self._read_log)
+            nursery.start_soon(follow_root, self.view, self.log)
             await self.view.take_up_states()
             nursery.start_soon(self._accept)
             await self.ending.wait()

@@ -18,6 +18,7 @@ import trio
 
 from viewfs.epochs import Epoch, EpochStack, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
+from viewfs.linux.process import pid_of
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.skeleton import MountPointPlan
 from viewfs.session.agent_link import AgentLink, Child, WorkerProcess
@@ -122,6 +123,9 @@ class View:
         self._keep_history = keep_history
         self._log = log
         self._changing = trio.Lock()
+        #: Directories that are served so that they can have mount points, by the control sockets of their servers.
+        self._mirrors: dict[str, int] = {}
+        self._mirror_servers: set[int] = set()
 
     # -- asking
 
@@ -151,7 +155,7 @@ class View:
         servers = {
             served.server.pid for served in self.served.values() if served.server and served.server.status is None
         }
-        return servers | self.layers.servers
+        return servers | self.layers.servers | self._mirror_servers
 
     # -- changing
 
@@ -177,10 +181,20 @@ class View:
         served = ServedMount(report["confinement"])
         try:
             with trio.fail_after(_PLACE_SECONDS):
-                async with self.agent.worker("place", wanted | {"source": report["source"]}) as placer:
+                mirrors = {"mirrors": list(self._mirrors)}
+                request_fds = list(self._mirrors.values())
+                async with self.agent.worker(
+                    "place", wanted | mirrors | {"source": report["source"]}, request_fds
+                ) as placer:
                     placed, fds = await placer.answer(doing)
                     plans = [MountPointPlan.from_json(plan) for plan in placed["plans"]]
-                    with _Descriptors(fds) as made, contextlib.ExitStack() as stack:
+                    count_of_rest = len(placed["rest"])
+                    fds, rest_fds = fds[: len(fds) - count_of_rest], fds[len(fds) - count_of_rest :]
+                    with (
+                        _Descriptors(fds) as made,
+                        _Descriptors(rest_fds, placed["rest"]) as rest,
+                        contextlib.ExitStack() as stack,
+                    ):
                         count = len(plans)
                         if kernel:
                             trees = [opened["tree"]]
@@ -200,6 +214,7 @@ class View:
                                 await self._let_serve(worker, served, made.take(count), opened)
                             await placer.channel.send({"attached": True})
                             attached, _none = await placer.answer(doing)
+                        self._adopt_mirrors(placed, rest)
         except trio.TooSlowError:
             served.release()
             raise ViewfsError(
@@ -230,6 +245,13 @@ class View:
         if served.server is not None:
             nursery.start_soon(self._watch_server, mount, served, served.server)
         return mount
+
+    def _adopt_mirrors(self, placed: dict[str, Any], rest: _Descriptors) -> None:
+        """Keep what it takes to add names to directories that are served from now on."""
+        for number, directory in enumerate(placed["mirrors"]):
+            self._mirrors[directory] = rest.take(f"control{number}")
+        names = [name for name in placed["rest"] if name.startswith("server")]
+        self._mirror_servers.update(pid_of(rest[name]) for name in names)
 
     async def _let_serve(self, worker: WorkerProcess, served: ServedMount, fuse_fd: int, opened: _Descriptors) -> None:
         """Give the server its /dev/fuse descriptor, and keep what is ours of it."""
@@ -322,12 +344,27 @@ class View:
                 await self._tidy()
         return epoch
 
+    async def follow_root_name(self, request: dict[str, Any], fds: list[int]) -> None:
+        """A `name` has come to the host's root or gone: what it is now is in `fds`. Raises `ViewfsError`."""
+        async with self._changing:
+            path = f"/{request['name']}"
+            if self._scaffold.has_made(path) or any(path in mount.paths for mount in self.epochs.live()):
+                return  # a mount point of the view's own
+            async with self.agent.worker("root_name", request, fds) as worker:
+                report, received = await worker.answer(f"cannot show {path}")
+                with _Descriptors(received, report["descriptors"]) as servers:
+                    self._mirror_servers.update(pid_of(servers[name]) for name in report["descriptors"])
+
     async def _tidy(self) -> None:
         """Take away what was made to mount on and is needed no more. What can't be taken away does no harm."""
         due = self._scaffold.take_due(self.epochs, self._snapshots)
         if due:
-            async with self.agent.worker("tidy", {"plans": [asdict(plan) for plan in due]}) as worker:
+            request = {"plans": [asdict(plan) for plan in due], "mirrors": list(self._mirrors)}
+            async with self.agent.worker("tidy", request, list(self._mirrors.values())) as worker:
                 await worker.answer("cannot take mount points away")
+            for plan in due:
+                if plan.needs_skeleton and (control := self._mirrors.pop(plan.parent, None)) is not None:
+                    os.close(control)
 
     def _free(self) -> None:
         """Let go of the epochs in which something no longer works; the kernel then ends what nobody holds."""
@@ -375,6 +412,9 @@ class View:
         for served in self.served.values():
             served.release()
         self.layers.close()
+        for fd in self._mirrors.values():
+            os.close(fd)
+        self._mirrors.clear()
         for fd in self._snapshots.values():
             os.close(fd)
         self._snapshots.clear()

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from viewfs.cow.layers import identity_of
-from viewfs.errors import DamagedSourceError, UsageError, ViewfsError
+from viewfs.errors import DamagedSourceError, UsageError, ViewfsError, explain_os_error
 from viewfs.linux.ids import mapped_ids
 from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
 from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
@@ -49,6 +49,8 @@ from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.sandbox import Confinement, Needs, confine
 from viewfs.session.channel import Channel
 from viewfs.session.inspection import find_by_content
+from viewfs.session.mirror_server import Mirrors
+from viewfs.session.serving import pidfds, server_names
 
 __all__ = ["mount", "place", "resume", "tidy", "unmount"]
 
@@ -277,22 +279,24 @@ def _mount_table() -> list[MountEntry]:
         return parse_mountinfo(table.read())
 
 
-def place(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
+def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     """Make the mount points, and where a `root_mode` is given a FUSE mount to attach to them.
 
     `names`: each of these files of the mount is to be at a place of its own, so that there are as many mount points.
-    One called "" is the root of the mount.
+    One called "" is the root of the mount. `fds` are the control sockets of the directories `mirrors`. This process
+    stays as the parent of servers that it makes.
     """
     names: list[str] | None = request["names"]
     suffixes = ["" if name == MAIN_DEVICE else name for name in names or [""]]
     live = open_namespace("mnt")
     plans: list[MountPointPlan] = []
+    mirrors = Mirrors(dict(zip(request["mirrors"], fds, strict=True)))
     attached = False
     try:
         places = []
         for suffix in suffixes:
-            plan = plan_mount_point(request["path"] + suffix, _mount_table())
-            make_mount_point(plan, is_directory=request["directory"], live_namespace=live)
+            plan = plan_mount_point(request["path"] + suffix, _mount_table(), mirrors.directories)
+            _make_mount_point(plan, mirrors, is_directory=request["directory"], live=live)
             plans.append(plan)
             places.append(_open_place(plan.path, is_directory=request["directory"]))
         fds = places.copy()
@@ -300,8 +304,12 @@ def place(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         if request["root_mode"] is not None:
             fuse, mount_fd = _create_mount(request)
             fds += [fuse, mount_fd]
-        channel.send({"ok": {"plans": [asdict(plan) for plan in plans]}}, fds)
-        for fd in fds:
+        servers, controls = mirrors.servers, mirrors.take_controls()
+        names_of_rest = [f"control{number}" for number in range(len(controls))] + server_names(servers)
+        rest = [*controls.values(), *pidfds(servers)]
+        report = {"plans": [asdict(plan) for plan in plans], "rest": names_of_rest, "mirrors": list(controls)}
+        channel.send({"ok": report}, fds + rest)
+        for fd in fds + rest:
             if fd != mount_fd:
                 os.close(fd)
         received = channel.receive()
@@ -312,10 +320,31 @@ def place(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         if attached:
             here_now = [entry for entry in _mount_table() if entry.mount_point == plans[0].path]
             channel.send({"ok": {"device": here_now[-1].device if here_now else ""}})
+            mirrors.stay(channel)
     finally:
         if not attached:
             for plan in reversed(plans):
-                remove_mount_point(plan)
+                _remove_mount_point(plan, mirrors)
+            mirrors.give_up()
+
+
+def _make_mount_point(plan: MountPointPlan, mirrors: Mirrors, *, is_directory: bool, live: int) -> None:
+    if not plan.is_mirror:
+        skeleton = make_mount_point(plan, is_directory=is_directory, live_namespace=live)
+        if skeleton is not None:
+            mirrors.keep_up_to_date(plan.parent, skeleton)
+        return
+    try:
+        mirrors.make(plan, is_directory=is_directory, live_namespace=live)
+    except OSError as error:
+        raise explain_os_error(f"cannot make the mount point {plan.path}", error) from error
+
+
+def _remove_mount_point(plan: MountPointPlan, mirrors: Mirrors) -> None:
+    if plan.is_mirror:
+        mirrors.remove(plan)
+    else:
+        remove_mount_point(plan)
 
 
 def _open_place(path: str, *, is_directory: bool) -> int:
@@ -370,11 +399,12 @@ def unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     channel.send({"ok": {}}, [snapshot])
 
 
-def tidy(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
-    """Take away mount points that are needed no more."""
+def tidy(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
+    """Take away mount points that are needed no more; `fds` are the control sockets of the directories `mirrors`."""
+    mirrors = Mirrors(dict(zip(request["mirrors"], fds, strict=True)))
     for plan in map(MountPointPlan.from_json, request["plans"]):
         try:
-            remove_mount_point(plan)
-        except OSError as error:
+            _remove_mount_point(plan, mirrors)
+        except (OSError, ViewfsError) as error:
             log.warning("what was made to mount on %s is still there: %s", plan.path, error)
     channel.send({"ok": {}})

@@ -1,0 +1,138 @@
+"""Directories that had to gain a mount point: what comes, goes and is replaced is seen on both sides at once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import View, Viewfs
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A directory that the user may write, with something of every kind in it."""
+    top = tmp_path / "home"
+    (top / "project/src").mkdir(parents=True)
+    (top / "project/src/main.c").write_text("int main() {}\n")
+    (top / "empty").mkdir()
+    (top / "notes").write_text("old\n")
+    (top / "link").symlink_to("notes")
+    os.mkfifo(top / "fifo")
+    return top
+
+
+@pytest.fixture
+def view(open_view: Callable[..., View], home: Path) -> View:
+    return open_view("--mount", f"none:{home}/new:tmp")
+
+
+def test_what_is_replaced_outside_is_replaced_inside(view: View, home: Path) -> None:
+    """As every editor and git does it: a new file under the old name. What is written inside goes to that."""
+    view.sh(f"cat {home}/notes")
+    (home / "notes.tmp").write_text("replaced\n")
+    os.rename(home / "notes.tmp", home / "notes")
+    assert view.sh(f"cat {home}/notes {home}/link; echo written >> {home}/notes").out == "replaced\nreplaced\n"
+    assert (home / "notes").read_text() == "replaced\nwritten\n"
+
+
+def test_names_that_come_and_go(view: View, home: Path) -> None:
+    (home / "fresh").mkdir()
+    (home / "fresh/file").write_text("outside\n")
+    os.unlink(home / "link")
+    (home / "empty").rmdir()
+    assert view.sh(f"cd {home}; ls; cat fresh/file; echo inside > fresh/more; mkdir made").out.split("\n")[:-1] == [
+        "fifo", "fresh", "new", "notes", "project", "outside",
+    ]  # fmt: skip
+    assert (home / "fresh/more").read_text() == "inside\n" and (home / "made").is_dir()
+    view.sh(f"cd {home}; rm -r fresh made notes project; ls new")
+    assert sorted(os.listdir(home)) == ["fifo"]
+
+
+def test_a_directory_of_another_name_is_another(view: View, home: Path) -> None:
+    """Moved outside, with something else in its place."""
+    view.sh(f"cat {home}/project/src/main.c")
+    (home / "project").rename(home / "older")
+    (home / "project").mkdir()
+    (home / "project/readme").write_text("another\n")
+    assert view.sh(f"cd {home}; cat project/readme older/src/main.c").out == "another\nint main() {}\n"
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+@pytest.mark.parametrize(
+    ("program", "does"),
+    [
+        ("vim", "vim -Nesu NONE -c '%s/old/NEW/' -c wq notes; grep -q NEW notes"),
+        ("sed", "sed -i s/old/NEW/ notes; grep -q NEW notes"),
+        (
+            "git",
+            "git init -q .; git add notes project; git -c user.name=n -c user.email=e commit -qm one;"
+            " git rm -qr project; git -c user.name=n -c user.email=e commit -qm two; test ! -e project; git checkout -q HEAD~1 -- project;"
+            " test -e project/src/main.c; git config --file own a.b c",
+        ),
+        ("rsync", "rsync -a project/ copy/; rsync -a --delete empty/ copy/; test ! -e copy/src; test -d copy"),
+    ],
+)
+def test_programs(view: View, home: Path, program: str, does: str, where: str) -> None:
+    """What one side does the other sees as it would without a view; and the mount point stays."""
+    if subprocess.run(["sh", "-c", f"command -v {program}"], capture_output=True).returncode:
+        pytest.skip(f"{program} is not here")
+    script = f"set -e; cd {home}; {does}"
+    if where == "inside":
+        view.sh(script)
+    else:
+        subprocess.run(["bash", "-c", script], check=True, capture_output=True)
+
+    def names(listing: str) -> set[str]:
+        return {line for line in listing.split("\n") if line and "/new" not in line and line != "./new"}
+
+    look = f"cd {home}; find . -path ./.git -prune -o -print; cat notes"
+    inside, outside = view.sh(look).out, subprocess.run(["bash", "-c", look], capture_output=True, text=True).stdout
+    assert names(inside) == names(outside) and "./notes" in inside
+    assert view.sh(f"touch {home}/new/file; ls {home}/new").out == "file\n" and not (home / "new").exists()
+
+
+def test_what_is_below_is_native(view: View, home: Path) -> None:
+    table = view.sh("cat /proc/self/mountinfo").out
+    assert f" {home} " in table and "viewfs-mirror" in table
+    assert f" {home}/project " in table and f" {home}/empty " not in table
+    # What is full can't be renamed as long as it is a mount point, and nothing is lost by that.
+    refused = view.sh(f"mv {home}/project {home}/moved", check=False)
+    assert "Device or resource busy" in refused.err and (home / "project/src/main.c").exists()
+
+
+def test_sockets_and_pipes_in_it_work(view: View, home: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.chdir(home)
+        listener.bind("made-later")
+        listener.listen()
+        os.chdir("/")
+        view.sh(f"(echo through > {home}/fifo) & read line < {home}/fifo; wait; [ $line = through ]")
+
+
+def test_more_mount_points_in_it(view: View, home: Path) -> None:
+    view("mount", "-t", "tmp", "none", home / "second")
+    view("mount", "-t", "tmp", "none", home / "a/b/c")
+    view("mount", "-t", "tmp", "none", home / "project/inside")
+    assert view.sh(f"cd {home}; touch second/x a/b/c/y project/inside/z; ls a/b; ls; ls project").out.split() == [
+        "c", "a", "empty", "fifo", "link", "new", "notes", "project", "second", "inside", "src",
+    ]  # fmt: skip
+    tried = ("rmdir second", "rm -r a", "touch a/file", "mv new other", "ln -T notes second")
+    refused = view.sh(f"cd {home}; {' || '.join(tried)}", check=False)
+    assert refused.err.count("\n") >= 5
+    for place in ("second", "a/b/c", "new", "project/inside"):
+        view("umount", home / place)
+    assert view.sh(f"ls {home} {home}/project; grep -c viewfs- /proc/self/mountinfo || true").out.split() == [
+        f"{home}:", "empty", "fifo", "link", "notes", "project", f"{home}/project:", "src", "1",
+    ]  # fmt: skip
+    assert sorted(os.listdir(home)) == ["empty", "fifo", "link", "notes", "project"]
+
+
+def test_it_goes_with_its_view(viewfs: Viewfs, home: Path) -> None:
+    script = f"echo x > {home}/file; (sleep 100 < {home}/file &) ; viewfs mount -t tmp none {home}/again; exit 3"
+    done = viewfs("run", "--mount", f"none:{home}/new:tmp", "--", "sh", "-c", script, check=False)
+    assert done.code == 3 and done.err == "" and (home / "file").read_text() == "x\n"

@@ -1,0 +1,331 @@
+"""A directory of the host as a file system of the view that has some names more: mount points that nobody else sees.
+
+Everything in it is done to the directory itself, so that names that come, go and are replaced are seen on both sides
+at once, and what is written is where it should be. A file is known by a descriptor (O_PATH) and told by its inode
+number, so that one that was replaced is another.
+
+The directories in it are not served: they are bound over their names, and native. What is a mount point can't be
+removed (EBUSY). But the mount goes as soon as a look-up finds another inode in its place (d_invalidate in the kernel's
+fs/dcache.c). So a directory that is empty is given another number, is served from then on, and can be removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from viewfs.linux.files import Rename, fallocate, renameat2
+from viewfs.linux.ids import mapped_ids
+from viewfs.modules.api import (
+    ROOT_INODE,
+    Attributes,
+    DirectoryEntry,
+    FileSystemStatistics,
+    InodeNumber,
+    OpenFile,
+    WritableFileSystem,
+)
+
+__all__ = ["MIRROR_SOURCE", "MirrorFileSystem"]
+
+#: What the mount table shows as the source.
+MIRROR_SOURCE = "viewfs-mirror"
+_KEPT_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
+
+
+def _failed(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@dataclass
+class _Node:
+    """What the kernel knows: a file of the host, or a name of the view's own (`fd` is -1)."""
+
+    number: InodeNumber
+    fd: int
+    key: tuple[int, int] | bytes
+
+
+class _Handle(OpenFile):
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._fd, size, offset)
+
+    def write(self, offset: int, data: bytes) -> int:
+        return os.pwrite(self._fd, data, offset)
+
+    def lseek(self, offset: int, whence: int) -> int:
+        return os.lseek(self._fd, offset, whence)
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        fallocate(self._fd, mode, offset, length)
+
+    def fsync(self, *, data_only: bool) -> None:
+        (os.fdatasync if data_only else os.fsync)(self._fd)
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+
+class MirrorFileSystem(WritableFileSystem):
+    """The open directory `top`, with `own` names besides, of which those that are true are directories."""
+
+    def __init__(self, top: int, own: Mapping[bytes, bool], bound: Collection[bytes] = ()) -> None:
+        """`bound`: names over which what they stand for is mounted."""
+        self._own = dict(own)
+        self._bound = set(bound)
+        self._made_ns = time.time_ns()
+        self._uids, self._gids = mapped_ids("uid"), mapped_ids("gid")
+        self._next = int(ROOT_INODE) + 1
+        status = os.fstat(top)
+        root = _Node(ROOT_INODE, top, (status.st_dev, status.st_ino))
+        self._nodes: dict[InodeNumber, _Node] = {ROOT_INODE: root}
+        self._known: dict[tuple[int, int] | bytes, _Node] = {root.key: root}
+        os.umask(0)
+
+    # -- names of the view's own (asked for by another thread)
+
+    def add(self, name: bytes, *, is_directory: bool) -> None:
+        """The root has one more name."""
+        self._own[name] = is_directory
+
+    def remove(self, name: bytes) -> None:
+        """It has it no more."""
+        self._own.pop(name, None)
+
+    # -- nodes
+
+    def _node(self, inode: InodeNumber) -> _Node:
+        try:
+            return self._nodes[inode]
+        except KeyError:
+            raise _failed(errno.ESTALE) from None
+
+    def _host(self, inode: InodeNumber) -> int:
+        """The descriptor of a file of the host. Raises EROFS for the view's own names, in which there is nothing."""
+        fd = self._node(inode).fd
+        if fd == -1:
+            raise _failed(errno.EROFS)
+        return fd
+
+    def _place(self, inode: InodeNumber) -> str:
+        return f"/proc/self/fd/{self._host(inode)}"
+
+    def _is_own(self, directory: InodeNumber, name: bytes) -> bool:
+        return directory == ROOT_INODE and name in self._own
+
+    def _check_not_own(self, directory: InodeNumber, name: bytes, number: int = errno.EBUSY) -> None:
+        if self._is_own(directory, name):
+            raise _failed(number)
+
+    def _remember(self, key: tuple[int, int] | bytes, fd: int) -> _Node:
+        node = self._known.get(key)
+        if node is not None:
+            if fd != -1:
+                os.close(fd)
+            return node
+        node = _Node(InodeNumber(self._next), fd, key)
+        self._next += 1
+        self._nodes[node.number] = self._known[key] = node
+        return node
+
+    def _find(self, directory: InodeNumber, name: bytes) -> Attributes | None:
+        if self._is_own(directory, name):
+            return self._own_attributes(self._remember(name, -1))
+        if self._node(directory).fd == -1:
+            return None
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._host(directory))
+        except FileNotFoundError:
+            return None
+        status = os.fstat(fd)
+        key = status.st_dev, status.st_ino
+        if directory == ROOT_INODE and name in self._bound and _is_empty(fd):
+            self._bound.discard(name)
+            self._known.pop(key, None)
+        return self._attributes(self._remember(key, fd), status)
+
+    def _own_attributes(self, node: _Node) -> Attributes:
+        assert isinstance(node.key, bytes)
+        mode = stat.S_IFDIR | 0o755 if self._own.get(node.key, True) else stat.S_IFREG | 0o444
+        times = (self._made_ns,) * 3
+        return Attributes(node.number, mode, 0, 1, os.getuid(), os.getgid(), 0, *times)
+
+    def _attributes(self, node: _Node, status: os.stat_result) -> Attributes:
+        """What belongs to somebody without a number here is shown as the user's: the kernel lets nobody write to what
+        is nobody's. It is the host that says who may."""
+        return Attributes(
+            node.number,
+            status.st_mode,
+            status.st_size,
+            status.st_nlink,
+            status.st_uid if status.st_uid in self._uids else os.getuid(),
+            status.st_gid if status.st_gid in self._gids else os.getgid(),
+            status.st_rdev,
+            status.st_atime_ns,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            status.st_blocks,
+            status.st_blksize,
+            status.st_ino,
+        )
+
+    # -- reading
+
+    def lookup(self, directory: InodeNumber, name: bytes) -> Attributes | None:
+        return self._find(directory, name)
+
+    def getattr(self, inode: InodeNumber) -> Attributes:
+        node = self._node(inode)
+        return self._own_attributes(node) if node.fd == -1 else self._attributes(node, os.fstat(node.fd))
+
+    def readdir(self, directory: InodeNumber, start: int) -> Iterator[DirectoryEntry]:
+        node = self._node(directory)
+        names = {os.fsencode(name) for name in os.listdir(self._place(directory))} if node.fd != -1 else set()
+        if directory == ROOT_INODE:
+            names |= set(self._own)
+        # By a number that a name keeps, whatever comes and goes beside it.
+        for cookie, name in sorted((1 + (hash(name) & 0x3FFFFFFFFFFFFFFF), name) for name in names):
+            if cookie > start:
+                try:
+                    found = self._find(directory, name)
+                except OSError:
+                    unknown = Attributes(InodeNumber(cookie), stat.S_IFREG)
+                    yield DirectoryEntry(name, cookie, unknown, is_known=False)
+                    continue
+                if found is not None:
+                    yield DirectoryEntry(name, cookie, found)
+
+    def readlink(self, inode: InodeNumber) -> bytes:
+        return os.readlink(b"", dir_fd=self._host(inode))
+
+    def statfs(self) -> FileSystemStatistics:
+        found = os.fstatvfs(self._host(ROOT_INODE))
+        return FileSystemStatistics(
+            found.f_frsize, found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree, found.f_namemax
+        )
+
+    def open(self, inode: InodeNumber, flags: int) -> OpenFile:
+        node = self._node(inode)
+        if node.fd == -1:
+            return _Handle(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        accessed = flags & _KEPT_FLAGS
+        if accessed & os.O_ACCMODE == os.O_WRONLY:
+            accessed = accessed & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it changes a part of
+        try:
+            return _Handle(os.open(self._place(inode), accessed | os.O_NONBLOCK | os.O_CLOEXEC))
+        except PermissionError:
+            return _Handle(os.open(self._place(inode), flags & _KEPT_FLAGS | os.O_NONBLOCK | os.O_CLOEXEC))
+
+    # -- changing
+
+    def setattr(self, inode: InodeNumber, changes: Mapping[str, int]) -> Attributes:
+        fd, place = self._host(inode), self._place(inode)
+        status = os.fstat(fd)
+        if "uid" in changes or "gid" in changes:
+            os.chown(place, changes.get("uid", -1), changes.get("gid", -1))
+        if "mode" in changes and not stat.S_ISLNK(status.st_mode):
+            os.chmod(place, stat.S_IMODE(changes["mode"]))
+        if "size" in changes:
+            os.truncate(place, changes["size"])
+        if "atime_ns" in changes or "mtime_ns" in changes:
+            times = changes.get("atime_ns", status.st_atime_ns), changes.get("mtime_ns", status.st_mtime_ns)
+            os.utime(place, ns=times)
+        return self.getattr(inode)
+
+    def _made(self, directory: InodeNumber, name: bytes) -> Attributes:
+        found = self._find(directory, name)
+        if found is None:
+            raise _failed(errno.EIO)
+        return found
+
+    def create(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
+        self._check_not_own(directory, name, errno.EEXIST)
+        os.mknod(name, mode, rdev, dir_fd=self._host(directory))
+        return self._made(directory, name)
+
+    def mkdir(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
+        self._check_not_own(directory, name, errno.EEXIST)
+        os.mkdir(name, stat.S_IMODE(mode), dir_fd=self._host(directory))
+        return self._made(directory, name)
+
+    def symlink(self, directory: InodeNumber, name: bytes, target: bytes, uid: int, gid: int) -> Attributes:
+        self._check_not_own(directory, name, errno.EEXIST)
+        os.symlink(target, name, dir_fd=self._host(directory))
+        return self._made(directory, name)
+
+    def link(self, inode: InodeNumber, directory: InodeNumber, name: bytes) -> Attributes:
+        self._check_not_own(directory, name, errno.EEXIST)
+        os.link(self._place(inode), name, dst_dir_fd=self._host(directory), follow_symlinks=True)
+        return self._made(directory, name)
+
+    def unlink(self, directory: InodeNumber, name: bytes) -> None:
+        self._check_not_own(directory, name)
+        os.unlink(name, dir_fd=self._host(directory))
+
+    def rmdir(self, directory: InodeNumber, name: bytes) -> None:
+        self._check_not_own(directory, name)
+        os.rmdir(name, dir_fd=self._host(directory))
+
+    def rename(
+        self, directory: InodeNumber, name: bytes, new_directory: InodeNumber, new_name: bytes, flags: int
+    ) -> None:
+        self._check_not_own(directory, name)
+        self._check_not_own(new_directory, new_name)
+        renameat2(self._host(directory), name, self._host(new_directory), new_name, Rename(flags))
+
+    def fsyncdir(self, directory: InodeNumber) -> None:
+        fd = os.open(self._place(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    # -- extended attributes
+
+    def listxattr(self, inode: InodeNumber) -> Iterable[bytes]:
+        if self._node(inode).fd == -1 or stat.S_ISLNK(os.fstat(self._host(inode)).st_mode):
+            return []
+        names = (os.fsencode(name) for name in os.listxattr(self._place(inode)))
+        return [name for name in names if name.startswith(b"user.")]
+
+    def getxattr(self, inode: InodeNumber, name: bytes) -> bytes | None:
+        if not name.startswith(b"user.") or self._node(inode).fd == -1:
+            return None
+        try:
+            return os.getxattr(self._place(inode), name)
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.ELOOP):
+                return None
+            raise
+
+    def setxattr(self, inode: InodeNumber, name: bytes, value: bytes) -> None:
+        if not name.startswith(b"user."):
+            raise _failed(errno.ENOTSUP)
+        os.setxattr(self._place(inode), name, value)
+
+    def removexattr(self, inode: InodeNumber, name: bytes) -> None:
+        os.removexattr(self._place(inode), name)
+
+    def forget(self, inode: InodeNumber) -> None:
+        node = self._nodes.get(inode)
+        if node is not None and node.number != ROOT_INODE:
+            del self._nodes[inode]
+            if self._known.get(node.key) is node:
+                del self._known[node.key]
+            if node.fd != -1:
+                os.close(node.fd)
+
+
+def _is_empty(directory: int) -> bool:
+    try:
+        with os.scandir(f"/proc/self/fd/{directory}") as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False

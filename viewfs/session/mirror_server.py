@@ -1,0 +1,280 @@
+"""Directories that gain a mount point and go on showing what comes and goes in them.
+
+One that the user may write is served (`mounts.mirror`). What is in it that is no regular file is bound over its name,
+so that all below is native. More names are added later over a control socket, whose other end the supervisor keeps for
+the workers that need it. Of any other the view has a skeleton, which a process keeps up to date as long as that end is
+open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import select
+import signal
+import socket
+import stat
+import threading
+import traceback
+from typing import Any, NoReturn
+
+from viewfs.errors import ViewfsError
+from viewfs.linux.mount import AT_FDCWD, AT_RECURSIVE, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
+from viewfs.linux.process import die_with_parent, pidfd_open, set_name
+from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
+from viewfs.mounts.mirror import MIRROR_SOURCE, MirrorFileSystem
+from viewfs.mounts.skeleton import (
+    MountPointPlan,
+    Skeleton,
+    make_entry,
+    mount_names,
+    remove_entry,
+    scratch_namespace,
+    writable_skeleton,
+)
+from viewfs.session.channel import Channel
+from viewfs.session.serving import keep_only_these, pidfds, server_names, stay
+
+__all__ = ["Mirrors"]
+
+_SECONDS = 10.0
+#: With more directories than that none is bound: every later epoch copies the mount table.
+_CROWD = 1000
+
+
+class Mirrors:
+    """The directories of a view that are served so, by the control sockets of their servers."""
+
+    def __init__(self, controls: dict[str, int]) -> None:
+        self._controls = controls
+        #: Those that were made here: their directories, control sockets and servers.
+        self.made: list[tuple[str, socket.socket, int]] = []
+        #: Skeletons that were, with both ends of a socket: one to wait for its end with, and one to be kept elsewhere.
+        self._skeletons: dict[str, tuple[Skeleton, socket.socket, socket.socket]] = {}
+
+    def keep_up_to_date(self, directory: str, skeleton: Skeleton) -> None:
+        """`skeleton` was put on `directory`."""
+        self._skeletons[directory] = (skeleton, *socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+
+    @property
+    def servers(self) -> list[int]:
+        """The processes that were started here."""
+        return [pid for _directory, _control, pid in self.made]
+
+    def take_controls(self) -> dict[str, int]:
+        """Descriptors for the supervisor to keep, by directory; they are the caller's."""
+        controls = {directory: control.detach() for directory, control, _pid in self.made}
+        return controls | {directory: theirs.detach() for directory, (_one, _ours, theirs) in self._skeletons.items()}
+
+    def stay(self, channel: Channel) -> None:
+        """As long as there is anything to do: servers to wait for, skeletons to keep up to date."""
+        if not self._skeletons:
+            stay(channel, self.servers)
+            return
+        channel.receive()
+        poll = select.poll()
+        watched = {skeleton.changes: skeleton for skeleton, _ours, _theirs in self._skeletons.values()}
+        ends = {ours.fileno() for _skeleton, ours, _theirs in self._skeletons.values()}
+        ends |= {pidfd_open(pid) for pid in self.servers}
+        for fd in (*watched, *ends):
+            poll.register(fd, select.POLLIN)
+        while ends:
+            for fd, _event in poll.poll():
+                if fd in watched:
+                    watched[fd].update()
+                else:
+                    poll.unregister(fd)
+                    ends.discard(fd)
+        for pid in self.servers:
+            os.waitpid(pid, 0)
+
+    @property
+    def directories(self) -> set[str]:
+        """Those that are served, the ones that were made here included."""
+        return {*self._controls, *(directory for directory, _control, _pid in self.made)}
+
+    def make(self, plan: MountPointPlan, *, is_directory: bool, live_namespace: int) -> None:
+        """Have `plan.parent` have the first of the missing names, and what is missing in it. Raises OSError."""
+        first = plan.missing[0]
+        as_directory = is_directory or len(plan.missing) > 1
+        if plan.parent in self.directories:
+            self._tell(plan.parent, b"+%s%s" % (b"d" if as_directory else b"f", os.fsencode(first)))
+            if len(plan.missing) > 1:
+                tree = mount_names(plan.missing[1:], is_directory=is_directory)
+                move_mount(tree, "", AT_FDCWD, os.path.join(plan.parent, first), MoveMount.F_EMPTY_PATH)
+                os.close(tree)
+            return
+        self._cover(plan, as_directory=as_directory, is_directory=is_directory, live_namespace=live_namespace)
+
+    def remove(self, plan: MountPointPlan) -> None:
+        """Take away what `make` made. Raises OSError."""
+        if plan.needs_skeleton:
+            umount2(plan.parent, UmountFlags.DETACH | UmountFlags.NOFOLLOW)
+            return
+        if len(plan.missing) > 1:
+            with contextlib.suppress(OSError):
+                umount2(os.path.join(plan.parent, plan.missing[0]), UmountFlags.DETACH | UmountFlags.NOFOLLOW)
+        if plan.parent in self.directories:
+            self._tell(plan.parent, b"-" + os.fsencode(plan.missing[0]))
+
+    def _tell(self, directory: str, message: bytes) -> None:
+        own = {made: control.fileno() for made, control, _pid in self.made}
+        fd = own.get(directory, self._controls.get(directory, -1))
+        with socket.socket(fileno=os.dup(fd)) as control:
+            control.settimeout(_SECONDS)
+            control.send(message)
+            if not control.recv(1):
+                raise ViewfsError(f"the server of {directory} is gone")
+
+    def _cover(self, plan: MountPointPlan, *, as_directory: bool, is_directory: bool, live_namespace: int) -> None:
+        """Put the server's mount on `plan.parent`, with what is in it that is not served."""
+        directory = plan.parent
+        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        bound = _to_be_bound(top)
+        own = {os.fsencode(plan.missing[0]): as_directory}
+        file_system = MirrorFileSystem(top, own, [os.fsencode(name) for name in bound])
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mount, pid = _start(file_system, top, theirs)
+        theirs.close()
+        self.made.append((directory, ours, pid))
+        with scratch_namespace(live_namespace):
+            old = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            move_mount(mount, "", AT_FDCWD, directory, MoveMount.F_EMPTY_PATH)
+            os.close(mount)
+            _bind_children(old, directory, bound)
+            os.close(old)
+            if len(plan.missing) > 1:
+                tree = mount_names(plan.missing[1:], is_directory=is_directory)
+                move_mount(tree, "", AT_FDCWD, os.path.join(directory, plan.missing[0]), MoveMount.F_EMPTY_PATH)
+                os.close(tree)
+            whole = open_tree(AT_FDCWD, directory, OpenTree.CLONE | AT_RECURSIVE)
+        os.close(top)
+        move_mount(whole, "", AT_FDCWD, directory, MoveMount.F_EMPTY_PATH)
+        os.close(whole)
+
+    def give_up(self) -> None:
+        """End the servers that were made here: what they serve is nowhere."""
+        for _directory, control, pid in self.made:
+            control.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        self.made = []
+
+
+def _to_be_bound(top: int) -> list[str]:
+    """Names of directories, sockets, FIFOs and devices: what is no regular file and no link works as itself only.
+
+    An empty directory is none of them: it can't be removed where it is a mount point.
+    """
+    with os.scandir(top) as entries:
+        found = [one.name for one in entries if not one.is_symlink() and not one.is_file(follow_symlinks=False)]
+    if len(found) > _CROWD:
+        return []
+    return [name for name in found if not _is_empty(top, name)]
+
+
+def _is_empty(top: int, name: str) -> bool:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+    except OSError:
+        return False
+    try:
+        with os.scandir(fd) as entries:
+            return next(entries, None) is None
+    finally:
+        os.close(fd)
+
+
+def _bind_children(old: int, directory: str, names: list[str]) -> None:
+    for name in names:
+        try:
+            tree = open_tree(old, name, OpenTree.CLONE | AT_RECURSIVE)
+        except OSError:
+            continue  # it is served, as well as it can be
+        try:
+            move_mount(tree, "", AT_FDCWD, os.path.join(directory, name), MoveMount.F_EMPTY_PATH)
+        except FileNotFoundError:
+            pass  # it went meanwhile
+        finally:
+            os.close(tree)
+
+
+def _start(file_system: MirrorFileSystem, top: int, control: socket.socket) -> tuple[int, int]:
+    """A detached mount of it, and the process that serves that."""
+    fuse = open_fuse_device()
+    mount = create_fuse_mount(
+        fuse,
+        root_mode=os.fstat(top).st_mode,
+        source=MIRROR_SOURCE,
+        subtype="viewfs.mirror",
+        writable=True,
+        uid=os.getuid(),
+        gid=os.getgid(),
+    )
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        os.close(mount)
+        _serve(file_system, fuse, top, control, parent)
+    os.close(fuse)
+    return mount, pid
+
+
+def show_in_root(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
+    """Have the root show what the host's has at `name` now: a link, what is open in `fds`, or nothing."""
+    name, place = request["name"], f"/{request['name']}"
+    servers: list[int] = []
+    with writable_skeleton("/") as root:
+        if root is not None:
+            with contextlib.suppress(OSError):
+                while True:
+                    umount2(place, UmountFlags.DETACH | UmountFlags.NOFOLLOW)
+            remove_entry(name, root)
+            if request["link"] is not None:
+                os.symlink(request["link"], name, dir_fd=root)
+            elif fds:
+                make_entry(name, is_directory=stat.S_ISDIR(request["mode"]), directory_fd=root)
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                mount, pid = _start(MirrorFileSystem(fds[0], {}), fds[0], theirs)
+                ours.close()
+                theirs.close()
+                servers.append(pid)
+                move_mount(mount, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
+                os.close(mount)
+    channel.send({"ok": {"descriptors": server_names(servers)}}, pidfds(servers))
+    stay(channel, servers)
+
+
+def _serve(file_system: MirrorFileSystem, fuse: int, top: int, control: socket.socket, parent: int) -> NoReturn:
+    status = 1
+    try:
+        from viewfs.mounts.fuse.counters import Counters
+        from viewfs.mounts.fuse.host import serve
+        from viewfs.namespaces.sandbox import Confinement, Needs, confine
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # programs of the view are told to end first
+        die_with_parent(parent)
+        set_name("viewfs-mirror")
+        keep_only_these({fuse, top, control.fileno()})
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        confine(Confinement.VIEW, Needs.OWN_FILES)
+        threading.Thread(target=_listen, args=(file_system, control), daemon=True).start()
+        serve(file_system, fuse, Counters.create())
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _listen(file_system: MirrorFileSystem, control: socket.socket) -> None:
+    """Names are added and removed as workers say."""
+    while message := control.recv(1000):
+        if message[:1] == b"+":
+            file_system.add(message[2:], is_directory=message[1:2] == b"d")
+        else:
+            file_system.remove(message[1:])
+        control.send(b".")
