@@ -71,8 +71,8 @@ def test_a_directory_of_another_name_is_another(view: View, home: Path) -> None:
         (
             "git",
             "git init -q .; git add notes project; git -c user.name=n -c user.email=e commit -qm one;"
-            " git rm -qr project; git -c user.name=n -c user.email=e commit -qm two; test ! -e project; git checkout -q HEAD~1 -- project;"
-            " test -e project/src/main.c; git config --file own a.b c",
+            " git rm -qr project; git -c user.name=n -c user.email=e commit -qm two; test ! -e project;"
+            " git checkout -q HEAD~1 -- project; test -e project/src/main.c; git config --file own a.b c",
         ),
         ("rsync", "rsync -a project/ copy/; rsync -a --delete empty/ copy/; test ! -e copy/src; test -d copy"),
     ],

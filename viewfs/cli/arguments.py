@@ -22,6 +22,8 @@ __all__ = [
     "absolute",
     "complete_ended",
     "cow_backend_option",
+    "filter_options",
+    "layer_option",
     "module_option",
     "parse_cow",
     "parse_load",
@@ -182,3 +184,21 @@ def cow_backend_option(name: str) -> Callable[[Any], Any]:
         help="What serves them: the kernel's overlay (fast; changes only what is yours), viewfs's own file system"
         " over FUSE, or whichever fits (auto).",
     )
+
+
+layer_option = click.option(
+    "--layer",
+    "layer_directory",
+    metavar="DIR",
+    help="Where the changes are kept, if it was said with `viewfs run --layer`.",
+)
+
+
+def filter_options(command: Any) -> Any:
+    """--exclude and --include."""
+    for name, text in (
+        ("--include", "Only what is called so, or is at such a path; of what is excluded, this all the same."),
+        ("--exclude", "Not what is called so, or is at such a path in the tree, with all in it. Repeatable."),
+    ):
+        command = click.option(name, multiple=True, metavar="GLOB", help=text)(command)
+    return command

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -12,18 +11,28 @@ from typing import Any
 
 import click
 
-from viewfs.cli.arguments import absolute, complete_ended, cow_backend_option, session_option
+from viewfs.cli.arguments import (
+    absolute,
+    complete_ended,
+    cow_backend_option,
+    filter_options,
+    layer_option,
+    session_option,
+)
 from viewfs.cli.changes import count_line, in_listing, shown_change, to_json, unified
 from viewfs.cli.cow_images import write_tree
 from viewfs.cli.main import printable, tell, warn
 from viewfs.cli.output import json_option, print_json, progress_bar
 from viewfs.cow.changes import Change, Kind, with_renames
 from viewfs.cow.commit import Commit
+from viewfs.cow.filters import EVERYTHING, Filter
+from viewfs.cow.layers import clock_ns
 from viewfs.cow.trees import Tree
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.client import find_session
 from viewfs.session.layer_access import OpenLayer, OpenLayers, Request, opened_layers
 from viewfs.session.layer_access import forget as left_layers_of
+from viewfs.session.layer_settings import OWN_LAYERS
 
 __all__ = ["checkpoint", "commit", "cow", "diff", "discard", "forget", "rollback"]
 
@@ -42,9 +51,13 @@ def _layers(
     tidies: bool = False,
     discards: bool = False,
     writes: bool = False,
+    only: Filter = EVERYTHING,
+    directory: str | None = None,
 ) -> Iterator[OpenLayers]:
     places = [os.path.realpath(path) if session is None else absolute(path) for path in paths]
-    request = Request(session, places, states, tidies, discards, writes)
+    if directory is not None:
+        session = session or OWN_LAYERS
+    request = Request(session, places, states, tidies, discards, writes, only, directory and absolute(directory))
     with opened_layers(request) as opened:
         for message in filter(None, opened.messages):
             warn(message)
@@ -77,11 +90,22 @@ def cow(session: str | None, cow_backend: str | None, as_json: bool, path: str) 
 
 @click.command()
 @session_option
+@layer_option
+@filter_options
 @click.option("--stat", is_flag=True, help="A line for each path, without the changes of text, and how many.")
 @click.option("--name-only", is_flag=True, help="Nothing but the paths.")
 @json_option
 @click.argument("what", nargs=-1, metavar="[A..B] [PATH]…")
-def diff(session: str | None, stat: bool, name_only: bool, as_json: bool, what: tuple[str, ...]) -> None:
+def diff(
+    session: str | None,
+    layer_directory: str | None,
+    exclude: tuple[str, ...],
+    include: tuple[str, ...],
+    stat: bool,
+    name_only: bool,
+    as_json: bool,
+    what: tuple[str, ...],
+) -> None:
     """What was changed under PATH, or anywhere: added, changed, deleted, renamed, and how text differs.
 
     A..B compares two states that `viewfs checkpoint` kept, by epoch or name; without B, a state and now.
@@ -90,6 +114,7 @@ def diff(session: str | None, stat: bool, name_only: bool, as_json: bool, what: 
     Examples:
       viewfs diff
       viewfs diff --stat ~/project
+      viewfs diff --exclude '*.o' --exclude target
       viewfs diff before..after
     """
     between = None
@@ -98,7 +123,8 @@ def diff(session: str | None, stat: bool, name_only: bool, as_json: bool, what: 
     states = tuple(one for one in between or () if one)
     listed: list[dict[str, Any]] = []
     total: list[Change] = []
-    with _layers(session, what, states) as opened:
+    only = Filter.of(exclude, include)
+    with _layers(session, what, states, only=only, directory=layer_directory) as opened:
         for layer in opened.layers:
             old, new, found = _compared(layer, between)
             changes = [change for change in with_renames(found, old, new) if in_listing(change)]
@@ -157,6 +183,8 @@ def _print_change(layer: OpenLayer, change: Change, old: Tree, new: Tree, *, nam
 
 @click.command()
 @session_option
+@layer_option
+@filter_options
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--force", is_flag=True, help="Also where the file outside was changed too: what is there is lost.")
 @click.option("--keep-theirs", is_flag=True, help="The same, but keep what is there as NAME.viewfs-theirs.")
@@ -168,6 +196,9 @@ def _print_change(layer: OpenLayer, change: Change, old: Tree, new: Tree, *, nam
 @_paths
 def commit(
     session: str | None,
+    layer_directory: str | None,
+    exclude: tuple[str, ...],
+    include: tuple[str, ...],
     dry_run: bool,
     force: bool,
     keep_theirs: bool,
@@ -191,7 +222,7 @@ def commit(
       viewfs commit --to new.squashfs /mnt
     """
     if target is not None or in_place:
-        if (target is not None and in_place) or dry_run or force or keep_theirs:
+        if (target is not None and in_place) or dry_run or force or keep_theirs or exclude or include:
             raise UsageError("--to and --in-place go with no other way to commit")
         write_tree(session, paths, target, kind, as_json)
         return
@@ -200,7 +231,9 @@ def commit(
     failed: list[str] = []
     kept: list[dict[str, str]] = []
     all_changes: list[Change] = []
-    with _layers(session, paths, tidies=True, writes=True) as opened, _all_locked(opened.layers):
+    only = Filter.of(exclude, include)
+    chosen = _layers(session, paths, tidies=True, writes=True, only=only, directory=layer_directory)
+    with chosen as opened, _all_locked(opened.layers):
         commits = []
         for layer in opened.layers:
             _check_writable(layer)
@@ -289,9 +322,10 @@ def _sizes(changes: Iterable[Change]) -> int:
 
 @click.command()
 @session_option
+@layer_option
 @json_option
 @_paths
-def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
+def discard(session: str | None, layer_directory: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
     """Throw away the changes under PATH, or all of them: the view shows again what was there before.
 
     \b
@@ -303,7 +337,10 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
     done: list[dict[str, Any]] = []
     total: list[Change] = []
     refused: list[str] = []
-    with _layers(session, paths, tidies=True, discards=True, writes=True) as opened, _all_locked(opened.layers):
+    with (
+        _layers(session, paths, tidies=True, discards=True, writes=True, directory=layer_directory) as opened,
+        _all_locked(opened.layers),
+    ):
         for layer in opened.layers:
             undone = list(layer.changes())
             if not layer.live and layer.selection.paths == (b"",):
@@ -313,7 +350,9 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
                     undone, left = restore(layer.layer, undone, layer.lower, layer.view, layer.selection, told)
                 refused += [layer.shown(change.path) for change in left]
             try:
-                layer.layer.write(layer.layer.record.rebased(layer.selection.paths, time.time_ns()))
+                layer.layer.write(
+                    layer.layer.record.rebased(layer.selection.paths, clock_ns(layer.layer.fd, layer.lower))
+                )
             except OSError as error:
                 reason = (error.strerror or "").lower()
                 warn(f"what was discarded in {layer.path} can't be written down ({reason}); it is gone all the same")
@@ -328,16 +367,19 @@ def discard(session: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=complete_ended)
-def forget(names: tuple[str, ...]) -> None:
+@layer_option
+@click.argument("names", nargs=-1, metavar="NAME…", shell_complete=complete_ended)
+def forget(layer_directory: str | None, names: tuple[str, ...]) -> None:
     """Throw away all that sessions NAME, which have ended, have left: changes, and states that were kept.
 
     \b
     Example:
       viewfs forget work
     """
-    for name in names:
-        paths = left_layers_of(name)
+    if not names and layer_directory is None:
+        raise UsageError("no session is named", remedy="`viewfs ps` lists those that have left changes")
+    for name in names or (OWN_LAYERS,):
+        paths = left_layers_of(name, layer_directory and absolute(layer_directory))
         click.echo(f"forgot {name}: what was changed in {', '.join(map(printable, paths)) or 'nothing'}")
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from viewfs.cli.arguments import COW, LOAD, MOUNT, ChangesInOrder, cow_backend_option
-from viewfs.cli.main import warn
+from viewfs.cli.arguments import COW, LOAD, MOUNT, ChangesInOrder, absolute, cow_backend_option
+from viewfs.cli.main import tell, warn
 from viewfs.errors import UsageError
 from viewfs.session.agent import AgentPlan
 from viewfs.session.client import SESSION_VARIABLE
 from viewfs.session.front import InitialChange, SessionPlan, run_session
+from viewfs.session.layer_settings import state_directory
 from viewfs.session.runtime import check_name
 
 __all__ = ["run", "shell"]
@@ -25,10 +27,21 @@ _OPTIONS = (
     click.option("--load", "loads", type=LOAD, multiple=True, help="Load this module first. Repeatable, in order."),
     click.option("--cow", "cows", type=COW, multiple=True, help="Make these copy-on-write. Repeatable, in order."),
     cow_backend_option("--cow-backend"),
+    click.option(
+        "--exclude", multiple=True, metavar="GLOB", help="Directories that --cow leaves as they are. Repeatable."
+    ),
+    click.option("--include", multiple=True, metavar="GLOB", help="Those that it does not, of what is excluded."),
+    click.option("--layer", "layer_directory", metavar="DIR", help="Keep the changes in DIR, after the view too."),
     click.option("--name", help="Call the session that; `viewfs enter NAME` joins it."),
     click.option("--keep", is_flag=True, help="Keep the session after the command has ended."),
     click.option("--history", is_flag=True, help="Keep every epoch enterable: what is unmounted lives on."),
     click.option("--as-root", is_flag=True, help="Appear as uid 0 inside. (It gives no right that you don't have.)"),
+    click.option(
+        "--ids",
+        type=click.Choice(["auto", "one", "many"]),
+        default="auto",
+        help="Which users there are: you alone, or those too that /etc/subuid gives you (auto: with --as-root).",
+    ),
     click.option("--hostname", metavar="H", help="The host name that the view has."),
     click.option("--pid", "pid_namespace", is_flag=True, help="See only the view's own processes."),
 )
@@ -52,7 +65,12 @@ def _plan(command: list[str], environment: dict[str, str], given: dict[str, Any]
         keep=given["keep"],
         history=given["history"],
         cow_backend=given["cow_backend"],
-        view=AgentPlan(as_root=given["as_root"], hostname=hostname, pid_namespace=given["pid_namespace"]),
+        layer_directory=None if given["layer_directory"] is None else absolute(given["layer_directory"]),
+        exclude=given["exclude"],
+        include=given["include"],
+        view=AgentPlan(
+            as_root=given["as_root"], ids=given["ids"], hostname=hostname, pid_namespace=given["pid_namespace"]
+        ),
         changes=tuple(InitialChange(change.pop("request", "mount"), change) for change in changes),
         environment=environment,
     )
@@ -76,8 +94,11 @@ def shell(command: tuple[str, ...], **given: Any) -> None:
 
 @click.command(cls=ChangesInOrder)
 @_options
+@click.option("--ask", is_flag=True, help="Show what was changed at the end, and ask whether to commit it.")
+@click.option("-y", "--yes", "answer", flag_value="yes", help="With --ask: do.")
+@click.option("-n", "--no", "answer", flag_value="no", help="With --ask: don't.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
-def run(command: tuple[str, ...], **given: Any) -> None:
+def run(command: tuple[str, ...], ask: bool, answer: str | None, **given: Any) -> None:
     """A view for one command, whose exit status is the result (128+n if signal n ended it).
 
     \b
@@ -85,9 +106,41 @@ def run(command: tuple[str, ...], **given: Any) -> None:
       viewfs run -- id
       viewfs run --mount disk.img:/mnt -- ls -l /mnt
       viewfs run --cow . -- make install
+      viewfs run --cow . --ask -- ./configure
       viewfs run --as-root --hostname box -- sh -c 'id; hostname'
     """
-    sys.exit(run_session(_plan(list(command), {}, given), warn))
+    if not ask:
+        if answer is not None:
+            raise UsageError("-y and -n go with --ask")
+        sys.exit(run_session(_plan(list(command), {}, given), warn))
+    if not given["cows"] or given["name"] is not None or given["keep"]:
+        raise UsageError("--ask goes with --cow, and without --name and --keep")
+    name = given["name"] = f"ask-{os.getpid()}"
+    status = run_session(_plan(list(command), {}, given), warn)
+    sys.exit(_decide(name, given["layer_directory"], answer) or status)
+
+
+def _decide(name: str, layer_directory: str | None, answer: str | None) -> int:
+    """Show what was changed in a session that has ended, and commit it or throw it away: 0 if that was done."""
+    where = [] if layer_directory is None else ["--layer", layer_directory]
+
+    def viewfs(*command: str) -> int:
+        return subprocess.run([sys.executable, "-m", "viewfs", *command], check=False).returncode
+
+    directory = state_directory() if layer_directory is None else absolute(layer_directory)
+    if not os.path.isdir(os.path.join(directory, name)):
+        tell("nothing has changed")
+        return 0
+    if viewfs("diff", "--stat", "--session", name, *where):
+        return 1
+    try:
+        keeps = (
+            answer == "yes" if answer is not None else click.confirm("Commit these changes?", default=False, err=True)
+        )
+    except click.Abort:
+        warn(f"neither committed nor discarded: `viewfs commit --session {name}`, or `viewfs forget {name}`")
+        return 130
+    return viewfs("commit", "--session", name, *where) if keeps else viewfs("forget", *where, name)
 
 
 def _interactive_shell() -> tuple[list[str], dict[str, str]]:

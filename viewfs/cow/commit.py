@@ -20,7 +20,6 @@ import errno
 import os
 import secrets
 import stat
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,8 +27,9 @@ from viewfs.cow.applying import Applied, apply, as_planned, give_up, theirs_name
 from viewfs.cow.changes import Change, Kind, differences, with_renames
 from viewfs.cow.conflicts import find_conflicts
 from viewfs.cow.copying import TreeCopier, remove_tree, set_acls
+from viewfs.cow.filters import EVERYTHING
 from viewfs.cow.journal import Journal, Operation, Step
-from viewfs.cow.layers import Layer
+from viewfs.cow.layers import Layer, clock_ns
 from viewfs.cow.planning import Selection, plan_commit
 from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.errors import ViewfsError
@@ -118,7 +118,7 @@ class Commit:
             # What the view has written may be in memory only. Once it is outside, the layer must not have less of it.
             if not self._layer.record.volatile:
                 syncfs(self._layer.fd)
-            journal.begin(self.plan.selection.paths, self.plan.steps)
+            journal.begin(self._paths(), self.plan.steps)
             try:
                 refused = self._stage(progress)
                 self._check_unchanged()
@@ -136,12 +136,19 @@ class Commit:
             ) from error
         applied = apply(self._lower, steps, staged)
         failed = refused + applied.failed
-        _finish(self._layer, self._lower, journal, self.plan.selection.paths, self.plan.steps, failed)
+        _finish(self._layer, self._lower, journal, self._paths(), self.plan.steps, failed)
         undone = {path for path, _why in failed}
         done = [change for change in self.told if not _is_at_or_below(change.path, undone)]
         # Times of a directory follow from what was done in it, if anything was.
         told = {change.path for change in self.plan.changes if not (change.is_directory and change.only_times)}
         return Outcome(done, [(path, why) for path, why in failed if path in told], applied.kept)
+
+    def _paths(self) -> list[bytes]:
+        """What is the same outside and in the view afterwards."""
+        selection = self.plan.selection
+        if selection.only == EVERYTHING:
+            return list(selection.paths)
+        return [step.path for step in self.plan.steps]
 
     def _stage(self, progress: Callable[[int], None]) -> list[tuple[bytes, str]]:
         """Copy all that is new beside its place, and have it on the disk; what may not be there, with the reason."""
@@ -264,7 +271,7 @@ def _finish(
 ) -> None:
     undone = {path for path, _why in failed}
     done = [step.path for step in steps if step.path not in undone] if failed else list(paths)
-    record = layer.record.rebased(done, time.time_ns())
+    record = layer.record.rebased(done, clock_ns(layer.fd, lower))
     if b"" not in done:
         directories = {split(step.path)[0] for step in steps}
         entries = {directory: lower.entry(directory) for directory in directories}

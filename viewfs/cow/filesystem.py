@@ -15,10 +15,10 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from viewfs.cow.copying import copy_content, copy_node
-from viewfs.cow.merged import KEPT_SECONDS, MergedTree
+from viewfs.cow.merged import KEPT_SECONDS, MergedTree, OwnerOf
 from viewfs.cow.naming import CowNames, parent_of
 from viewfs.cow.nodes import Handle, Node, failed
 from viewfs.cow.trees import Entry, Tree
@@ -45,13 +45,25 @@ class CowFileSystem(CowNames):
     cache_seconds = KEPT_SECONDS
 
     def __init__(
-        self, lower: int, upper: int, work: int | None, identities: Identities, *, durable: bool = False
+        self,
+        lower: int,
+        upper: int,
+        work: int | None,
+        identities: Identities,
+        *,
+        durable: bool = False,
+        stand_ins: Collection[bytes] | None = None,
+        owner_of: OwnerOf | None = None,
     ) -> None:
         """Descriptors of the directories, which become this object's. `work` is None where nothing can be written.
 
-        `durable`: what is copied up survives the machine, as what it was copied from did.
+        `durable`: what is copied up survives the machine, as what it was copied from did. `stand_ins`: the user
+        appears as root: these files are shown as empty if they may not be read, and any other is if it is written to.
+        `owner_of` says whose lower files are that belong to somebody without a number here.
         """
-        self._tree = MergedTree(Tree(lower), Tree(upper), identities)
+        unreadable = frozenset(path for path in stand_ins or () if _is_unreadable(Tree(lower), path))
+        self._tree = MergedTree(Tree(lower), Tree(upper), identities, unreadable, owner_of)
+        self._is_root = stand_ins is not None
         self._lower, self._upper = self._tree.lower, self._tree.upper
         self._work_directory = None if work is None else WorkDirectory(work)
         self._durable = durable
@@ -118,14 +130,25 @@ class CowFileSystem(CowNames):
         work, path = self._work, node.path
         if self._tree.in_upper.status(path) is not None:
             return path
-        if node.parent is not None:
-            self._copy_up(node.parent)
+        missing: list[Node] = []
+        above = node.parent
+        while above is not None and self._tree.in_upper.status(above.path) is None:
+            missing.append(above)
+            above = above.parent
+        for directory in reversed(missing):
+            self._copy_up_one(work, directory, directory.path, content=True)
+        self._copy_up_one(work, node, path, content=content)
+        return path
+
+    def _copy_up_one(self, work: WorkDirectory, node: Node, path: bytes, *, content: bool) -> None:
+        """The directory that it is in is in the upper directory."""
         entry = self._lower.entry(path)
         if entry is None:
             raise failed(errno.ESTALE)
         # Lists that name somebody who has no number here could not be set; a commit leaves those outside as they are.
-        entry = entry._replace(xattrs=tuple(entry.without_acls()), has_acls=False)
-        if not content:
+        uid, gid = self._tree.shown_owner(self._tree.lower_status(node.parent, path), entry)
+        entry = entry._replace(xattrs=tuple(entry.without_acls()), has_acls=False, uid=uid, gid=gid)
+        if entry.is_file and (not content or (self._is_root and _is_unreadable(self._lower, path))):
             entry = entry._replace(size=0)
         with parent_of(self._upper, path) as (fd, name):
             before = os.fstat(fd)
@@ -136,11 +159,13 @@ class CowFileSystem(CowNames):
         node.opened = None
         for handle in [handle for handle in node.handles if not handle.is_upper]:
             handle.follow(self._upper.open(path, os.O_RDONLY))
-        return path
 
     def _copy(self, path: bytes, entry: Entry, place: int, name: bytes) -> None:
         copy_node(self._lower, path, entry, place, name, sync=self._durable)
         if entry.is_directory:
+            if (entry.uid, entry.gid) != (self._identities.uid, self._identities.gid):
+                with contextlib.suppress(OSError):
+                    os.chown(name, entry.uid, entry.gid, dir_fd=place)
             os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=place)
             os.utime(name, ns=(entry.atime_ns, entry.mtime_ns), dir_fd=place)
         elif entry.is_file:
@@ -174,6 +199,8 @@ class CowFileSystem(CowNames):
             path = self._copy_up(node, content=not flags & os.O_TRUNC)
             return Handle(node, self._tree.in_upper.open(path, os.O_RDWR | flags & os.O_TRUNC), is_upper=True)
         is_upper = self._tree.found(node)[1]
+        if not is_upper and node.path in self._tree.stand_ins:
+            return Handle(node, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), is_upper=False)
         tree = self._tree.in_upper if is_upper else self._tree.in_lower
         return Handle(node, tree.open(node.path, os.O_RDONLY), is_upper=is_upper)
 
@@ -269,6 +296,16 @@ class CowFileSystem(CowNames):
         self._tree.close()
         if self._work_directory is not None:
             self._work_directory.close()
+
+
+def _is_unreadable(lower: Tree, path: bytes) -> bool:
+    try:
+        os.close(lower.open(path))
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _is_own(name: bytes) -> bool:

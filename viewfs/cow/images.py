@@ -194,6 +194,7 @@ def _start(
         pass_fds=(tree.root,),
         stdin=stdin,
         preexec_fn=lambda: keep_for_programs(FAKE_ROOT_CAPABILITIES),  # this process has one thread
+        env=os.environ | {"LC_ALL": "C.UTF-8"},  # what it says is read
         **streams,
     )
 

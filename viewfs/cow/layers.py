@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = [
     "LayerRecord",
     "LayerSet",
     "Lower",
+    "clock_ns",
     "has_changes",
     "identity_of",
     "is_state_directory",
@@ -103,6 +105,8 @@ class LayerRecord:
     unsettled: bool = False
     #: It goes with its session, and need not survive the machine.
     volatile: bool = False
+    #: It has files of ids that were given to the user besides their own (subuid(5)).
+    subordinate: bool = False
     #: When the tree was written over the image that it is over: what the layer had by then is in that.
     placed_ns: int = 0
 
@@ -129,6 +133,7 @@ class LayerRecord:
             backend=value["backend"],
             unsettled=value["unsettled"],
             volatile=value["volatile"],
+            subordinate=value["subordinate"],
             placed_ns=value["placed_ns"],
         )
 
@@ -136,6 +141,23 @@ class LayerRecord:
 def is_state_directory(name: str) -> bool:
     """Can a directory below `checkpoints/` be called that? (A client says so.)"""
     return re.fullmatch(r"[0-9]+-[A-Za-z0-9._-]{0,60}", name) is not None
+
+
+def clock_ns(directory: int, lower: Tree) -> int:
+    """The time by the clock that change times in the lower tree are of: a server of files may have its own.
+
+    It is asked by way of a file in the open `directory`, if that is in the same file system.
+    """
+    if os.fstat(lower.root).st_dev == os.fstat(directory).st_dev:
+        name = f".clock.{secrets.token_hex(4)}"
+        with contextlib.suppress(OSError):
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            os.unlink(name, dir_fd=directory)
+            try:
+                return os.fstat(fd).st_ctime_ns
+            finally:
+                os.close(fd)
+    return time.time_ns()
 
 
 def has_changes(layer: int) -> bool:
@@ -312,10 +334,19 @@ class LayerSet:
             os.close(fd)
             raise
 
-    def layer(self, path: str, lower: Lower, root: Entry, *, now_ns: int, durably: bool = True) -> Layer:
+    def layer(
+        self,
+        path: str,
+        lower: Lower,
+        root: Entry,
+        *,
+        now_ns: int,
+        durably: bool = True,
+        subordinate: bool = False,
+    ) -> Layer:
         """The layer of mount point `path`, as it was left, or a new one; `root` is what is there now.
 
-        `durably`: it has to survive the machine.
+        `durably`: it has to survive the machine. `subordinate`: see `LayerRecord`.
 
         Raises `UsageError` if it was made over something else, and OSError.
         """
@@ -334,11 +365,12 @@ class LayerSet:
                         remedy="`viewfs discard` them, or use another --name",
                     )
                 layer.make_directories(root)
-                if layer.record.lower.identity != lower.identity:
+                ids = subordinate or layer.record.subordinate
+                if (layer.record.lower.identity, layer.record.subordinate) != (lower.identity, ids):
                     with layer.locked():
-                        layer.write(replace(layer.record, lower=lower))
+                        layer.write(replace(layer.record, lower=lower, subordinate=ids))
                 return layer
-            layer = Layer(fd, LayerRecord(path, lower, now_ns, volatile=not durably))
+            layer = Layer(fd, LayerRecord(path, lower, now_ns, volatile=not durably, subordinate=subordinate))
             layer.is_new = True
             layer.make_directories(root)
             layer.write(layer.record)

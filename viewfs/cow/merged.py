@@ -13,14 +13,18 @@ import os
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from viewfs.cow.nodes import Node, failed
-from viewfs.cow.trees import GONE, Tree, join
+from viewfs.cow.trees import GONE, Entry, Tree, join
 from viewfs.modules.api import ROOT_INODE, Attributes, DirectoryEntry, Identities, InodeNumber
 from viewfs.mounts.overlay import OPAQUE, WHITEOUT
 
-__all__ = ["KEPT_SECONDS", "MergedTree", "OpenDirectories"]
+__all__ = ["KEPT_SECONDS", "MergedTree", "OpenDirectories", "OwnerOf"]
+
+#: The user and group of an open file, of which stat(2) tells that here.
+OwnerOf: TypeAlias = Callable[[int, os.stat_result], tuple[int, int]]
 
 #: How long the kernel keeps names and attributes.
 KEPT_SECONDS = 1.0
@@ -111,8 +115,18 @@ class OpenDirectories:
 class MergedTree:
     """`lower` with the changes that are in `upper`. Made for one thread."""
 
-    def __init__(self, lower: Tree, upper: Tree, identities: Identities) -> None:
+    def __init__(
+        self,
+        lower: Tree,
+        upper: Tree,
+        identities: Identities,
+        stand_ins: frozenset[bytes] = frozenset(),
+        owner_of: OwnerOf | None = None,
+    ) -> None:
         self.lower, self.upper = lower, upper
+        self._owner_of = owner_of
+        #: Lower files that are shown as empty.
+        self.stand_ins = stand_ins
         self.in_lower, self.in_upper = OpenDirectories(lower), OpenDirectories(upper)
         self._identities = identities
         self._numbers = itertools.count(ROOT_INODE + 1)
@@ -208,10 +222,38 @@ class MergedTree:
     # -- what is there
 
     def lower_status(self, parent: Node | None, path: bytes) -> os.stat_result | None:
-        """What the lower tree has at `path`, which is in the directory `parent`, if that is seen."""
+        """What the lower tree has at `path`, which is in the directory `parent`, if that is seen.
+
+        In a directory that may not be looked into there is nothing, as far as anybody here can tell.
+        """
         if parent is not None and not parent.merged:
             return None
-        return self.in_lower.status(path)
+        try:
+            status = self.in_lower.status(path)
+        except PermissionError:
+            return None
+        if status is None:
+            return None
+        if path in self.stand_ins:
+            status = os.stat_result((*status[:6], 0, *status[7:]), _extra(status))
+        known = self._identities
+        if self._owner_of is None or (status.st_uid in known.uids and status.st_gid in known.gids):
+            return status
+        try:
+            fd = self.in_lower.open(path, os.O_PATH)
+            try:
+                uid, gid = self._owner_of(fd, status)
+            finally:
+                os.close(fd)
+        except OSError:
+            return status
+        return os.stat_result((*status[:4], uid, gid, *status[6:]), _extra(status))
+
+    def shown_owner(self, status: os.stat_result | None, entry: Entry) -> tuple[int, int]:
+        """Whose a lower file is shown as: what belongs to somebody without a number here is the user's."""
+        known = self._identities
+        uid, gid = (entry.uid, entry.gid) if status is None else (status.st_uid, status.st_gid)
+        return uid if uid in known.uids else known.uid, gid if gid in known.gids else known.gid
 
     def is_whiteout(self, path: bytes, status: os.stat_result) -> bool:
         """Says what is at `path` in the upper directory that nothing is?"""
@@ -275,8 +317,9 @@ class MergedTree:
             status.st_mode,
             status.st_size,
             self._links(node, status, is_directory=is_directory, is_upper=is_upper),
-            status.st_uid if status.st_uid in known.uids else known.uid,
-            status.st_gid if status.st_gid in known.gids else known.gid,
+            # All that is in the upper directory was given its owner here, the overflow id too.
+            status.st_uid if is_upper or status.st_uid in known.uids else known.uid,
+            status.st_gid if is_upper or status.st_gid in known.gids else known.gid,
             status.st_rdev,
             status.st_atime_ns,
             status.st_mtime_ns,
@@ -297,7 +340,12 @@ class MergedTree:
         if node.is_gone:
             return set()
         path = node.path
-        names = set(self.in_lower.names(path) if node.merged else ())
+        try:
+            names = set(self.in_lower.names(path) if node.merged else ())
+        except PermissionError:
+            if self.in_upper.status(path) is None:
+                raise
+            names = set()  # those that were made here are seen
         for name in self.in_upper.names(path):
             here = join(path, name)
             status = self.in_upper.status(here)
@@ -340,3 +388,9 @@ class MergedTree:
         self.in_upper.forget()
         os.close(self.lower.root)
         os.close(self.upper.root)
+
+
+def _extra(status: os.stat_result) -> dict[str, int]:
+    """What a stat_result has besides its ten numbers."""
+    names = ("st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize", "st_blocks", "st_rdev")
+    return {name: getattr(status, name) for name in names}

@@ -84,10 +84,13 @@ class CowNames(WritableFileSystem):
         made = os.stat(name, dir_fd=place, follow_symlinks=False)
         inherits = bool(above.st_mode & stat.S_ISGID)
         gid = above.st_gid if inherits else gid
-        known = self._identities
-        wanted = uid if uid in known.uids else made.st_uid, gid if gid in known.gids else made.st_gid
+        wanted = uid, gid
         if wanted != (made.st_uid, made.st_gid):
-            os.chown(name, *wanted, dir_fd=place, follow_symlinks=False)
+            try:
+                os.chown(name, *wanted, dir_fd=place, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EPERM):  # somebody without a number here
+                    raise
         if inherits and stat.S_ISDIR(made.st_mode):
             os.chmod(name, stat.S_IMODE(made.st_mode) | stat.S_ISGID, dir_fd=place)
         elif wanted != (made.st_uid, made.st_gid) and not stat.S_ISLNK(made.st_mode):

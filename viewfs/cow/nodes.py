@@ -7,7 +7,6 @@ import fcntl
 import os
 from dataclasses import dataclass, field
 
-from viewfs.cow.trees import join
 from viewfs.linux.files import fallocate
 from viewfs.modules.api import ROOT_INODE, InodeNumber, OpenFile
 
@@ -54,12 +53,14 @@ class Node:
     @property
     def path(self) -> bytes:
         """Where it is, below the root. Raises ESTALE if it has no name any more: the kernel then looks the name up."""
-        if not self.places:
-            if self.number != ROOT_INODE:
-                raise failed(errno.ESTALE)
-            return b""
-        parent, name = self.places[0]
-        return join(parent.path, name) if parent.places else name
+        names: list[bytes] = []
+        here = self
+        while here.places:
+            here, name = here.places[0]
+            names.append(name)
+        if here.number != ROOT_INODE:
+            raise failed(errno.ESTALE)
+        return b"/".join(reversed(names))
 
 
 #: FS_IOC_GETFLAGS of linux/fs.h.

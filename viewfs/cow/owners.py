@@ -107,6 +107,7 @@ def set_ext_owners(image: str, owners: Mapping[bytes, Owner]) -> None:
         stderr=subprocess.PIPE,
         text=True,
         check=False,
+        env=os.environ | {"LC_ALL": "C.UTF-8"},
     )
     errors = [line for line in done.stderr.splitlines() if not line.startswith("debugfs ")]
     if done.returncode or errors:

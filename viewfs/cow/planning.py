@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from viewfs.cow.applying import fingerprint, planned
 from viewfs.cow.changes import Change, Kind
 from viewfs.cow.copying import encode_attributes
+from viewfs.cow.filters import EVERYTHING, Filter
 from viewfs.cow.journal import Operation, Planned, Step
 from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.errors import UsageError
@@ -20,18 +21,29 @@ _MARK = b".viewfs-"
 
 
 class Selection:
-    """The paths that were named, and what is below them; b"" is everything."""
+    """The paths that were named, and what is below them, as far as `only` has it; b"" is everything."""
 
-    def __init__(self, paths: Sequence[bytes]) -> None:
+    def __init__(self, paths: Sequence[bytes], only: Filter = EVERYTHING) -> None:
         self.paths = tuple(paths)
+        self.only = only
+
+    @property
+    def is_everything(self) -> bool:
+        """Is nothing left out?"""
+        return self.paths == (b"",) and self.only == EVERYTHING
 
     def has(self, path: bytes) -> bool:
         """Is it one of them, or below one?"""
+        return self._names(path) and self.only.passes(path)
+
+    def _names(self, path: bytes) -> bool:
         return any(not one or path == one or path.startswith(one + b"/") for one in self.paths)
 
     def leads_to(self, path: bytes) -> bool:
-        """Is one of them below `path`?"""
-        return any(not path or one.startswith(path + b"/") for one in self.paths)
+        """May one of them be below `path`?"""
+        if any(not path or one.startswith(path + b"/") for one in self.paths):
+            return True
+        return self._names(path) and not self.only.passes(path) and self.only.may_pass_below(path)
 
 
 @dataclass
@@ -81,6 +93,12 @@ def plan_commit(
         if covered is not None and path.startswith(covered + b"/"):
             if selection.has(path):
                 plan.changes.append(change)
+            elif change.kind is Kind.DELETED:
+                gone, excluded = covered.decode(errors="replace"), path.decode(errors="replace")
+                raise UsageError(
+                    f"/{gone} is gone in the view, and /{excluded} in it is excluded",
+                    remedy="exclude all of it, or nothing in it",
+                )
             if change.old is not None:
                 inside.append((path[len(covered) + 1 :], change.old))
             continue

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from dataclasses import replace
 
 from viewfs.cow.changes import Change, differences, is_opaque, same_content, same_owner, same_time
 from viewfs.cow.copying import remove_tree
-from viewfs.cow.layers import Layer
+from viewfs.cow.layers import Layer, clock_ns
 from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.mounts.overlay import PRIVATE, WHITEOUT
 
@@ -33,7 +32,7 @@ def settle(layer: Layer, lower: Tree) -> None:
             _settle_directory(upper, lower, b"", layer.fd)
             layer.write(replace(layer.record, unsettled=False))
         if not upper.names(b"") and not layer.record.checkpoints:
-            layer.write(replace(layer.record, opened_ns=time.time_ns(), bases={}, touched={}))
+            layer.write(replace(layer.record, opened_ns=clock_ns(layer.fd, lower), bases={}, touched={}))
 
 
 def _settle_directory(upper: Tree, lower: Tree, top: bytes, layer: int) -> None:

@@ -7,7 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["IdRange", "MappedIds", "has_number", "id_ranges", "mapped_ids", "overflow_id"]
+__all__ = ["IdRange", "MappedIds", "has_number", "id_ranges", "known_ids", "mapped_ids", "overflow_id"]
+
+
+#: All ids but -1, which is nobody's.
+_EVERYBODY = (1 << 32) - 1
 
 
 class IdRange(NamedTuple):
@@ -25,23 +29,31 @@ def id_ranges(kind: str) -> list[IdRange]:
 
 
 def has_number(kind: str, number: int) -> bool:
-    """Is there anybody of that number? (What stat(2) shows of all others is the overflow id.)"""
-    return number in mapped_ids(kind)
+    """Is it certain that there is somebody of that number? (What stat(2) shows of all others is the overflow id.)"""
+    return number in known_ids(kind)
 
 
 class MappedIds:
     """The ids that a user namespace has a mapping for."""
 
-    def __init__(self, ranges: Iterable[IdRange]) -> None:
+    def __init__(self, ranges: Iterable[IdRange], without: int | None = None) -> None:
         self._ranges = [range(one.inside, one.inside + one.length) for one in ranges]
+        self._without = without
 
     def __contains__(self, number: object) -> bool:
-        return any(number in one for one in self._ranges)
+        return number != self._without and any(number in one for one in self._ranges)
 
 
 def mapped_ids(kind: str) -> MappedIds:
     """Those of this process's user namespace; `kind` is "uid" or "gid"."""
     return MappedIds(id_ranges(kind))
+
+
+def known_ids(kind: str) -> MappedIds:
+    """The same without the overflow id, unless everybody has a number: of a file that is shown as that one's nobody can
+    tell whose it is."""
+    overflow = overflow_id(kind)
+    return MappedIds(id_ranges(kind), without=overflow)
 
 
 @lru_cache
@@ -50,5 +62,6 @@ def overflow_id(kind: str) -> int | None:
 
     (user_namespaces(7), “Unmapped user and group IDs”.) Of a process that does not change its namespace afterwards.
     """
-    number = int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())
-    return None if has_number(kind, number) else number
+    if sum(one.length for one in id_ranges(kind)) >= _EVERYBODY:
+        return None
+    return int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())

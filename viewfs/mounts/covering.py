@@ -21,7 +21,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from viewfs.errors import UsageError
-from viewfs.linux.ids import has_number, mapped_ids
+from viewfs.linux.ids import has_number, known_ids
 from viewfs.linux.mount import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -59,7 +59,9 @@ _MANY = 100
 #: So many files are looked at to tell whether all of a tree can be changed in an overlay: some milliseconds.
 _LOOKED_AT = 2000
 #: What belongs to the machine as it runs.
-_MACHINES_OWN = frozenset({"/dev", "/proc", "/run", "/sys"})
+_MACHINES_OWN = frozenset({"/dev", "/proc", "/sys"})
+#: Where the sockets of a machine's services are; and where those of its users are, which is shown as it is.
+_SOCKETS, _USERS_SOCKETS = "/run", "/run/user"
 
 
 class Treatment(Enum):
@@ -145,8 +147,9 @@ def open_parts(
     left_alone = _unreachable_below(root, table)
     try:
         _open_directories(root, table, cover, division or Division(), parts, left_alone)
-        for path in shown:
-            if _lies_in(path, root) and os.path.isdir(path) and path not in {part.path for part in parts}:
+        there = {part.path for part in parts}
+        for path in [*shown, _USERS_SOCKETS, *(_sockets_in(_SOCKETS) if _lies_in(_SOCKETS, root) else ())]:
+            if _lies_in(path, root) and os.path.lexists(path) and path not in there:
                 parts.append(Part(path, Treatment.SHOW, open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)))
     except BaseException:
         for part in parts:
@@ -233,6 +236,27 @@ def _open_directory(path: str) -> Part:
     return Part(path, Treatment.COVER, fd, is_attached=True, is_of_others=of_others)
 
 
+def _sockets_in(directory: str) -> list[str]:
+    """Sockets and FIFOs, which are none any more when they are seen through a cover, as far as a short look goes."""
+    found, looked_at, waiting = [], 0, [directory]
+    while waiting and looked_at < _LOOKED_AT:
+        here = waiting.pop(0)
+        if here == _USERS_SOCKETS:
+            continue
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    looked_at += 1
+                    mode = entry.stat(follow_symlinks=False).st_mode
+                    if stat.S_ISDIR(mode):
+                        waiting.append(entry.path)
+                    elif stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
+                        found.append(entry.path)
+        except OSError:
+            continue
+    return found
+
+
 def _is_everybodys(status: os.stat_result) -> bool:
     """In a directory for everybody (/tmp) each has what they made."""
     everybodys = stat.S_ISVTX | stat.S_IWOTH
@@ -250,7 +274,7 @@ def _has_foreign(directory: str) -> bool:
     looked_at = 0
     waiting = [directory]
     device = os.stat(directory).st_dev
-    uids, gids = mapped_ids("uid"), mapped_ids("gid")
+    uids, gids = known_ids("uid"), known_ids("gid")
     while waiting and looked_at < _LOOKED_AT:
         here = waiting.pop(0)
         try:

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from viewfs.linux.files import Rename, fallocate, renameat2
-from viewfs.linux.ids import mapped_ids
+from viewfs.linux.ids import known_ids
 from viewfs.modules.api import (
     ROOT_INODE,
     Attributes,
@@ -81,7 +81,7 @@ class MirrorFileSystem(WritableFileSystem):
         self._own = dict(own)
         self._bound = set(bound)
         self._made_ns = time.time_ns()
-        self._uids, self._gids = mapped_ids("uid"), mapped_ids("gid")
+        self._uids, self._gids = known_ids("uid"), known_ids("gid")
         self._next = int(ROOT_INODE) + 1
         status = os.fstat(top)
         root = _Node(ROOT_INODE, top, (status.st_dev, status.st_ino))

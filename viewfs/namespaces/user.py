@@ -6,6 +6,9 @@ being effective, but have no number inside and show as the overflow group.
 
 Root, of a machine or of a container, may map all ids that it has: then nobody is without a number. A process of the
 parent namespace has to write that map, for the one in the new namespace has no power over the old one any more.
+
+Where the machine has given the user more ids (subuid(5), subgid(5)), newuidmap(1) maps these: a view that appears as
+root then has users of its own. It is a set-user-ID program, so that it has to be started before no_new_privs is set.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
+import shutil
 from dataclasses import dataclass
 
 from viewfs.errors import MachineError
@@ -31,16 +36,37 @@ class IdentityMap:
 
     uids: tuple[IdRange, ...]
     gids: tuple[IdRange, ...]
+    #: It takes newuidmap(1) and newgidmap(1) to write it.
+    is_subordinate: bool = False
 
     @classmethod
-    def of_caller(cls, *, as_root: bool = False) -> IdentityMap:
-        """Of root that may, all ids; of everybody else, their own, which are called 0 inside if `as_root`."""
+    def of_caller(cls, *, as_root: bool = False, ids: str = "one") -> IdentityMap:
+        """Of root that may, all ids; of everybody else, their own, which are called 0 inside if `as_root`.
+
+        `ids`: "one", or "many" for those too that the machine has given the user, or "auto" for these where there are
+        any and the user appears as root. Raises `MachineError` where there are none and there have to be.
+        """
         uid, gid = os.geteuid(), os.getegid()
         if uid == 0 and has_capabilities({_CAP_SETUID, _CAP_SETGID}):
             with contextlib.suppress(OSError):  # there may be no /proc, which the next step finds out
                 everybody = cls(_as_they_are("uid"), _as_they_are("gid"))
                 if not everybody.is_single:
                     return everybody
+        if ids == "many" or (ids == "auto" and as_root):
+            given = [_subordinate(kind) for kind in ("uid", "gid")]
+            tools = all(shutil.which(tool, path=_TOOL_PATH) for tool in _TOOLS)
+            if tools and given[0] is not None and given[1] is not None:
+                uids, gids = (
+                    _with_subordinate(0 if as_root else own, own, one)
+                    for own, one in ((uid, given[0]), (gid, given[1]))
+                )
+                return cls(uids, gids, is_subordinate=True)
+            if ids == "many":
+                missing = "newuidmap and newgidmap are not here" if not tools else "this user has none"
+                raise MachineError(
+                    f"more ids can't be had: {missing}",
+                    remedy="apt install uidmap, and a line for the user in /etc/subuid and /etc/subgid (usermod(8))",
+                )
         return cls((IdRange(0 if as_root else uid, uid, 1),), (IdRange(0 if as_root else gid, gid, 1),))
 
     @property
@@ -56,6 +82,41 @@ class IdentityMap:
     @property
     def gid(self) -> int:
         return self.gids[0].inside
+
+
+_TOOLS = ("newuidmap", "newgidmap")
+_TOOL_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+def _subordinate(kind: str) -> tuple[int, int] | None:
+    """The first of the largest ranges that /etc/subuid or /etc/subgid gives this user: where it begins, how many."""
+    try:
+        names = {pwd.getpwuid(os.getuid()).pw_name, str(os.getuid())}
+    except KeyError:
+        names = {str(os.getuid())}
+    found: list[tuple[int, int]] = []
+    try:
+        with open(f"/etc/sub{kind}") as lines:
+            for line in lines:
+                name, _, rest = line.strip().partition(":")
+                start, _, count = rest.partition(":")
+                if name in names and start.isdigit() and count.isdigit() and int(count):
+                    found.append((int(start), int(count)))
+    except OSError:
+        return None
+    return max(found, key=lambda one: one[1], default=None)
+
+
+def _with_subordinate(inside: int, own: int, given: tuple[int, int]) -> tuple[IdRange, ...]:
+    """The user is `inside`, and the ids that were given are all others, from the lowest on."""
+    start, count = given
+    below = min(inside, count)
+    ranges = [IdRange(inside, own, 1)]
+    if below:
+        ranges.append(IdRange(0, start, below))
+    if count > below:
+        ranges.append(IdRange(inside + 1, start + below, count - below))
+    return tuple(ranges)
 
 
 def _as_they_are(kind: str) -> tuple[IdRange, ...]:
@@ -93,7 +154,9 @@ def _unshare_mapped_by_another(identity: IdentityMap, others: CloneFlags) -> Non
         status = 1
         try:
             os.close(go)
-            if os.read(waiting, 1):
+            if os.read(waiting, 1) and identity.is_subordinate:
+                status = _write_subordinate(pid, identity)
+            else:
                 _write_map(str(pid), "uid_map", _lines(identity.uids))
                 _write_map(str(pid), "gid_map", _lines(identity.gids))
                 status = 0
@@ -107,7 +170,18 @@ def _unshare_mapped_by_another(identity: IdentityMap, others: CloneFlags) -> Non
         os.close(go)
         status = os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1])
     if status:
-        raise MachineError("cannot write the id map of the user namespace", remedy="run it as an ordinary user")
+        remedy = "with --ids=one it has only its user's" if identity.is_subordinate else "run it as an ordinary user"
+        raise MachineError("cannot write the id map of the user namespace", remedy=remedy)
+
+
+def _write_subordinate(pid: int, identity: IdentityMap) -> int:
+    for tool, ranges in zip(_TOOLS, (identity.uids, identity.gids), strict=True):
+        path = shutil.which(tool, path=_TOOL_PATH) or tool
+        numbers = [str(number) for one in ranges for number in one]
+        child = os.posix_spawn(path, [tool, str(pid), *numbers], {"PATH": _TOOL_PATH})
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            return 1
+    return 0
 
 
 def _lines(ranges: tuple[IdRange, ...]) -> str:

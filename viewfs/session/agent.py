@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from socket import sethostname, socket
 from typing import Any, NamedTuple, NoReturn
 
 from viewfs.errors import MachineError, ViewfsError, explain_os_error
@@ -29,6 +30,7 @@ from viewfs.mounts.skeleton import build_root, replace_root
 from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.members import end_members, wait_for_ends
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
+from viewfs.session import owners_outside
 from viewfs.session.channel import Channel, socket_pair
 from viewfs.session.execution import drop_privileges_for_command, exec_command
 from viewfs.session.protocol import Message, failure, result_of, success
@@ -46,6 +48,8 @@ class AgentPlan:
     """What the view is to be."""
 
     as_root: bool = False
+    #: Which ids it has: "one", "many", or "auto".
+    ids: str = "one"
     #: Requests to cover trees with layers, made before anything runs in the view (`viewfs.session.cow`).
     covers: tuple[dict[str, Any], ...] = ()
     hostname: str | None = None
@@ -78,10 +82,12 @@ def agent_main(
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            _make_view(plan)
+            identity = IdentityMap.of_caller(as_root=plan.as_root, ids=plan.ids)
+            owners = owners_outside.start() if identity.is_subordinate else None
+            _make_view(plan, identity)
             namespaces = [open_namespace(kind) for kind in plan.kinds]
             _redirect_standard_streams(log_fd)  # before anything is forked that lives as long as the view
-            covers = [_cover(request, [namespaces[1], host_root]) for request in plan.covers]
+            covers = [_cover(request, [namespaces[1], host_root], owners) for request in plan.covers]
             os.close(host_root)
         except ViewfsError as error:
             ready.send({"error": error.to_json()})
@@ -103,7 +109,7 @@ def agent_main(
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         set_name("viewfs-agent")
-        agent = _Agent(link, as_root=plan.as_root)
+        agent = _Agent(link, as_root=plan.as_root, owners=owners)
         agent.adopt(cover.worker for cover in covers if cover.report["servers"])
         agent.serve()
         link.close()
@@ -126,11 +132,13 @@ class _Cover(NamedTuple):
     worker: int
 
 
-def _cover(request: dict[str, Any], fds: list[int]) -> _Cover:
+def _cover(request: dict[str, Any], fds: list[int], owners: socket | None) -> _Cover:
     """Cover a tree of the view that nothing runs in yet. Raises the `ViewfsError` that the worker reports.
 
-    `fds`: the view's mount namespace, and the root directory of the host.
+    `fds`: the view's mount namespace, and the root directory of the host. `owners`: see `owners_outside`.
     """
+    if owners is not None:
+        request, fds = request | {"asks_owners": True}, [*fds, owners.fileno()]
     ours, theirs = socket_pair()
     agent = os.getpid()
     pid = os.fork()
@@ -160,15 +168,13 @@ def _cover(request: dict[str, Any], fds: list[int]) -> _Cover:
     return _Cover(report | {"descriptors": list(kept)}, list(kept.values()), pid)
 
 
-def _make_view(plan: AgentPlan) -> None:
+def _make_view(plan: AgentPlan, identity: IdentityMap) -> None:
     kinds = CloneFlags.NEWNS
     if plan.hostname is not None:
         kinds |= CloneFlags.NEWUTS
-    unshare_user_namespace(IdentityMap.of_caller(as_root=plan.as_root), kinds)
+    unshare_user_namespace(identity, kinds)
     if plan.hostname is not None:
-        import socket
-
-        socket.sethostname(plan.hostname)
+        sethostname(plan.hostname)
     if plan.pid_namespace:
         unshare(CloneFlags.NEWPID)
         _become_init()
@@ -212,9 +218,10 @@ _PARENTS_SECONDS = 1.0
 
 
 class _Agent:
-    def __init__(self, link: Channel, *, as_root: bool) -> None:
+    def __init__(self, link: Channel, *, as_root: bool, owners: socket | None) -> None:
         self._link = link
         self._as_root = as_root
+        self._owners = owners
         #: What was forked and has not ended. As process 1 of a pid namespace this process reaps orphans besides.
         self._children: set[int] = set()
         #: Those of them that have children of their own to ask after.
@@ -303,11 +310,15 @@ class _Agent:
         """Fork a worker, which is given `fds`; the reply has its pid, and descriptors of its channel and of itself."""
         if request["kind"] not in LIGHT:
             self._warm(request, [])
+        given = fds
+        if request["kind"] == "cover" and self._owners is not None:
+            request["request"]["asks_owners"] = True
+            given = [*fds, self._owners.fileno()]
         ours, theirs = socket_pair()
         agent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _become_worker(request, theirs, agent, fds)
+            _become_worker(request, theirs, agent, given)
         theirs.close()
         self._children.add(pid)
         if request["kind"] in _PARENTS:

@@ -8,17 +8,19 @@ mount is, for a later worker to find the lower trees in.
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 from viewfs.cow.commit import recover
 from viewfs.cow.copying import remove_tree
-from viewfs.cow.layers import Layer, LayerSet, Lower
+from viewfs.cow.filters import EVERYTHING, Filter
+from viewfs.cow.layers import Layer, LayerSet, Lower, clock_ns
 from viewfs.cow.session_lock import lock_session
 from viewfs.cow.settling import settle
 from viewfs.cow.trees import Tree
 from viewfs.errors import UsageError
+from viewfs.linux.ids import has_number
 from viewfs.linux.mount import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, MoveMount, OpenTree, move_mount, open_tree
 from viewfs.linux.mountinfo import parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
@@ -42,6 +44,8 @@ from viewfs.session.serving import pidfds, server_names, stay
 
 __all__ = ["cover", "show_state"]
 
+#: So many directories are looked at for patterns.
+_LOOKED_AT = 100_000
 #: So many paths are named in a message.
 _LISTED = 6
 
@@ -50,7 +54,9 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     """Make `path` copy-on-write: a tree of covers for each place, and descriptors of all that has to be kept.
 
     `fds`: the mount namespace of the first epoch; and before anything runs in the view, the root directory of the host.
+    Last, if the view has users of its own (`asks_owners`), the socket of `owners_outside`.
     """
+    owners = fds.pop() if request["asks_owners"] else None
     first_epoch, *host_root = fds
     path = os.path.realpath(request["path"])
     if not os.path.isdir(path):
@@ -69,11 +75,12 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     lock = [] if request["locked"] else [lock_session(layers.fd, request["name"], where=request["where"])]
     division = _division(layers, request)
     setns(snapshot, CloneFlags.NEWNS)
-    opened = [open_parts(root, _mount_table(), request["cover"], request["shown"], division) for root in roots]
+    shown = [*request["shown"], *_left_out(path, Filter.of(request["exclude"], request["include"]))]
+    opened = [open_parts(root, _mount_table(), request["cover"], shown, division) for root in roots]
     trees = [one.parts for one in opened]
     setns(workshop, CloneFlags.NEWNS)
     names, kept = ["snapshot", "workshop", *(["lock"] if lock else [])], [snapshot, workshop, *lock]
-    maker = _Maker(layers, request, {"/": host_root[0]} if host_root else {})
+    maker = _Maker(layers, request, {"/": host_root[0]} if host_root else {}, owners)
     for one in opened:
         maker.leave_alone(one.left_alone)
     for number, parts in enumerate(trees):
@@ -97,6 +104,20 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     stay(channel, maker.servers)
 
 
+def _left_out(top: str, only: Filter) -> Iterator[str]:
+    """The topmost directories in `top` that stay as they are."""
+    if only == EVERYTHING:
+        return
+    for looked_at, (directory, names, _files) in enumerate(os.walk(top)):
+        if looked_at > _LOOKED_AT:
+            raise UsageError(f"{top} has too many directories to look for patterns in", remedy="name a smaller one")
+        for name in names.copy():
+            path = os.path.join(directory, name)
+            if not os.path.islink(path) and not only.passes(os.fsencode(os.path.relpath(path, top))):
+                names.remove(name)
+                yield path
+
+
 def _division(layers: LayerSet, request: dict[str, Any]) -> Division:
     """Directories that had layers of their own keep them, and those that are in a layer stay in it."""
     known = {layer.record.path: layer for layer in layers.layers() if layer.record.lower.is_host}
@@ -113,9 +134,9 @@ def _division(layers: LayerSet, request: dict[str, Any]) -> Division:
 class _Maker:
     """Makes the covers of one request, and knows what there is to say about it."""
 
-    def __init__(self, layers: LayerSet, request: dict[str, Any], behind: dict[str, int]) -> None:
+    def __init__(self, layers: LayerSet, request: dict[str, Any], behind: dict[str, int], owners: int | None) -> None:
         """`behind`: where a part only looks like a directory of the host, that directory."""
-        self._layers, self._request, self._behind = layers, request, behind
+        self._layers, self._request, self._behind, self._owners = layers, request, behind, owners
         #: A row for each, and its descriptors.
         self.made: list[dict[str, Any]] = []
         self.kept: list[list[int]] = []
@@ -164,8 +185,10 @@ class _Maker:
                 upper,
                 work,
                 source=self._request["cover"],
+                path=part.path,
                 backend="fuse" if reason else backend,
                 volatile=self._request["volatile"],
+                owners=self._owners,
             )
         finally:
             os.close(upper)
@@ -187,8 +210,20 @@ class _Maker:
         lower = serving[-1] if serving else Lower("host")
         root = Tree(lower_fd).entry(b"")
         assert root is not None
+        root = root._replace(
+            uid=root.uid if has_number("uid", root.uid) else os.getuid(),
+            gid=root.gid if has_number("gid", root.gid) else os.getgid(),
+        )
         durably = not self._request["volatile"]
-        layer = self._layers.layer(point, lower, root, now_ns=time.time_ns(), durably=durably)
+        subordinate = self._owners is not None
+        layer = self._layers.layer(
+            point,
+            lower,
+            root,
+            now_ns=clock_ns(self._layers.fd, Tree(lower_fd)),
+            durably=durably,
+            subordinate=subordinate,
+        )
         if layer.is_new:
             return layer
         with layer.locked():

@@ -61,6 +61,11 @@ class SessionPlan:
     history: bool = False
     #: What is to serve copy-on-write trees; None: what the environment says.
     cow_backend: str | None = None
+    #: Where layers are kept, if not where all are.
+    layer_directory: str | None = None
+    #: Which directories of what is made copy-on-write are not (`cow.filters`).
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
     view: AgentPlan = field(default_factory=AgentPlan)
     changes: tuple[InitialChange, ...] = ()
     #: Added to the command's environment.
@@ -87,7 +92,11 @@ class _Front:
         backend = chosen_backend(plan.cow_backend)  # before there is anything to be taken away again
         self._runtime, self._listener, self.name = RuntimeDirectory.claim(plan.name)
         self._layers = LayerSettings.of_session(
-            self.name, named=plan.name is not None, runtime=self._runtime.path, backend=backend
+            self.name,
+            named=plan.name is not None,
+            runtime=self._runtime.path,
+            backend=backend,
+            directory=plan.layer_directory,
         )
         #: Those changes that the agent makes itself, before anything runs.
         self._covers = list(takewhile(lambda change: change.request == "cow", plan.changes))
@@ -147,7 +156,15 @@ class _Front:
     def _view_plan(self) -> AgentPlan:
         paths = [str(change.arguments["path"]) for change in self._covers]
         covers = tuple(
-            self._layers.request(path, [], os.getcwd(), locked=number > 0) for number, path in enumerate(paths)
+            self._layers.request(
+                path,
+                [],
+                os.getcwd(),
+                locked=number > 0,
+                exclude=self._plan.exclude,
+                include=self._plan.include,
+            )
+            for number, path in enumerate(paths)
         )
         return replace(self._plan.view, covers=covers)
 
@@ -178,7 +195,10 @@ class _Front:
         session = Session.connect(self._runtime, self.name)
         try:
             for change in changes:
-                for message in session.request(change.request, **change.arguments).get("messages", ()):
+                arguments = change.arguments
+                if change.request == "cow":
+                    arguments = arguments | {"exclude": self._plan.exclude, "include": self._plan.include}
+                for message in session.request(change.request, **arguments).get("messages", ()):
                     self._warn(message)
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_TERMINAL)

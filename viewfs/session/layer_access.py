@@ -10,13 +10,14 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from viewfs.cow.acls import outside
 from viewfs.cow.changes import Change, differences
 from viewfs.cow.commit import recover
+from viewfs.cow.filters import EVERYTHING, Filter
 from viewfs.cow.layers import Layer, LayerSet, has_changes
 from viewfs.cow.planning import Selection
 from viewfs.cow.session_lock import is_in_use, lock_session
@@ -54,6 +55,10 @@ class Request:
     discards: bool = False
     #: Files will be copied from one tree to the other, with their access control lists.
     writes: bool = False
+    #: What of them is meant.
+    only: Filter = EVERYTHING
+    #: Where layers are kept, if not where all are.
+    directory: str | None = None
     #: Files are to be seen as belonging to whom they belong in the view.
     as_in_view: bool = False
 
@@ -91,13 +96,16 @@ class OpenLayer:
     def changes(self) -> Iterator[Change]:
         """What differs from the lower tree to the view, in the selection."""
         for path in _tops(self.selection.paths):
-            yield from differences(self.lower, self.view, [self.upper], path)
+            yield from filter(self._is_meant, differences(self.lower, self.view, [self.upper], path))
+
+    def _is_meant(self, change: Change) -> bool:
+        return self.selection.only.passes(change.path)
 
     def changes_between(self, old: State, new: State) -> Iterator[Change]:
         """What differs between two states, in the selection."""
         layers = [state.layer for state in (old, new) if state.layer is not None]
         for path in _tops(self.selection.paths):
-            yield from differences(old.tree, new.tree, layers, path)
+            yield from filter(self._is_meant, differences(old.tree, new.tree, layers, path))
 
     @property
     def before(self) -> State:
@@ -179,11 +187,11 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
     with contextlib.ExitStack() as stack:
         if request.writes:
             stack.enter_context(outside())  # before another user namespace is joined
-        opened = OpenLayers([], _session_of(request.session), [])
+        opened = OpenLayers([], _session_of(request), [])
         if opened.session is not None:
             stack.callback(opened.session.close)
         elif request.tidies:
-            stack.callback(_tidy, request.session)
+            stack.callback(_tidy, request)
         closing = stack.enter_context(contextlib.ExitStack())
         messages = opened.messages
         found = (
@@ -197,13 +205,13 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
         yield opened
 
 
-def _session_of(name: str | None) -> Session | None:
+def _session_of(request: Request) -> Session | None:
     try:
-        return find_session(name)
+        return find_session(request.session)
     except NotFoundError:
-        if name is None:
+        if request.session is None:
             raise
-        layers = LayerSet.of_session(name, state_directory())
+        layers = LayerSet.of_session(request.session, request.directory or state_directory())
         if layers is None:
             raise
         layers.close()
@@ -227,7 +235,7 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
         upper = Tree(layer.directory("upper"), has_acls=has_acls)
         states = [_state(layer, fd, by_epoch.get(epoch)) for fd, epoch in zip(fds[3:], answer["epochs"], strict=True)]
         view = Tree(fds[2], links=upper, has_acls=has_acls)
-        yield OpenLayer(layer, Tree(fds[0]), view, upper, Selection(selected), live=True, states=states)
+        yield OpenLayer(layer, Tree(fds[0]), view, upper, Selection(selected, request.only), live=True, states=states)
 
 
 def _gain_access(session: Session, *, joining: bool) -> None:
@@ -256,8 +264,9 @@ def _state(layer: Layer, fd: int, directory: str | None) -> State:
     return State(Tree(fd, links=kept, has_acls=layer.has_acls), kept)
 
 
-def _tidy(session: str | None) -> None:
-    if session is not None and (layers := LayerSet.of_session(session, state_directory())) is not None:
+def _tidy(request: Request) -> None:
+    directory = request.directory or state_directory()
+    if request.session is not None and (layers := LayerSet.of_session(request.session, directory)) is not None:
         layers.tidy()
         layers.close()
 
@@ -282,21 +291,30 @@ def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
                 yield name, paths
 
 
-def forget(name: str) -> list[str]:
-    """Throw away all that an ended session has left; what was copy-on-write in it.
+def _identity_for(layers: Iterable[Layer]) -> IdentityMap:
+    """Who a command is that works on them: whoever their view was."""
+    many = any(layer.record.subordinate for layer in layers)
+    return IdentityMap.of_caller(as_root=many, ids="many" if many else "one")
+
+
+def forget(name: str, directory: str | None = None) -> list[str]:
+    """Throw away all that an ended session has left (in `directory`); what was copy-on-write in it.
 
     Raises `NotFoundError` if it has left nothing, and `ViewfsError` if it has not ended.
     """
-    layers = LayerSet.of_session(check_name(name), state_directory())
+    layers = LayerSet.of_session(check_name(name), directory or state_directory())
     if layers is None:
         raise NotFoundError(
             f"no session called {name} has left any changes", remedy="`viewfs ps` lists those that have"
         )
     lock = lock_session(layers.fd, name, where="`viewfs forget`")
     try:
-        paths = [layer.record.path for layer in layers.layers()]
-        with contextlib.suppress(MachineError):
-            unshare_user_namespace(IdentityMap.of_caller(), CloneFlags(0))  # for directories without permission bits
+        found = list(layers.layers())
+        paths = [layer.record.path for layer in found]
+        with contextlib.suppress(MachineError):  # for directories without permission bits, and files of other ids
+            unshare_user_namespace(_identity_for(found), CloneFlags(0))
+        for layer in found:
+            layer.close()
         layers.remove()
     except OSError as error:
         raise explain_os_error(f"cannot forget {name}:", error) from error
@@ -310,14 +328,14 @@ def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack)
     assert request.session is not None
     if request.states:
         raise UsageError("states can be looked at in a view only", remedy=f"open one with --name {request.session}")
-    layers = LayerSet.of_session(request.session, state_directory())
+    layers = LayerSet.of_session(request.session, request.directory or state_directory())
     assert layers is not None
     try:
         stack.callback(os.close, lock_session(layers.fd, request.session, where="looking at its changes"))
-        # A mount of one's own is needed to show the two as one.
-        unshare_user_namespace(IdentityMap.of_caller(), CloneFlags.NEWNS)
-        mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
         present = {layer.record.path: layer for layer in layers.layers()}
+        # A mount of one's own is needed to show the two as one.
+        unshare_user_namespace(_identity_for(present.values()), CloneFlags.NEWNS)
+        mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
     finally:
         layers.close()
     chosen = select(list(present), request.paths)
@@ -326,7 +344,7 @@ def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack)
             layer.close()
             continue
         try:
-            yield _left_layer(layer, Selection(chosen[path]), request.session, messages)
+            yield _left_layer(layer, Selection(chosen[path], request.only), request.session, messages)
         except ViewfsError as error:
             if request.discards and chosen[path] == [b""]:
                 with layer.locked():

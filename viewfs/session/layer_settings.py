@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,20 @@ from viewfs.linux.process import pid_of
 if TYPE_CHECKING:
     from viewfs.cow.layers import Layer, LayerSet
 
-__all__ = ["BACKENDS", "BACKEND_VARIABLE", "LayerSettings", "chosen_backend", "state_directory", "take_servers"]
+__all__ = [
+    "BACKENDS",
+    "BACKEND_VARIABLE",
+    "OWN_LAYERS",
+    "LayerSettings",
+    "chosen_backend",
+    "state_directory",
+    "take_servers",
+]
 
 #: What serves copy-on-write trees, where --cow-backend doesn't say: one of `BACKENDS`.
 BACKEND_VARIABLE = "VIEWFS_COW_BACKEND"
+#: What layers are called that are kept in a directory of their own and belong to no name.
+OWN_LAYERS = "layers"
 #: The kernel's overlay, viewfs's own file system, or the one that is better for each tree.
 BACKENDS = ("auto", "overlay", "fuse")
 
@@ -57,13 +68,18 @@ class LayerSettings:
     backend: str = "auto"
 
     @classmethod
-    def of_session(cls, name: str, *, named: bool, runtime: str, backend: str = "auto") -> LayerSettings:
-        """For session `name`, whose control socket is in `runtime`.
+    def of_session(
+        cls, name: str, *, named: bool, runtime: str, backend: str = "auto", directory: str | None = None
+    ) -> LayerSettings:
+        """For session `name`, whose control socket is in `runtime`. In a `directory` of their own layers are kept.
 
         Layers of a session whose name was not given are nobody's to take up, so no two sessions may share them.
         """
         own = name if named else f"{_unnamed_prefix()}.{_boot()}.{name}.{time.time_ns()}"
-        return cls(own, state_directory(), named, (os.path.realpath(runtime),), backend)
+        shown = (os.path.realpath(runtime),)
+        if directory is not None:
+            return cls(name if named else OWN_LAYERS, directory, True, shown, backend)
+        return cls(own, state_directory(), named, shown, backend)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -81,13 +97,17 @@ class LayerSettings:
         backend: str | None = None,
         *,
         locked: bool = False,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
     ) -> dict[str, Any]:
         """The request to make `path` copy-on-write in a view that has `mounts`: path, type, source, identity of that.
 
         Work is most likely done in the `working_directory`, and at home. `locked`: the session has its layers' lock.
+        Directories that `exclude` has, and `include` has not, stay as they are (`cow.filters`).
         """
         here: dict[str, Any] = {"path": path, "name": self.name, "directory": self.directory, "mounts": mounts}
-        here |= {"locked": locked, "where": f"whose control socket is in {self.shown[0]}"}
+        here |= {"exclude": list(exclude), "include": list(include)}
+        here |= {"asks_owners": False, "locked": locked, "where": f"whose control socket is in {self.shown[0]}"}
         own = [os.path.expanduser("~"), working_directory]
         return here | {"shown": list(self.shown), "own": own, "backend": backend or self.backend} | self.how
 

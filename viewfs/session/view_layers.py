@@ -90,7 +90,8 @@ class ViewLayers:
             for path in mount.paths
         ]
         backend, locked = request.get("backend"), self._lock is not None
-        asked = self._settings.request(request["path"], mounts, request["cwd"], backend, locked=locked)
+        patterns = {name: request.get(name, ()) for name in ("exclude", "include")}
+        asked = self._settings.request(request["path"], mounts, request["cwd"], backend, locked=locked, **patterns)
         async with self._agent.worker("cover", asked, [first_epoch]) as worker:
             report, received = await worker.answer(doing)
             fds = dict(zip(report["descriptors"], received, strict=True))

@@ -1,0 +1,49 @@
+"""Which changes are meant, by patterns of shells (glob(7)). Pure.
+
+A pattern without a slash is for a name anywhere; one with a slash for a path from the top of the tree. What is below a
+directory that is left out is left out too, unless it is taken in by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from os import fsencode
+
+__all__ = ["EVERYTHING", "Filter"]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Everything but what is in `exclude` and not in `include`."""
+
+    exclude: tuple[bytes, ...] = ()
+    include: tuple[bytes, ...] = ()
+
+    @classmethod
+    def of(cls, exclude: Sequence[str], include: Sequence[str]) -> Filter:
+        """Without `exclude`, what is not in `include` is left out."""
+        left_out = exclude or (("*",) if include else ())
+        return cls(*(tuple(fsencode(one.strip("/")) for one in patterns) for patterns in (left_out, include)))
+
+    def passes(self, path: bytes) -> bool:
+        """Is `path`, seen from the top of its tree, meant?"""
+        if not self.exclude or not path:
+            return True
+        parts = path.split(b"/")
+        above = [b"/".join(parts[: count + 1]) for count in range(len(parts))]
+        taken_in = any(_matches(self.include, one) for one in above)
+        return taken_in or not any(_matches(self.exclude, one) for one in above)
+
+    def may_pass_below(self, path: bytes) -> bool:
+        """May something in the directory `path` be meant, though that itself is not?"""
+        return bool(self.include) or self.passes(path)
+
+
+def _matches(patterns: Sequence[bytes], path: bytes) -> bool:
+    name = path.rpartition(b"/")[2]
+    return any(fnmatchcase(path if b"/" in pattern else name, pattern) for pattern in patterns)
+
+
+EVERYTHING = Filter()

@@ -1,0 +1,72 @@
+"""Whose files are, as the host has it: a process outside of the view's user namespace is asked.
+
+In a view with users of its own (subuid(5)) the host's have no number, so that stat(2) shows all of their files as the
+overflow id's. A tree that viewfs serves shows them as belonging to the view's user of the same number: to its `man`
+what is `man`'s. The process is told of files by descriptors (O_PATH), and answers with two numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+
+from viewfs.linux.process import set_name
+
+__all__ = ["OwnersOutside", "start"]
+
+_OWNER = struct.Struct("<II")
+_KEPT = 200_000
+
+
+def start() -> socket.socket:
+    """Fork the process; it ends when the last copy of the socket that is returned is closed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return ours
+    try:
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # the end of the session is told by the socket
+        fd = theirs.detach()
+        os.closerange(0, fd)
+        os.closerange(fd + 1, 1 << 16)
+        set_name("viewfs-owners")
+        _answer(socket.socket(fileno=fd))
+    finally:
+        os._exit(0)
+
+
+def _answer(channel: socket.socket) -> None:
+    while True:
+        message, fds, _flags, _address = socket.recv_fds(channel, 1, 1)
+        if not message:
+            return
+        status = os.fstat(fds[0])
+        os.close(fds[0])
+        channel.send(_OWNER.pack(status.st_uid, status.st_gid))
+
+
+class OwnersOutside:
+    """What the process says, kept. Made for one thread."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._known: dict[tuple[int, int, int], tuple[int, int]] = {}
+
+    def of(self, fd: int, status: os.stat_result) -> tuple[int, int]:
+        """The user and group of the file open in `fd`, of which stat(2) says `status` here. Raises OSError."""
+        key = status.st_dev, status.st_ino, status.st_ctime_ns
+        found = self._known.get(key)
+        if found is None:
+            socket.send_fds(self._channel, [b"?"], [fd])
+            answer = self._channel.recv(_OWNER.size)
+            if len(answer) < _OWNER.size:
+                return status.st_uid, status.st_gid
+            uid, gid = _OWNER.unpack(answer)
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            found = self._known[key] = uid, gid
+        return found
