@@ -53,11 +53,13 @@ def _layers(
     writes: bool = False,
     only: Filter = EVERYTHING,
     directory: str | None = None,
+    reads: bool = False,
 ) -> Iterator[OpenLayers]:
     places = [os.path.realpath(path) if session is None else absolute(path) for path in paths]
     if directory is not None:
         session = session or OWN_LAYERS
-    request = Request(session, places, states, tidies, discards, writes, only, directory and absolute(directory))
+    where = directory and absolute(directory)
+    request = Request(session, places, states, tidies, discards, writes, only, where, reads=reads)
     with opened_layers(request) as opened:
         for message in filter(None, opened.messages):
             warn(message)
@@ -124,7 +126,7 @@ def diff(
     listed: list[dict[str, Any]] = []
     total: list[Change] = []
     only = Filter.of(exclude, include)
-    with _layers(session, what, states, only=only, directory=layer_directory) as opened:
+    with _layers(session, what, states, only=only, directory=layer_directory, reads=True) as opened:
         for layer in opened.layers:
             old, new, found = _compared(layer, between)
             changes = [change for change in with_renames(found, old, new) if in_listing(change)]
@@ -230,6 +232,7 @@ def commit(
     done: list[dict[str, Any]] = []
     failed: list[str] = []
     kept: list[dict[str, str]] = []
+    taken: list[str] = []
     all_changes: list[Change] = []
     only = Filter.of(exclude, include)
     chosen = _layers(session, paths, tidies=True, writes=True, only=only, directory=layer_directory)
@@ -266,6 +269,7 @@ def commit(
                 failed.append(f"{layer.shown(path)}: {why}")
             for path, name in outcome.kept if outcome is not None else ():
                 kept.append({"path": layer.shown(path), "as": layer.shown(name)})
+            taken += map(layer.shown, outcome.taken if outcome is not None else ())
             if not as_json and dry_run:
                 for change in changes:
                     click.echo(shown_change(change, layer.shown(change.path), _source(layer, change)))
@@ -279,6 +283,9 @@ def commit(
         warn(f"{row['path']} was changed outside meanwhile, and that is kept as {row['as']}")
     if len(kept) > _FAILURES:
         warn(f"{len(kept) - _FAILURES} more are kept so (--json has them all)")
+    if taken:
+        others = f" and {len(taken) - 1} others belong" if len(taken) > 1 else " belongs"
+        warn(f"{taken[0]}{others} to you now; the owner or group before has no number in the view")
     if failed:
         for line in failed[1:_FAILURES]:
             warn(f"not committed: {line}")
@@ -336,7 +343,7 @@ def discard(session: str | None, layer_directory: str | None, as_json: bool, pat
 
     done: list[dict[str, Any]] = []
     total: list[Change] = []
-    refused: list[str] = []
+    refused: list[tuple[str, str]] = []
     with (
         _layers(session, paths, tidies=True, discards=True, writes=True, directory=layer_directory) as opened,
         _all_locked(opened.layers),
@@ -348,7 +355,7 @@ def discard(session: str | None, layer_directory: str | None, as_json: bool, pat
             else:
                 with progress_bar("restoring", _sizes(undone)) as told:
                     undone, left = restore(layer.layer, undone, layer.lower, layer.view, layer.selection, told)
-                refused += [layer.shown(change.path) for change in left]
+                refused += [(layer.shown(change.path), why) for change, why in left]
             try:
                 layer.layer.write(
                     layer.layer.record.rebased(layer.selection.paths, clock_ns(layer.layer.fd, layer.lower))
@@ -383,12 +390,12 @@ def forget(layer_directory: str | None, names: tuple[str, ...]) -> None:
         click.echo(f"forgot {name}: what was changed in {', '.join(map(printable, paths)) or 'nothing'}")
 
 
-def _check_refused(paths: list[str]) -> None:
-    """Raises `ViewfsError` if there are paths that could not be made what they were."""
-    if paths:
-        others = f" and {len(paths) - 1} others" if len(paths) > 1 else ""
+def _check_refused(refused: list[tuple[str, str]]) -> None:
+    """Raises `ViewfsError` if there are paths that could not be made what they were, for reasons."""
+    if refused:
+        (path, why), others = refused[0], len(refused) - 1
         raise ViewfsError(
-            f"what {paths[0]}{others} had been may not be read, and so is not there again",
+            f"{path} is not there as it was: {why}{f' ({others} more are not)' if others else ''}",
             remedy="it is in the next view that begins without these changes",
         )
 
@@ -448,7 +455,7 @@ def rollback(session: str | None, as_json: bool, epoch: str, paths: tuple[str, .
     from viewfs.cow.restore import restore
 
     total: list[Change] = []
-    refused: list[str] = []
+    refused: list[tuple[str, str]] = []
     with _layers(session, paths, (epoch,), writes=True) as opened:
         answer = _keep(opened, "", "rollback")
         with _all_locked(opened.layers):
@@ -458,7 +465,7 @@ def rollback(session: str | None, as_json: bool, epoch: str, paths: tuple[str, .
                 with progress_bar("restoring", _sizes(changes)) as told:
                     undone, left = restore(layer.layer, changes, state.tree, layer.view, layer.selection, told)
                 total += undone
-                refused += [layer.shown(change.path) for change in left]
+                refused += [(layer.shown(change.path), why) for change, why in left]
                 layer.layer.write(replace(layer.layer.record, unsettled=True))
     if as_json:
         print_json(**answer, undone=len(total))

@@ -16,6 +16,7 @@ from viewfs.cli.output import print_json
 from viewfs.cow.copying import remove_tree, set_attributes
 from viewfs.cow.images import FORMATS, Format, format_of, mismatches, place_durably, run_tool, write_image
 from viewfs.cow.layers import identity_of
+from viewfs.cow.outside import ACL_PREFIX, has_strangers
 from viewfs.cow.owners import Owner, owners_for, stored_owners
 from viewfs.cow.trees import Tree, read_entry
 from viewfs.errors import UsageError, ViewfsError
@@ -25,6 +26,8 @@ __all__ = ["write_tree"]
 
 #: What `--in-place` makes of a mount of that type.
 _FORMAT_OF_TYPE = {"ext": "ext4", "squashfs": "squashfs"}
+#: So many access control lists that can't be kept are named.
+_LISTS = 10
 _AT_FDCWD = -100
 
 
@@ -50,6 +53,7 @@ def write_tree(
             owners = _owners(layer, form)
             write_image(layer.view, form, made, size, owners)
             _verify(layer.view, form, made, owners)
+            _tell_of_lists(layer)
             if target is None:
                 _replace_image(layer, made, path, begun_ns)
             else:
@@ -60,6 +64,20 @@ def write_tree(
         print_json(path=path, format=form.name)
     else:
         click.echo(f"wrote {path} ({form.name}), and compared it with {layer.path}")
+
+
+def _tell_of_lists(layer: OpenLayer) -> None:
+    """No image can be given access control lists for those who have no number here."""
+    found = []
+    for path, entry in layer.view.walk(b""):
+        known = entry if entry.has_acls else layer.lower.entry(path)
+        lists = [value for key, value in known.xattrs if key.startswith(ACL_PREFIX)] if known is not None else []
+        if any(map(has_strangers, lists)):
+            found.append(layer.shown(path))
+    for named in found[:_LISTS]:
+        warn(f"{named}: its access control list names somebody who has no number here, and is not kept")
+    if len(found) > _LISTS:
+        warn(f"and {len(found) - _LISTS} more lists are not kept")
 
 
 def _target(layer: OpenLayer, target: str | None, kind: str | None) -> tuple[Format, str, int]:
@@ -137,7 +155,9 @@ def _verify(tree: Tree, form: Format, made: str, owners: dict[bytes, Owner]) -> 
     else:
         mount = f"{made.replace(':', chr(92) + ':')}:/.viewfs-image:{form.module}"
         look = [sys.executable, "-m", "viewfs.cow", "compare", str(tree.root), "/.viewfs-image"]
-        lines = _said(tree, sys.executable, "-m", "viewfs", "run", "--as-root", "--mount", mount, "--", *look)
+        lines = _said(
+            tree, sys.executable, "-m", "viewfs", "run", "--as-root", "--ids=one", "--mount", mount, "--", *look
+        )
     if form.module is not None and owners:
         found = stored_owners(made, form.module)
         given = {path: stored.owner for path, stored in found.items()}

@@ -50,7 +50,10 @@ def ps(as_json: bool) -> None:
         rows.append(
             (status["name"], since, status["pid"], status["epoch"], status["mounts"], " ".join(status["command"]), kept)
         )
-    rows += [(name, None, None, None, None, f"ended; changed {', '.join(paths)}", "") for name, paths in ended]
+    rows += [
+        (name, None, None, None, None, f"ended; changed {', '.join(paths) or 'what can not be read'}", "")
+        for name, paths in ended
+    ]
     print_table(("NAME", "SINCE", "PID", "EPOCH", "MOUNTS", "COMMAND", ""), rows, dim=[row[1] is None for row in rows])
 
 

@@ -79,7 +79,7 @@ def differences(
         if before is None or after is None:
             yield Change(path, Kind.ADDED if before is None else Kind.DELETED, before, after)
             found = None
-        elif aspects := frozenset(_aspects(path, before, after, old, new)):
+        elif aspects := _all_aspects(path, before, after, old, new):
             yield Change(path, Kind.CHANGED, before, after, aspects)
             if "type" in aspects:
                 found = None
@@ -127,14 +127,19 @@ def is_opaque(layer: Tree, path: bytes) -> bool:
             return False
 
 
+def _all_aspects(path: bytes, old: Entry, new: Entry, old_tree: Tree, new_tree: Tree) -> frozenset[str]:
+    aspects = frozenset(_aspects(path, old, new, old_tree, new_tree))
+    # A copy of one of its names was changed, and no file that has others.
+    parted = old.is_file and new.is_file and old.nlink > 1 == new.nlink
+    return aspects | {"links"} if parted and aspects - {"times"} else aspects
+
+
 def _aspects(path: bytes, old: Entry, new: Entry, old_tree: Tree, new_tree: Tree) -> Iterator[str]:
     if old.kind != new.kind:
         yield "type"
         return
     if old.is_file and (old.size != new.size or not same_content(path, old_tree, new_tree, old.size)):
         yield "content"
-        if old.nlink > 1 == new.nlink:
-            yield "links"
     if old.target != new.target:
         yield "target"
     if old.rdev != new.rdev:

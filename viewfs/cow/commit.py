@@ -24,16 +24,18 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from viewfs.cow.applying import Applied, apply, as_planned, give_up, theirs_name
-from viewfs.cow.changes import Change, Kind, differences, with_renames
+from viewfs.cow.changes import Change, Kind, differences, same_content, with_renames
 from viewfs.cow.conflicts import find_conflicts
 from viewfs.cow.copying import TreeCopier, remove_tree, set_acls
 from viewfs.cow.filters import EVERYTHING
 from viewfs.cow.journal import Journal, Operation, Step
 from viewfs.cow.layers import Layer, clock_ns
+from viewfs.cow.outside import give_owner_of
 from viewfs.cow.planning import Selection, plan_commit
 from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.errors import ViewfsError
 from viewfs.linux.files import syncfs
+from viewfs.linux.ids import overflow_id
 from viewfs.mounts.overlay import OPAQUE
 
 __all__ = ["Commit", "Outcome", "recover"]
@@ -53,6 +55,14 @@ class Outcome:
     failed: list[tuple[bytes, str]] = field(default_factory=list)
     #: What was changed outside at the last moment, and the name that it has now.
     kept: list[tuple[bytes, bytes]] = field(default_factory=list)
+    #: What belonged to a user or group who has no number in the view, and belongs to this user now.
+    taken: list[bytes] = field(default_factory=list)
+
+
+def _is_same(old: Entry, new: Entry) -> bool:
+    """But for their content, which must not differ either."""
+    same = (old.mode, old.uid, old.gid, old.mtime_ns) == (new.mode, new.uid, new.gid, new.mtime_ns)
+    return same and old.same_xattrs(new)
 
 
 def _is_at_or_below(path: bytes, places: Collection[bytes]) -> bool:
@@ -95,6 +105,7 @@ class Commit:
         #: The changes that are made as a person is told of them: as `diff` does.
         self.told = with_renames(self.plan.changes, lower, view)
         self._keep_groups()
+        self._taken: list[bytes] = []
 
     def _keep_groups(self) -> None:
         """A name of a file with several that was renamed, and not changed, is to be a name of that file again."""
@@ -102,9 +113,23 @@ class Commit:
             old, new = change.old, change.new
             if change.kind is not Kind.RENAMED or old is None or new is None or old.nlink < 2 or change.source is None:
                 continue
-            same = (old.mode, old.uid, old.gid, old.mtime_ns) == (new.mode, new.uid, new.gid, new.mtime_ns)
-            if same and old.same_xattrs(new):
+            if _is_same(old, new):
                 self.plan.unchanged.setdefault(new.identity, change.source)
+        # The same where it was given a name that another file had.
+        gone = {
+            (change.old.size, change.old.mtime_ns): change
+            for change in self.told
+            if change.kind is Kind.DELETED and change.old is not None and change.old.is_file and change.old.nlink > 1
+        }
+        for change in self.told if gone else ():
+            new = change.new
+            if change.kind is not Kind.CHANGED or new is None or not new.is_file or "content" not in change.aspects:
+                continue
+            other = gone.get((new.size, new.mtime_ns))
+            if other is None or other.old is None or not _is_same(other.old, new):
+                continue
+            if same_content(other.path, self._lower, self._view, new.size, change.path):
+                self.plan.unchanged.setdefault(new.identity, other.path)
 
     def carry_out(self, progress: Callable[[int], None] = _nothing) -> Outcome:
         """Do it all; `progress` is told the size of each file that has been staged.
@@ -141,7 +166,7 @@ class Commit:
         done = [change for change in self.told if not _is_at_or_below(change.path, undone)]
         # Times of a directory follow from what was done in it, if anything was.
         told = {change.path for change in self.plan.changes if not (change.is_directory and change.only_times)}
-        return Outcome(done, [(path, why) for path, why in failed if path in told], applied.kept)
+        return Outcome(done, [(path, why) for path, why in failed if path in told], applied.kept, self._taken)
 
     def _paths(self) -> list[bytes]:
         """What is the same outside and in the view afterwards."""
@@ -169,6 +194,7 @@ class Commit:
         for step in self.plan.installs():
             try:
                 copier.copy(step.path, step.temporary, lambda path: selection.has(path) or selection.leads_to(path))
+                self._keep_owner(step, seen.get(step.path))
                 self._keep_acls(step, seen.get(step.path))
             except OSError as error:
                 if error.errno not in _REFUSED:
@@ -188,6 +214,32 @@ class Commit:
 
     def _shown(self, path: bytes) -> str:
         return os.path.join(self._layer.record.path, path.decode(errors="replace"))
+
+    def _keep_owner(self, step: Step, change: Change | None) -> None:
+        """What takes the place of a file goes on belonging to those who have no number here, as far as it may."""
+        if change is None or change.old is None or change.new is None or change.old.kind != change.new.kind:
+            return
+        old, new = change.old, change.new
+        directory, name = split(step.temporary)
+        if old.gid == new.gid:
+            # Not that of a directory which gives its group to all that is made in it (chown(2), “S_ISGID”).
+            with contextlib.suppress(OSError), self._lower.directory(directory) as parent:
+                os.chown(name, -1, new.gid, dir_fd=parent, follow_symlinks=False)
+                if not stat.S_ISLNK(new.mode):
+                    os.chmod(name, stat.S_IMODE(new.mode), dir_fd=parent)
+        if (old.uid == new.uid or old.uid != overflow_id("uid")) and (
+            old.gid == new.gid or old.gid != overflow_id("gid")
+        ):
+            return
+        there = self._lower.open(step.path, os.O_PATH)
+        try:
+            with self._lower.directory(directory) as parent:
+                if not give_owner_of(parent, name, there):
+                    self._taken.append(step.path)
+                elif not stat.S_ISLNK(new.mode):
+                    os.chmod(name, stat.S_IMODE(new.mode), dir_fd=parent)  # chown(2) takes set-id bits away
+        finally:
+            os.close(there)
 
     def _keep_acls(self, step: Step, change: Change | None) -> None:
         """Where the view knows of no access control lists, what takes the place of a file has its lists."""

@@ -9,8 +9,9 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from viewfs.cow.acls import ACL_PREFIX, store
+from viewfs.cow.outside import ACL_PREFIX, store
 from viewfs.cow.trees import Entry, Tree, acl_of, data_extents, join, split
+from viewfs.linux.ids import overflow_id
 
 __all__ = [
     "STRANGERS",
@@ -71,9 +72,12 @@ def set_attributes(directory: int, name: bytes, entry: Entry) -> None:
     A group that this user can't give away to is left as it is.
     """
     there = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    if (there.st_uid, there.st_gid) != (entry.uid, entry.gid):
-        with contextlib.suppress(PermissionError, OSError):
-            os.chown(name, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
+    # What belongs to somebody who has no number here is shown as the user's: nobody has given it away.
+    uid = -1 if there.st_uid in (entry.uid, overflow_id("uid")) else entry.uid
+    gid = -1 if there.st_gid in (entry.gid, overflow_id("gid")) else entry.gid
+    if (uid, gid) != (-1, -1):
+        with contextlib.suppress(OSError):
+            os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
     path = b"/proc/self/fd/%d/%s" % (directory, name)
     if not stat.S_ISLNK(entry.mode):
         # Lists first: what can't be given its own is left as it is. They set the mode too, as far as it goes.

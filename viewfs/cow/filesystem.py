@@ -182,6 +182,14 @@ class CowFileSystem(CowNames):
             try:
                 status = os.fstat(lower)
                 copy_content(lower, fd, status.st_size)
+                known = self._identities
+                shown = (
+                    status.st_uid if status.st_uid in known.uids else known.uid,
+                    status.st_gid if status.st_gid in known.gids else known.gid,
+                )
+                if shown != (known.uid, known.gid):
+                    with contextlib.suppress(OSError):
+                        os.fchown(fd, *shown)
                 os.fchmod(fd, stat.S_IMODE(status.st_mode))
                 os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
                 for handle in node.handles:

@@ -145,7 +145,9 @@ class Journal:
                 raise ValueError("it is not whole")
             paths = [os.fsencode(path) for path in head["paths"]]
             staged = _parse_staged(lines[1 + len(steps)] if len(lines) > 2 + len(steps) else "")
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            if b"\0" in b"".join([*paths, *(step.path + step.temporary + step.theirs for step in steps)]):
+                raise ValueError("a path with a zero byte is in it")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise ViewfsError(f"the journal of an interrupted commit can't be read: {error}") from error
         return Written(paths, steps, staged)
 
@@ -159,6 +161,6 @@ def _parse_staged(line: str) -> dict[bytes, int] | None:
     """What the line says; None for one that was being written when the power failed."""
     try:
         staged = json.loads(line)["staged"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         return None
     return {os.fsencode(name): int(inode) for name, inode in staged.items()}

@@ -20,7 +20,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from viewfs.cow.copying import remove_tree, set_attributes
 from viewfs.cow.session_lock import LOCK_FILE
@@ -38,6 +38,8 @@ __all__ = [
     "identity_of",
     "is_state_directory",
 ]
+
+T = TypeVar("T")
 
 _RECORD = "layer.json"
 _LOCK = ".lock"
@@ -66,7 +68,8 @@ class Lower:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Lower:
         identity = value["identity"]
-        return cls(value["type"], value["source"], None if identity is None else tuple(map(int, identity)))
+        numbers = None if identity is None else tuple(_typed(one, int) for one in _typed(identity, list))
+        return cls(_typed(value["type"], str), _typed(value["source"], str), numbers)
 
 
 def identity_of(status: os.stat_result) -> tuple[int, ...]:
@@ -83,6 +86,13 @@ class Checkpoint:
     time_ns: int
     #: The directory below `checkpoints/`.
     directory: str
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Checkpoint:
+        directory = _typed(value["directory"], str)
+        if not is_state_directory(directory):
+            raise ValueError(f"{directory!r} is no state")
+        return cls(_typed(value["epoch"], int), _typed(value["name"], str), _typed(value["time_ns"], int), directory)
 
 
 @dataclass(frozen=True)
@@ -123,19 +133,33 @@ class LayerRecord:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> LayerRecord:
-        return cls(
-            path=value["path"],
-            lower=Lower.from_json(value["lower"]),
-            opened_ns=value["opened_ns"],
-            checkpoints=tuple(Checkpoint(**one) for one in value["checkpoints"]),
-            bases=value["bases"],
-            touched=value["touched"],
-            backend=value["backend"],
-            unsettled=value["unsettled"],
-            volatile=value["volatile"],
-            subordinate=value["subordinate"],
-            placed_ns=value["placed_ns"],
+        """Raises ValueError, KeyError and TypeError for what is none."""
+        record = cls(
+            path=_typed(value["path"], str),
+            lower=Lower.from_json(_typed(value["lower"], dict)),
+            opened_ns=_typed(value["opened_ns"], int),
+            checkpoints=tuple(Checkpoint.from_json(one) for one in _typed(value["checkpoints"], list)),
+            bases=_times(value["bases"]),
+            touched=_times(value["touched"]),
+            backend=_typed(value["backend"], str),
+            unsettled=_typed(value["unsettled"], bool),
+            volatile=_typed(value["volatile"], bool),
+            subordinate=_typed(value["subordinate"], bool),
+            placed_ns=_typed(value["placed_ns"], int),
         )
+        if not record.path.startswith("/") or "\0" in record.path:
+            raise ValueError(f"{record.path!r} is no mount point")
+        return record
+
+
+def _typed(value: Any, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{type(value).__name__} instead of {kind.__name__}")
+    return value
+
+
+def _times(value: Any) -> dict[str, int]:
+    return {path: _typed(time_ns, int) for path, time_ns in _typed(value, dict).items()}
 
 
 def is_state_directory(name: str) -> bool:
@@ -192,11 +216,11 @@ class Layer:
         """The layer in an open directory. Raises `ViewfsError` for what is none."""
         try:
             text = _read(fd, _RECORD)
-            value = json.loads(text)
+            value = _typed(json.loads(text), dict)
             if value.get("schema") != _SCHEMA:
                 raise ViewfsError(f"a layer of another version of viewfs (schema {value.get('schema')})")
             return cls(fd, LayerRecord.from_json(value))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ViewfsError(f"a layer's {_RECORD} can't be read: {error}") from error
 
     @property
@@ -318,12 +342,17 @@ class LayerSet:
         except OSError as error:
             raise explain_os_error("cannot keep layers in", error) from error
 
-    def layers(self) -> Iterator[Layer]:
-        """All that are there, by path; the caller closes them."""
+    def layers(self, unreadable: list[str] | None = None) -> Iterator[Layer]:
+        """All that are there, by path; the caller closes them. `unreadable` gains what is to be said of others."""
         found = []
         for name in os.listdir(self.fd):
-            with contextlib.suppress(OSError, ViewfsError):
+            try:
                 found.append(self._open(name))
+            except ViewfsError as error:
+                if unreadable is not None:
+                    unreadable.append(f"{os.path.join(self.path, name)}: {error.message}")
+            except OSError:
+                continue  # no directory
         yield from sorted(found, key=lambda layer: layer.record.path)
 
     def _open(self, name: str) -> Layer:

@@ -6,6 +6,7 @@ and never behind the overlay's back. A file is replaced by renaming, so that nob
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterable
@@ -30,12 +31,12 @@ def restore(
     view: Tree,
     selection: Selection,
     progress: Callable[[int], None] = lambda _size: None,
-) -> tuple[list[Change], list[Change]]:
+) -> tuple[list[Change], list[tuple[Change, str]]]:
     """Undo `changes`, which lead from `state` to `view`, as far as they are in `selection`.
 
     `progress` is told the size of each file that has been copied. The caller holds the lock of `layer`, the view's.
-    Those that were undone, and those that could not be, because what was there may not be read. Raises OSError where
-    something can't be written; doing it again then does the rest.
+    Those that were undone, and those that could not be, with the reason: what was there may not be read, or the view
+    has no numbers for whom it names. Raises OSError where something can't be written; doing it again does the rest.
     """
     token = b".viewfs-" + secrets.token_hex(4).encode()
     with layer.restoring(token):
@@ -48,9 +49,9 @@ def restore(
 
 def _restore(
     changes: Iterable[Change], state: Tree, view: Tree, selection: Selection, copier: TreeCopier, temporary_name: bytes
-) -> tuple[list[Change], list[Change]]:
+) -> tuple[list[Change], list[tuple[Change, str]]]:
     undone: list[Change] = []
-    refused: list[Change] = []
+    refused: list[tuple[Change, str]] = []
     covered: bytes | None = None
     directories: dict[bytes, Entry] = {}
     for change in changes:
@@ -76,9 +77,10 @@ def _restore(
             if change.old is not None:
                 try:
                     copier.copy(path, join(parent, temporary_name))
-                except PermissionError:
+                except PermissionError as error:
                     remove_tree(fd, temporary_name)
-                    refused.append(undone.pop())
+                    readable = error.errno != errno.EACCES and error.strerror
+                    refused.append((undone.pop(), readable or "what it had been may not be read"))
                     continue
             if covered is not None or change.old is None:
                 remove_tree(fd, name)  # rename(2) replaces a file, but nothing that is full

@@ -18,16 +18,17 @@ LOCK_FILE = ".session"
 _TEXT_MAX = 500
 
 
-def lock_session(directory: int, name: str, *, where: str) -> int:
+def lock_session(directory: int, name: str, *, where: str, shared: bool = False) -> int:
     """Lock the layers of session `name`, which are in the open `directory`: a descriptor that holds the lock.
 
-    `where` says where this session can be found. Raises `ViewfsError` that names who has it, and OSError.
+    `where` says where this session can be found. `shared`: others may look at them meanwhile. Raises `ViewfsError` that
+    names who has it, and OSError.
     """
     while True:
         fd = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
         try:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.pread(fd, _TEXT_MAX, 0).decode(errors="replace").strip() or "another session"
                 raise ViewfsError(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from viewfs.cow.acls import ACL_PREFIX, fetch, has_strangers
+from viewfs.cow.outside import ACL_PREFIX, fetch, has_strangers
 from viewfs.linux.files import Resolve, openat2
 
 __all__ = ["GONE", "Entry", "Tree", "acl_of", "data_extents", "join", "read_entry", "split"]

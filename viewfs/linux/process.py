@@ -25,6 +25,7 @@ __all__ = [
     "die_with_parent",
     "drop_capabilities",
     "has_capabilities",
+    "has_no_new_privileges",
     "keep_for_programs",
     "no_new_privileges",
     "pid_of",
@@ -221,6 +222,11 @@ def keep_for_programs(capabilities: Iterable[int]) -> None:
 def no_new_privileges() -> None:
     """PR_SET_NO_NEW_PRIVS: execve(2) grants nothing from now on."""
     prctl.set_no_new_privs(1)
+
+
+def has_no_new_privileges() -> bool:
+    """PR_GET_NO_NEW_PRIVS: does a set-user-ID program run as its user only?"""
+    return bool(prctl.get_no_new_privs())
 
 
 def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:

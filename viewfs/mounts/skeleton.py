@@ -83,10 +83,10 @@ def _show_children(old: int, new: str, opened: dict[str, int], *, leave_out: fro
             place = os.path.join(new, entry.name)
             if entry.name in leave_out:
                 continue
-            if entry.is_symlink():
-                os.symlink(os.readlink(entry.name, dir_fd=old), place)
-                continue
             try:
+                if entry.is_symlink():
+                    os.symlink(os.readlink(entry.name, dir_fd=old), place)
+                    continue
                 tree = opened.pop(entry.name, None) or open_tree(old, entry.name, OpenTree.CLONE | AT_RECURSIVE)
             except FileNotFoundError:
                 continue  # removed since it was listed

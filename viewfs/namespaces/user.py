@@ -21,9 +21,9 @@ import shutil
 from dataclasses import dataclass
 
 from viewfs.errors import MachineError
-from viewfs.linux.ids import IdRange, id_ranges
+from viewfs.linux.ids import IdRange, id_ranges, mapped_ids
 from viewfs.linux.namespaces import CloneFlags, unshare
-from viewfs.linux.process import has_capabilities
+from viewfs.linux.process import has_capabilities, has_no_new_privileges
 
 __all__ = ["IdentityMap", "unshare_user_namespace"]
 
@@ -54,7 +54,7 @@ class IdentityMap:
                     return everybody
         if ids == "many" or (ids == "auto" and as_root):
             given = [_subordinate(kind) for kind in ("uid", "gid")]
-            tools = all(shutil.which(tool, path=_TOOL_PATH) for tool in _TOOLS)
+            tools = all(shutil.which(tool, path=_TOOL_PATH) for tool in _TOOLS) and not has_no_new_privileges()
             if tools and given[0] is not None and given[1] is not None:
                 uids, gids = (
                     _with_subordinate(0 if as_root else own, own, one)
@@ -62,7 +62,7 @@ class IdentityMap:
                 )
                 return cls(uids, gids, is_subordinate=True)
             if ids == "many":
-                missing = "newuidmap and newgidmap are not here" if not tools else "this user has none"
+                missing = "newuidmap and newgidmap can't be used here" if not tools else "this user has none here"
                 raise MachineError(
                     f"more ids can't be had: {missing}",
                     remedy="apt install uidmap, and a line for the user in /etc/subuid and /etc/subgid (usermod(8))",
@@ -89,7 +89,11 @@ _TOOL_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 
 def _subordinate(kind: str) -> tuple[int, int] | None:
-    """The first of the largest ranges that /etc/subuid or /etc/subgid gives this user: where it begins, how many."""
+    """The first of the largest ranges that /etc/subuid or /etc/subgid gives this user: where it begins, how many.
+
+    Of those that this process's own user namespace has: in a view that has one id there are no others.
+    """
+    here = mapped_ids(kind)
     try:
         names = {pwd.getpwuid(os.getuid()).pw_name, str(os.getuid())}
     except KeyError:
@@ -100,7 +104,9 @@ def _subordinate(kind: str) -> tuple[int, int] | None:
             for line in lines:
                 name, _, rest = line.strip().partition(":")
                 start, _, count = rest.partition(":")
-                if name in names and start.isdigit() and count.isdigit() and int(count):
+                if name not in names or not start.isdigit() or not count.isdigit() or not int(count):
+                    continue
+                if int(start) in here and int(start) + int(count) - 1 in here:
                     found.append((int(start), int(count)))
     except OSError:
         return None

@@ -17,6 +17,10 @@ def drop_privileges_for_command(*, as_root: bool) -> None:
     no_new_privileges()
 
 
+#: So many characters of a command that can't be run are named.
+_SHOWN = 500
+
+
 def exec_command(argv: list[str], env: dict[str, str], working_directory: str) -> NoReturn:
     """Become `argv`; like a shell, 127 if there is no such command and 126 if it can't be executed."""
     try:
@@ -33,5 +37,6 @@ def exec_command(argv: list[str], env: dict[str, str], working_directory: str) -
     except OSError as error:
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         reason = "no such command" if missing else os.strerror(error.errno or 0).lower()
-        os.write(2, f"viewfs: cannot run {argv[0]}: {reason}\n".encode(errors="surrogateescape"))
+        name = argv[0] if len(argv[0]) <= _SHOWN else f"{argv[0][:_SHOWN]}…"
+        os.write(2, f"viewfs: cannot run {name}: {reason}\n".encode(errors="surrogateescape"))
         os._exit(127 if missing else 126)

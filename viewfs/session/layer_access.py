@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from viewfs.cow.acls import outside
 from viewfs.cow.changes import Change, differences
 from viewfs.cow.commit import recover
 from viewfs.cow.filters import EVERYTHING, Filter
 from viewfs.cow.layers import Layer, LayerSet, has_changes
+from viewfs.cow.outside import outside
 from viewfs.cow.planning import Selection
 from viewfs.cow.session_lock import is_in_use, lock_session
 from viewfs.cow.settling import settle
@@ -61,6 +62,8 @@ class Request:
     directory: str | None = None
     #: Files are to be seen as belonging to whom they belong in the view.
     as_in_view: bool = False
+    #: They are looked at only, as others may at the same time.
+    reads: bool = False
 
 
 class State(NamedTuple):
@@ -84,6 +87,8 @@ class OpenLayer:
     states: list[State] = field(default_factory=list)
     #: The process that serves `view` to this command alone.
     server: int | None = None
+    #: At the end what is no change any more is taken out, where no view has it.
+    settles: bool = True
 
     @property
     def path(self) -> str:
@@ -118,7 +123,7 @@ class OpenLayer:
         return State(self.view, self.upper)
 
     def close(self) -> None:
-        """Let go of it; where no view has it, what is no change any more is taken out."""
+        """Let go of it."""
         layers = [state.layer for state in self.states if state.layer is not None]
         for tree in (self.view, self.upper, *(state.tree for state in self.states), *layers):
             os.close(tree.root)
@@ -126,7 +131,7 @@ class OpenLayer:
             os.kill(self.server, signal.SIGKILL)
             os.waitpid(self.server, 0)
         try:
-            if not self.live:
+            if self.settles and not self.live:
                 with self.layer.locked():
                     settle(self.layer, self.lower)
         finally:
@@ -184,6 +189,7 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
 
     Raises `ViewfsError`.
     """
+    _raise_descriptor_limit()
     with contextlib.ExitStack() as stack:
         if request.writes:
             stack.enter_context(outside())  # before another user namespace is joined
@@ -191,7 +197,7 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
         if opened.session is not None:
             stack.callback(opened.session.close)
         elif request.tidies:
-            stack.callback(_tidy, request)
+            stack.callback(_tidy, request)  # under the lock, which is taken before and let go after
         closing = stack.enter_context(contextlib.ExitStack())
         messages = opened.messages
         found = (
@@ -203,6 +209,12 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
             closing.callback(layer.close)
             opened.layers.append(layer)
         yield opened
+
+
+def _raise_descriptor_limit() -> None:
+    """A tree is walked with a descriptor for each directory on the way down."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _session_of(request: Request) -> Session | None:
@@ -224,7 +236,8 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
         raise NotFoundError("nothing of this view is copy-on-write", remedy="`viewfs cow PATH` makes it so")
     chosen = select([row["path"] for row in rows], request.paths)
     backends = {row["path"]: row["backend"] for row in rows}
-    served = any(backends[path] == "fuse" for path in chosen)
+    row_lower = {row["path"]: row["lower"] for row in rows}
+    served = any(backends[path] == "fuse" or row_lower[path]["type"] != "host" for path in chosen)
     _gain_access(session, joining=served or request.as_in_view)
     for path, selected in sorted(chosen.items()):
         answer, fds = session.request_fds("layer", path=path, states=list(request.states))
@@ -281,13 +294,14 @@ def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
         for name in sorted(set(os.listdir(directory)) - set(running)):
             if name.startswith(_UNNAMED) or (layers := LayerSet.of_session(name, directory)) is None:
                 continue
-            paths = []
-            for layer in layers.layers() if not is_in_use(layers.fd) else ():
+            paths: list[str] = []
+            unreadable: list[str] = []
+            for layer in layers.layers(unreadable) if not is_in_use(layers.fd) else ():
                 if has_changes(layer.fd) or layer.record.checkpoints:
                     paths.append(layer.record.path)
                 layer.close()
             layers.close()
-            if paths:
+            if paths or unreadable:
                 yield name, paths
 
 
@@ -307,6 +321,7 @@ def forget(name: str, directory: str | None = None) -> list[str]:
         raise NotFoundError(
             f"no session called {name} has left any changes", remedy="`viewfs ps` lists those that have"
         )
+    _raise_descriptor_limit()
     lock = lock_session(layers.fd, name, where="`viewfs forget`")
     try:
         found = list(layers.layers())
@@ -331,8 +346,14 @@ def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack)
     layers = LayerSet.of_session(request.session, request.directory or state_directory())
     assert layers is not None
     try:
-        stack.callback(os.close, lock_session(layers.fd, request.session, where="looking at its changes"))
-        present = {layer.record.path: layer for layer in layers.layers()}
+        stack.callback(
+            os.close, lock_session(layers.fd, request.session, where="looking at its changes", shared=request.reads)
+        )
+        unreadable: list[str] = []
+        present = {layer.record.path: layer for layer in layers.layers(unreadable)}
+        if unreadable and not present:
+            raise ViewfsError(unreadable[0], remedy=f"`viewfs forget {request.session}` throws it away")
+        messages += [f"left out: {one}" for one in unreadable]
         # A mount of one's own is needed to show the two as one.
         unshare_user_namespace(_identity_for(present.values()), CloneFlags.NEWNS)
         mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
@@ -344,7 +365,7 @@ def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack)
             layer.close()
             continue
         try:
-            yield _left_layer(layer, Selection(chosen[path], request.only), request.session, messages)
+            yield _left_layer(layer, Selection(chosen[path], request.only), request, messages)
         except ViewfsError as error:
             if request.discards and chosen[path] == [b""]:
                 with layer.locked():
@@ -377,8 +398,8 @@ def _open_lower(path: str) -> tuple[int, bool]:
     return lower, True
 
 
-def _left_layer(layer: Layer, selection: Selection, session: str, messages: list[str]) -> OpenLayer:
-    record = layer.record
+def _left_layer(layer: Layer, selection: Selection, request: Request, messages: list[str]) -> OpenLayer:
+    record, session = layer.record, request.session
     if not record.lower.is_host:
         what = record.lower.source or record.lower.type
         raise ViewfsError(
@@ -389,12 +410,13 @@ def _left_layer(layer: Layer, selection: Selection, session: str, messages: list
     try:
         lower, is_alone = _open_lower(record.path)
         _recover(layer, Tree(lower), messages)  # before there is an overlay of it
-        upper, work = layer.directory("upper"), layer.directory("work")
+        upper, work = layer.directory("upper"), None if request.reads else layer.directory("work")
         try:
             backend = "auto" if is_alone and record.backend == "overlay" else "fuse"
             view, server = make_cover(lower, upper, work, source="viewfs-cow", backend=backend)
         finally:
-            os.close(work)
+            if work is not None:
+                os.close(work)
     except OSError as error:
         problem = explain_os_error("cannot look at the layer of", error)
         problem.remedy = f"`viewfs discard --session {session} {record.path}` throws its changes away"
@@ -402,4 +424,6 @@ def _left_layer(layer: Layer, selection: Selection, session: str, messages: list
     has_acls = server is None
     changed = Tree(upper, has_acls=has_acls)
     shown = Tree(view, links=changed, has_acls=has_acls)
-    return OpenLayer(layer, Tree(lower), shown, changed, selection, live=False, server=server)
+    return OpenLayer(
+        layer, Tree(lower), shown, changed, selection, live=False, server=server, settles=not request.reads
+    )

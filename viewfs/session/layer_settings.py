@@ -111,20 +111,28 @@ class LayerSettings:
         own = [os.path.expanduser("~"), working_directory]
         return here | {"shown": list(self.shown), "own": own, "backend": backend or self.backend} | self.how
 
-    def end(self) -> None:
-        """The session has ended: throw the layers away, or those in which nothing is, if they survive."""
-        from viewfs.cow.layers import LayerSet  # a view without layers is not to wait for it
+    def end(self, lock: int | None = None) -> None:
+        """The session has ended: throw the layers away, or those in which nothing is, if they survive.
 
-        with contextlib.suppress(OSError):  # what is left is in a directory of its own, and in nobody's way
+        `lock` holds them. Without one they are locked here, and left alone where another session has them.
+        """
+        from viewfs.cow.layers import LayerSet  # a view without layers is not to wait for it
+        from viewfs.cow.session_lock import lock_session
+
+        # What is left is in a directory of its own, and in nobody's way.
+        with contextlib.suppress(OSError, ViewfsError), contextlib.ExitStack() as stack:
             layers = LayerSet.of_session(self.name, self.directory)
-            if layers is not None:
-                if self.is_kept:
-                    _settle_unsettled(layers)
-                    layers.tidy()
-                layers.close()
-                if not self.is_kept:
-                    layers.remove()
-                    _remove_older(self.directory)
+            if layers is None:
+                return
+            stack.callback(layers.close)
+            if lock is None:
+                stack.callback(os.close, lock_session(layers.fd, self.name, where="which is ending"))
+            if self.is_kept:
+                _settle_unsettled(layers)
+                layers.tidy()
+            else:
+                layers.remove()
+                _remove_older(self.directory)
 
 
 def _settle_unsettled(layers: LayerSet) -> None:

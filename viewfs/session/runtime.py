@@ -52,9 +52,15 @@ class RuntimeDirectory:
 
     @classmethod
     def existing(cls) -> Iterator[RuntimeDirectory]:
-        """Those that are there and private; the caller closes them."""
+        """Those that are there and private, each once; the caller closes them."""
+        seen: set[tuple[int, int]] = set()
         for path in cls.candidates():
             if (directory := cls._open(path)) is not None:
+                status = os.fstat(directory.fd)
+                if (status.st_dev, status.st_ino) in seen:
+                    directory.close()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
                 yield directory
 
     @classmethod

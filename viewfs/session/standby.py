@@ -157,4 +157,4 @@ def _end_layers(handles: SessionHandles, covers: list[Cover]) -> None:
         ]
         with contextlib.suppress(OSError):
             handles.front.send({"discarding": changed})
-    handles.layers.end()
+    handles.layers.end(next((fds["lock"] for _report, fds in covers if "lock" in fds), None))

@@ -86,7 +86,7 @@ class Supervisor:
         if not self.handles.layers.is_kept:
             with contextlib.suppress(OSError):  # the front is gone
                 self.handles.front.send({"discarding": discarded})
-        self.handles.layers.end()
+        self.handles.layers.end(self.view.layers.lock)
 
     def _release(self) -> None:
         self.view.close()

@@ -72,7 +72,7 @@ class ViewLayers:
         self.trees: dict[Epoch, CoveredTree] = {}
         self.names: dict[Epoch, str] = {}
         #: Says that no other session may have these layers, as long as it is open.
-        self._lock: int | None = None
+        self.lock: int | None = None
 
     def layers(self) -> list[HeldLayer]:
         """Those of all live mounts, by path."""
@@ -89,7 +89,7 @@ class ViewLayers:
             for mount in view.epochs.live()
             for path in mount.paths
         ]
-        backend, locked = request.get("backend"), self._lock is not None
+        backend, locked = request.get("backend"), self.lock is not None
         patterns = {name: request.get(name, ()) for name in ("exclude", "include")}
         asked = self._settings.request(request["path"], mounts, request["cwd"], backend, locked=locked, **patterns)
         async with self._agent.worker("cover", asked, [first_epoch]) as worker:
@@ -109,7 +109,7 @@ class ViewLayers:
         """Record what has been covered."""
         self.servers |= take_servers(fds)
         if "lock" in fds:
-            self._lock = fds.pop("lock")
+            self.lock = fds.pop("lock")
         mount = view.record_cover(report, fds.pop("snapshot"))
         layers = [
             HeldLayer(row["path"], row["lower"], row["backend"], fds[f"lower{n}"], fds[f"layer{n}"], fds[f"view{n}"])

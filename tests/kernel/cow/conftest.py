@@ -94,7 +94,7 @@ class Cow:
     @property
     def layer(self) -> Path:
         """The directory of the layer."""
-        (found,) = (self.viewfs.state / "viewfs" / self.name).iterdir()
+        (found,) = (path for path in (self.viewfs.state / "viewfs" / self.name).iterdir() if path.is_dir())
         return found
 
 

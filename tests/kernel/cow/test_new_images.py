@@ -93,6 +93,33 @@ def test_what_can_not_be(cow: Cow, tree: Path, tmp_path: Path, open_view: Callab
         assert "./text" in archive.getnames()
 
 
+def test_a_tree_by_its_path(viewfs: Viewfs, tree: Path, tmp_path: Path) -> None:
+    """As documented: `--to FILE PATH` and `--in-place PATH`, where several trees are copy-on-write."""
+    image = tmp_path / "image"
+    subprocess.run(["mksquashfs", tree, image, "-quiet", "-no-progress"], check=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    options = ["--name", "n", "--mount", f"{image}:/mnt/image", "--cow", f"{tree},/mnt/image,{other}"]
+    script = f"""
+        echo tree > {tree}/text; echo image > /mnt/image/text; echo other > {other}/text
+        viewfs commit --to {tmp_path}/tree.tar {tree}; viewfs commit --to {tmp_path}/image.tar /mnt/image
+        cd {other}; viewfs commit --to {tmp_path}/other.tar .; viewfs commit --in-place /mnt/image/
+        viewfs commit --to {tmp_path}/none.tar || echo refused: $?
+        viewfs commit --to {tmp_path}/none.tar {tree} /mnt/image || echo refused: $?
+        viewfs commit --in-place {tree} || echo refused: $?
+    """
+    out = viewfs.sh(*options, script=script).out
+    assert out.count("wrote ") == 4 and out.count("refused: 2\n") == 3
+    for name in ("tree", "image", "other"):
+        with tarfile.open(tmp_path / f"{name}.tar") as archive:
+            text = archive.extractfile("./text")
+            assert text is not None and text.read().decode() == f"{name}\n"
+    assert viewfs.sh("--mount", f"{image}:/mnt/image", script="cat /mnt/image/text").out == "image\n"
+    assert not (tmp_path / "none.tar").exists()
+    assert viewfs("commit", "--session", "n", "--to", tmp_path / "late.tar", other).code == 0
+    assert not (other / "text").exists() and (tree / "text").read_text() == "one\ntwo\nthree\n"
+
+
 def test_a_tree_that_does_not_fit(viewfs: Viewfs, cow: Cow, tmp_path: Path) -> None:
     cow.sh("head -c 4M /dev/urandom > big")
     result = viewfs.sh(
@@ -165,7 +192,7 @@ def test_owners_that_a_view_has_no_number_for(
     image = foreign(kind)
     assert {path: owners_in(viewfs, image, kind)[path] for path in OWNERS} == OWNERS
     options = ["--name", "n", "--mount", f"{image}:/mnt/image", "--cow", "/mnt/image"]
-    options += ["--as-root"] if as_root else []
+    options += ["--as-root", "--ids=one"] if as_root else []
     script = f"""
         cd /mnt/image; echo changed > text; echo new > directory/new; mv directory/deeper/file 'directory/a b #"\\'
         ln -sf elsewhere link; echo x > "$(printf '#\\377')"

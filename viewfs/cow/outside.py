@@ -1,8 +1,8 @@
-"""Access control lists that name users and groups whom this user namespace has no number for.
+"""Owners, and access control lists that name somebody, whom this user namespace has no number for.
 
-In a user namespace such an entry is read as “nobody” (-1), and a list that has one can't be set (acl(5),
-user_namespaces(7)). A process that stays outside can do both, so a command forks one before it joins a view, and has it
-pass the lists of single files through, as bytes.
+In a user namespace an entry for such a one is read as “nobody” (-1), a list that has one can't be set (acl(5)), and no
+file can be given to them (user_namespaces(7)). A process that stays outside can do what its user can, so a command
+forks one before it joins a view, and has it pass the lists and owners of single files through.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from viewfs.linux.process import die_with_parent
 
-__all__ = ["ACL_PREFIX", "fetch", "has_strangers", "outside", "store"]
+__all__ = ["ACL_PREFIX", "fetch", "give_owner_of", "has_strangers", "outside", "store"]
 
 ACL_PREFIX = "system.posix_acl_"
 _ENTRY = struct.Struct("<HHI")
@@ -25,6 +25,8 @@ _WITH_ID = (0x02, 0x08)
 _NOBODY = 0xFFFFFFFF
 _MOST = 65536
 _FAILED = struct.Struct("<i")
+#: The message that is about an owner, and not a list.
+_OWNER = b"owner"
 
 #: To the process that stays outside, in commands that have one.
 _helper: socket.socket | None = None
@@ -75,29 +77,48 @@ def store(path: bytes, key: str, value: bytes) -> bool:
     return answer is not None and not _FAILED.unpack_from(answer)[0]
 
 
+def give_owner_of(directory: int, name: bytes, other: int) -> bool:
+    """Give `name` in the open `directory` the owner and group that what is open in `other` has, where those have no
+    number here; False where that can't be done."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        answer = _send(_OWNER, fd, other)
+    finally:
+        os.close(fd)
+    return answer is not None and not _FAILED.unpack_from(answer)[0]
+
+
 def _ask(path: bytes, key: str, value: bytes) -> bytes | None:
-    if _helper is None:
-        return None
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        socket.send_fds(_helper, [key.encode() + b"\0" + value], [fd])
-        return _helper.recv(_MOST + _FAILED.size) or None
-    except OSError:
-        return None
+        return _send(key.encode() + b"\0" + value, fd)
     finally:
         os.close(fd)
 
 
+def _send(message: bytes, *fds: int) -> bytes | None:
+    if _helper is None:
+        return None
+    try:
+        socket.send_fds(_helper, [message], fds)
+        return _helper.recv(_MOST + _FAILED.size) or None
+    except OSError:
+        return None
+
+
 def _serve(channel: socket.socket) -> None:
     while True:
-        message, fds, _flags, _address = socket.recv_fds(channel, _MOST, 1)
+        message, fds, _flags, _address = socket.recv_fds(channel, _MOST, 2)
         if not message:
             return
         name, _, value = message.partition(b"\0")
         place = b"/proc/self/fd/%d" % fds[0]
         answer = b""
         try:
-            if value:
+            if message == _OWNER:
+                old, new = os.fstat(fds[1]), os.fstat(fds[0])
+                os.chown(place, old.st_uid if old.st_uid != new.st_uid else -1, old.st_gid)
+            elif value:
                 os.setxattr(place, name, value)
             else:
                 answer = os.getxattr(place, name)
@@ -105,4 +126,5 @@ def _serve(channel: socket.socket) -> None:
         except OSError as error:
             failed = error.errno or 1
         channel.send(_FAILED.pack(failed) + answer)
-        os.close(fds[0])
+        for fd in fds:
+            os.close(fd)
