@@ -26,6 +26,13 @@ def test_an_unclean_one(viewfs: Viewfs, tmp_path: Path) -> None:
     assert "transactions to replay" in viewfs("inspect", disk).out
 
 
+def test_an_offset_behind_the_end(viewfs: Viewfs, image: Callable[..., Path]) -> None:
+    disk = image(file="x")
+    for kind in ("ext", "vfat", "exfat", "squashfs"):
+        result = viewfs("run", "--mount", f"{disk}:/mnt:{kind},offset=99G", "--", "true", check=False)
+        assert result.code == 2 and f"{disk} has {8 << 20} bytes" in result.err and result.err.count("\n") == 1
+
+
 def test_what_is_none(viewfs: Viewfs, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
     unknown = viewfs("inspect", tmp_path / "text", check=False)

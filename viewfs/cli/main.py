@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -120,8 +121,37 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def _open_standard_streams() -> None:
+    """Those that were closed: else the next file that is opened would be one. The command finds them closed again."""
+    for number, mode in enumerate("rww"):
+        try:
+            os.fstat(number)
+            continue
+        except OSError:
+            fd = os.open(os.devnull, (os.O_RDONLY if mode == "r" else os.O_WRONLY) | os.O_CLOEXEC)
+        if fd != number:  # a file of Python's own lies below
+            os.dup2(fd, number, inheritable=False)
+            os.close(fd)
+        setattr(sys, ("stdin", "stdout", "stderr")[number], open(number, mode, closefd=False))
+
+
+def _flush(code: int) -> int:
+    """The exit code, if all that was written to standard output gets there."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, sys.stdout.fileno())  # Python tries once more at its end
+        os.close(null)
+        if not code and not isinstance(error, BrokenPipeError):
+            _print_error(str(explain_os_error("cannot write the output", error)))
+        return code or 1
+    return code
+
+
 def main() -> None:
     """The program: exit codes as documented in docs/cli.md, one line for what went wrong."""
+    _open_standard_streams()
     code: Any = 0
     try:
         code = cli.main(standalone_mode=False)
@@ -143,4 +173,4 @@ def main() -> None:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(_flush(code if isinstance(code, int) else 0))

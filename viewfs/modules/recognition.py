@@ -127,6 +127,7 @@ _SIGNATURES = (
     _Signature("a romfs image", 0, b"-rom1fs-", _NO_DISK_READER),
     _Signature("a JFFS2 image", 0, b"\x85\x19", _NO_READER),
     _Signature("a UBI image", 0, b"UBI#", f"{_NO_READER}; unpack it: ubireader_extract_files NAME"),
+    _Signature("a squashfs of another version than 4.0", 0, b"hsqs", _extract("unsquashfs -d DIRECTORY NAME")),
     _Signature("a squashfs of big-endian machines", 0, b"sqsh", _extract("unsquashfs -d DIRECTORY NAME")),
     _Signature("a squashfs of another maker", 0, b"shsq", _NO_READER),
     _Signature("a squashfs of another maker", 0, b"qshs", _NO_READER),

@@ -11,7 +11,7 @@ from viewfs.errors import UsageError, ViewfsError, explain_os_error
 from viewfs.modules.api import Buffer, FileRange, Source
 from viewfs.modules.damage import missing
 
-__all__ = ["FileSource", "Section", "joined", "open_source"]
+__all__ = ["FileSource", "Section", "checked_offset", "joined", "open_source"]
 
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EISDIR)
@@ -55,6 +55,16 @@ class FileSource:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def checked_offset(source: Source, offset: int, name: str) -> int:
+    """`offset`, at which a file system begins in a source. Raises `UsageError` if that lies behind its end."""
+    if offset and offset >= source.size:
+        raise UsageError(
+            f"{name} has {source.size} bytes, and no file system at offset {offset}",
+            remedy="`viewfs inspect` shows what is where",
+        )
+    return offset
 
 
 class Section:

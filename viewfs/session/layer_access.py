@@ -332,7 +332,7 @@ def forget(name: str, directory: str | None = None) -> list[str]:
             layer.close()
         layers.remove()
     except OSError as error:
-        raise explain_os_error(f"cannot forget {name}:", error) from error
+        raise explain_os_error(f"cannot forget {name}", error) from error
     finally:
         os.close(lock)
         layers.close()

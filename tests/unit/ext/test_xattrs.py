@@ -11,6 +11,8 @@ import pytest
 from conftest import Opener
 from ext_images import content, debugfs, find, mke2fs
 
+from viewfs.modules.ext.xattr import parse_inode_tail
+
 NOISE = random.Random(4)
 VALUES = {
     b"user.small": b"value",
@@ -111,3 +113,16 @@ def test_access_control_lists_are_as_the_kernel_returns_them(tree: Path, tmp_pat
 def test_no_attributes_anywhere(tree: Path, tmp_path: Path, opened: Opener) -> None:
     image = mke2fs(tmp_path / "image", "-t", "ext2", "-O", "^ext_attr", "-d", tree)
     assert opened(image).no_xattrs
+
+
+@pytest.mark.parametrize(("offset", "fine"), [(0, False), (16, False), (23, False), (24, True)])
+def test_a_value_that_lies_in_the_list(offset: int, fine: bool) -> None:
+    """It would be served as what the file has in it. (The list has 24 bytes, with its end.)"""
+    entry = struct.pack("<BBHIII", 4, 7, offset, 0, 10, 0) + b"data"
+    tail = (struct.pack("<I", 0xEA020000) + entry + bytes(4) + b"0123456789").ljust(96, b"\0")
+    if fine:
+        (attribute,) = parse_inode_tail(tail)
+        assert attribute.value == b"0123456789"
+    else:
+        with pytest.raises(OSError, match="lies in the list"):
+            parse_inode_tail(tail)

@@ -70,8 +70,9 @@ def check(scene: Scene, damage: Damage) -> None:
         assert damage.touched == ALL, "the image is refused for damage to one file"
         return
     found, errors = volume.tree(), volume.errors()
-    # A directory may say at the end of its listing that there was something wrong in it.
+    # A directory may say at the end of its listing that there was something wrong in it, or show what has no name.
     above = {path.rpartition("/")[0] for path in damage.touched}
+    above |= {f"{path}/\ufffd".lstrip("/") for path in above}
     for path, content in scene.contents.items():
         if not is_below(path, damage.touched):
             assert path not in errors or path in above, path

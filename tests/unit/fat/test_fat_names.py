@@ -91,6 +91,30 @@ def test_odd_short_names_do_no_harm(open_image: Opener, stored: bytes) -> None:
     assert set(volume.tree().values()) <= {b"content", b"last"}
 
 
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [(b"A/B     TXT", "A\ufffdB.TXT"), (b"/       /  ", "\ufffd.\ufffd"), (b"A       /./", "A.\ufffd.\ufffd")],
+)
+def test_a_name_that_no_directory_can_have(open_image: Opener, stored: bytes, shown: str) -> None:
+    """What it stands for can be had all the same, under another name."""
+    writer = FatWriter(12)
+    writer.root.file(None, b"content", short=stored)
+    volume = opened(open_image, writer)
+    assert volume.tree() == {shown: b"content", LAST: b"last"} and not volume.errors()
+
+
+def test_a_name_three_times(open_image: Opener) -> None:
+    """The first is found by it, whether the directory has been listed or not; the others have names of their own."""
+    writer = FatWriter(12)
+    for content in (b"first", b"second", b"third"):
+        writer.root.file(None, content, short=b"SAME    TXT")
+    volume = opened(open_image, writer)
+    first = volume.find("SAME.TXT")
+    assert volume.names() == ["SAME.TXT", "SAME.TXT~2", "SAME.TXT~3", LAST]
+    assert volume.find("SAME.TXT") == volume.find("same.txt") == first
+    assert volume.tree() == {"SAME.TXT": b"first", "SAME.TXT~2": b"second", "SAME.TXT~3": b"third", LAST: b"last"}
+
+
 def test_bytes_that_the_code_page_has_not(open_image: Opener) -> None:
     writer = FatWriter(12)
     writer.root.file(None, b"content", short=b"A\xdbB     TXT")

@@ -10,6 +10,7 @@ from viewfs.modules.ext.volume import Volume
 from viewfs.modules.image import ImageFileSystem
 from viewfs.modules.options import flag, size
 from viewfs.modules.owners import OWNER, Owners
+from viewfs.modules.sources import checked_offset
 
 __all__ = ["Ext", "ExtFileSystem"]
 
@@ -73,7 +74,7 @@ def _volume(mounting: Mounting) -> Volume:
     assert mounting.source is not None
     return Volume.open(
         mounting.source,
-        offset=mounting.options["offset"],
+        offset=checked_offset(mounting.source, mounting.options["offset"], mounting.source_name),
         name=mounting.source_name,
         replay=not mounting.options["norecovery"],
     )

@@ -80,11 +80,13 @@ def parse_block(data: bytes, number: int, seed: int | None) -> Sequence[Attribut
 def _parse_attributes(data: bytes, position: int, base: int) -> Sequence[Attribute]:
     """Entries from `position` on up to four zero bytes; their values' offsets count from `base`."""
     attributes: list[Attribute] = []
-    end = len(data)
+    first_value = end = len(data)
     while True:
         if position + 4 > end:
             raise damaged("a list of extended attributes does not end")
         if data[position : position + 4] == b"\0\0\0\0":
+            if first_value < position + 4:
+                raise damaged("the value of an extended attribute lies in the list of them")
             return attributes
         if position + _ENTRY.size > end:
             raise damaged("a list of extended attributes does not end")
@@ -95,7 +97,8 @@ def _parse_attributes(data: bytes, position: int, base: int) -> Sequence[Attribu
         value = b""
         if size > _MAX_VALUE or (not inode and base + offset + size > end):
             raise damaged(f"an extended attribute has an impossible value of {size} bytes")
-        if not inode:
+        if not inode and size:
+            first_value = min(first_value, base + offset)
             value = data[base + offset : base + offset + size]
         name = data[name_start : name_start + length]
         if b"\0" in name:

@@ -19,6 +19,7 @@ __all__ = [
     "FatGeometry",
     "is_exfat",
     "is_fat",
+    "names_fat",
     "parse_exfat_boot",
     "parse_fat_boot",
     "verify_exfat_boot",
@@ -96,6 +97,11 @@ def is_fat(boot: bytes, first_entry: bytes) -> bool:
     except OSError:
         return False
     return geometry.clusters > 0 and first_entry[:1] == boot[21:22]
+
+
+def names_fat(boot: bytes) -> bool:
+    """Does `boot` (512 bytes) look like the boot sector of a FAT, and have BS_FilSysType, which is for people only?"""
+    return is_fat(boot, boot[21:22]) and b"FAT" in (boot[54:57], boot[82:85])
 
 
 def parse_fat_boot(boot: bytes) -> FatGeometry:

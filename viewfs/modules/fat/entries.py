@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import IntFlag
 from typing import NamedTuple
 
-from viewfs.modules.fat.names import decode_utf16, is_name, short_name
+from viewfs.modules.fat.names import decode_utf16, is_name, mended_name, short_name
 from viewfs.modules.fat.times import dos_time
 
 __all__ = ["ENTRY_SIZE", "Attribute", "FatEntry", "Fields", "find_label", "parse_entries", "parse_fields"]
@@ -51,8 +51,6 @@ class FatEntry(NamedTuple):
     position: int
     #: The bytes of the directory up to and with it.
     end: int
-    #: What is wrong with the name, so that it can't be shown.
-    error: str = ""
 
 
 class Fields(NamedTuple):
@@ -131,11 +129,9 @@ def parse_entries(
             if raw[:11] in _DOTS:
                 continue
             shown, stored = short_name(raw, text)
-            name = whole if whole is not None and is_name(whole) else shown.encode()
-            if is_name(name):
+            name = whole if whole is not None and is_name(whole) else mended_name(shown.encode())
+            if whole or shown:  # Linux passes over what has nothing but spaces
                 yield FatEntry(name, stored, raw, position, end)
-            elif name:
-                yield FatEntry(name, stored, raw, position, end, f"a directory has {name!r} for a name")
 
 
 def _slots(pieces: Iterable[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:

@@ -13,7 +13,7 @@ from viewfs.modules.damage import damaged
 from viewfs.modules.fat.boot import BOOT_SIZE, EXFAT_BOOT_SECTORS, ExfatGeometry, parse_exfat_boot, verify_exfat_boot
 from viewfs.modules.fat.chains import Chains, Runs, contiguous, open_table
 from viewfs.modules.fat.exfat_entries import ENTRY_SIZE, EntryType, ExfatFile, RawSet, parse_file, parse_sets, set_name
-from viewfs.modules.fat.names import decode_utf16, is_name
+from viewfs.modules.fat.names import decode_utf16, mended_name
 from viewfs.modules.fat.times import Zone
 from viewfs.modules.fat.volume import ROOT, ClusterVolume, File, Name
 from viewfs.modules.sources import Section
@@ -202,7 +202,7 @@ class ExfatVolume(ClusterVolume):
         except OSError:
             return
 
-    def _names(self, node: int, file: File, start: int) -> Iterator[Name | OSError]:
+    def _names(self, node: int, file: File, start: int) -> Iterator[Name]:
         is_contiguous = file.is_contiguous and node != ROOT
         for found in parse_sets(self._pieces(node, file, start), start):
             if found.kind != EntryType.FILE:
@@ -213,16 +213,9 @@ class ExfatVolume(ClusterVolume):
                 parsed = parse_file(found.data, self._zone)
                 name = parsed.name
                 self._files.put(number, self._as_file(parsed))
-            except OSError as error:
-                # The name is shown if there is one, and whoever looks at it is told.
-                name = set_name(found.data)
-                if not is_name(name):
-                    yield error
-                    continue
-            if is_name(name):
-                yield Name(name, found.end, number, is_directory)
-            else:
-                yield damaged(f"a directory has {name!r} for a name")
+            except OSError:
+                name = set_name(found.data)  # as far as it is there; whoever looks at it is told what is wrong
+            yield Name(mended_name(name), found.end, number, is_directory)
 
     def _fold(self, name: bytes) -> str:
         """By the volume's own table, which is of UTF-16: half of a pair is a character there."""

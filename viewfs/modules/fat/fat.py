@@ -115,7 +115,7 @@ class FatVolume(ClusterVolume):
             return Places([(self._geometry.root, self._geometry.root_size)], None)
         return super()._places(node, file)
 
-    def _names(self, node: int, file: File, start: int) -> Iterator[Name | OSError]:
+    def _names(self, node: int, file: File, start: int) -> Iterator[Name]:
         if node != ROOT:
             places = self._places(node, file).pieces
             # What is no directory would be read as one full of strange names.
@@ -123,9 +123,6 @@ class FatVolume(ClusterVolume):
                 raise damaged("what should be a directory is none")
         # A long name begins before the entry that it is of, but not before the one before that.
         for entry in parse_entries(self._pieces(node, file, start), self._text, start):
-            if entry.error:
-                yield damaged(entry.error)
-                continue
             number = entry.position // ENTRY_SIZE + _NODE_OF_PLACE
             self._files.put(number, self._parse(entry.raw))
             yield Name(entry.name, entry.end, number, bool(entry.raw[11] & Attribute.DIRECTORY), entry.alias)

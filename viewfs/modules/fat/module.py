@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.api import FileSystem, Module, Mounting, Source
-from viewfs.modules.fat.boot import BOOT_SIZE, is_exfat, is_fat
+from viewfs.modules.fat.boot import BOOT_SIZE, is_exfat, is_fat, names_fat
 from viewfs.modules.fat.exfat import ExfatVolume
 from viewfs.modules.fat.fat import FatVolume
 from viewfs.modules.fat.names import CODEPAGE
@@ -15,7 +15,7 @@ from viewfs.modules.fat.times import TIME_ZONE
 from viewfs.modules.fat.volume import ClusterVolume
 from viewfs.modules.image import ImageFileSystem
 from viewfs.modules.options import size
-from viewfs.modules.sources import Section
+from viewfs.modules.sources import Section, checked_offset
 
 __all__ = ["Exfat", "Vfat"]
 
@@ -55,7 +55,8 @@ class _FatModule(Module):
 
     def _volume(self, mounting: Mounting) -> ClusterVolume:
         assert mounting.source is not None
-        section = Section(mounting.source, mounting.options["offset"])
+        offset = checked_offset(mounting.source, mounting.options["offset"], mounting.source_name)
+        section = Section(mounting.source, offset)
         try:
             return self._open_volume(section, mounting.options)
         except OSError as error:
@@ -79,6 +80,14 @@ class Vfat(_FatModule):
             boot = source.pread(BOOT_SIZE, 0)
             sector = int.from_bytes(boot[11:13], "little") * int.from_bytes(boot[14:16], "little")
             return not is_exfat(boot) and is_fat(boot, source.pread(4, sector))
+        except OSError:
+            return False
+
+    @classmethod
+    def probe_damaged(cls, source: Source) -> bool:
+        """Does the boot sector name it, whatever its table begins with?"""
+        try:
+            return names_fat(source.pread(BOOT_SIZE, 0))
         except OSError:
             return False
 

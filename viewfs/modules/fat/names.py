@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from viewfs.modules.options import Option
 
-__all__ = ["CODEPAGE", "decode_utf16", "fold", "is_name", "short_name", "short_names"]
+__all__ = ["CODEPAGE", "decode_utf16", "fold", "is_name", "mended_name", "short_name", "short_names"]
 
 _BASE, _EXTENSION = 8, 3
+_REPLACEMENT = "\ufffd".encode()
 #: Of byte 12 of an entry, which Windows NT made: the base or the extension is in lower case.
 _LOWER_BASE, _LOWER_EXTENSION = 0x08, 0x10
 
@@ -45,6 +46,15 @@ def decode_utf16(data: bytes) -> bytes:
 def is_name(name: bytes) -> bool:
     """Can a directory of Linux have it?"""
     return bool(name) and b"/" not in name and b"\0" not in name and name not in (b".", b"..")
+
+
+def mended_name(name: bytes) -> bytes:
+    """Under which name to show what has one that no directory of Linux can have, or none at all."""
+    if not name:
+        return _REPLACEMENT
+    if name in (b".", b".."):
+        return name.replace(b".", _REPLACEMENT)
+    return name.replace(b"/", _REPLACEMENT).replace(b"\0", _REPLACEMENT)
 
 
 def short_names(codepage: str) -> Callable[[bytes], str]:

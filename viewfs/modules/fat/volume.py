@@ -13,10 +13,13 @@ far as it can be, and then the error comes.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from viewfs.modules.api import Attributes, Buffer, FileRange, FileSystemStatistics, InodeNumber
@@ -26,6 +29,8 @@ from viewfs.modules.fat.chains import FIRST_CLUSTER, Chains, Runs
 from viewfs.modules.sources import Section, joined
 
 __all__ = ["ROOT", "ClusterVolume", "File", "Name", "Places"]
+
+log = logging.getLogger(__name__)
 
 #: The node of the root.
 ROOT = 1
@@ -84,6 +89,8 @@ class Places(NamedTuple):
 class _Table(NamedTuple):
     """The names of a directory, as they are shown and as they are found."""
 
+    #: In their order, each once.
+    names: list[Name]
     shown: dict[bytes, int]
     folded: dict[str, int]
     error: OSError | None
@@ -121,8 +128,8 @@ class ClusterVolume(ABC):
     def _root_file(self) -> File: ...
 
     @abstractmethod
-    def _names(self, node: int, file: File, start: int) -> Iterator[Name | OSError]:
-        """The names of a directory behind its first `start` bytes, or what is wrong with one. Raises OSError."""
+    def _names(self, node: int, file: File, start: int) -> Iterator[Name]:
+        """The names of a directory behind its first `start` bytes. Raises OSError."""
 
     @abstractmethod
     def _fold(self, name: bytes) -> str:
@@ -189,7 +196,14 @@ class ClusterVolume(ABC):
             yield b".", 1, directory, _DIRECTORY_KIND
         if start < _DOTS:
             yield b"..", _DOTS, self._parents.get(directory) or directory, _DIRECTORY_KIND
-        for found in self._names_and_damage(directory, file, max(start - _DOTS, 0)):
+        begin = max(start - _DOTS, 0)
+        if self._size_of(directory, file) <= _TABLE_MAX:
+            table = self._tables.get(directory)
+            first = bisect_right(table.names, begin, key=lambda name: name.end)
+            listed: Iterable[Name] = islice(table.names, first, None)
+        else:
+            listed = self._names_and_damage(directory, file, begin)
+        for found in listed:
             yield found.name, found.end + _DOTS, found.node, _DIRECTORY_KIND if found.is_directory else _FILE_KIND
         if (error := self._damage.get(directory)) is not None:
             raise _again(error)
@@ -297,23 +311,21 @@ class ClusterVolume(ABC):
         """As `_names`; what is wrong is kept, for the end of the listing."""
         try:
             for found in self._names(node, file, start):
-                if isinstance(found, OSError):
-                    self._keep_damage(node, found)
-                    continue
                 if found.is_directory and self._parents.get(found.node) is None:
                     self._parents.put(found.node, node)
                 yield found
         except OSError as error:
-            self._keep_damage(node, error)
-
-    def _keep_damage(self, node: int, error: OSError) -> None:
-        if self._damage.get(node) is None:
-            self._damage.put(node, error)
+            if self._damage.get(node) is None:
+                self._damage.put(node, error)
 
     def _read_table(self, node: int) -> _Table:
-        table = _Table({}, {}, None)
+        table = _Table([], {}, {}, None)
+        repeated: dict[bytes, int] = {}
         for found in self._names_and_damage(node, self._directory(node), 0):
-            table.shown.setdefault(found.name, found.node)
+            if found.name in table.shown:
+                found = found._replace(name=_other_name(found.name, table.shown, repeated))
+            table.names.append(found)
+            table.shown[found.name] = found.node
             # By the short name first, as Linux does it.
             for alias in filter(None, (found.alias and self._fold(found.alias.encode()), self._fold(found.name))):
                 table.folded.setdefault(alias, found.node)
@@ -329,6 +341,16 @@ class ClusterVolume(ABC):
                 aliases = (self._fold(found.name), found.alias and self._fold(found.alias.encode()))
                 alike = found.node if wanted in aliases else None
         return alike, self._damage.get(node)
+
+
+def _other_name(name: bytes, taken: Mapping[bytes, int], repeated: dict[bytes, int]) -> bytes:
+    """Another name for what has one that was there before; `repeated`: how often each has been."""
+    number = repeated.get(name, 1) + 1
+    while (other := name + b"~%d" % number) in taken:
+        number += 1
+    repeated[name] = number
+    log.warning("a directory has %r more than once; one of them is shown as %r", name, other)
+    return other
 
 
 def _again(error: OSError) -> OSError:

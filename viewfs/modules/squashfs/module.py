@@ -9,6 +9,7 @@ from viewfs.modules.api import FileSystem, Module, Mounting, Source
 from viewfs.modules.image import ImageFileSystem
 from viewfs.modules.options import Option, size
 from viewfs.modules.owners import AS_STORED, OWNER, Owners
+from viewfs.modules.sources import checked_offset
 from viewfs.modules.squashfs.volume import Volume
 
 __all__ = ["Squashfs", "SquashfsFileSystem"]
@@ -72,4 +73,5 @@ def _volume(mounting: Mounting) -> Volume:
     assert mounting.source is not None
     options = mounting.options
     owners = AS_STORED if options["owner"] == "tell" else Owners.of(options["owner"], mounting.identities)
-    return Volume.open(mounting.source, offset=options["offset"], name=mounting.source_name, owners=owners)
+    offset = checked_offset(mounting.source, options["offset"], mounting.source_name)
+    return Volume.open(mounting.source, offset=offset, name=mounting.source_name, owners=owners)
