@@ -21,8 +21,9 @@ from viewfs.cow.changes import Kind, differences, same_content, same_time, with_
 from viewfs.cow.copying import TreeCopier, decode_attributes, encode_attributes, remove_tree
 from viewfs.cow.images import FORMATS, format_of
 from viewfs.cow.journal import Journal, Operation, Planned, Step
-from viewfs.cow.layers import LayerRecord, LayerSet, Lower
+from viewfs.cow.layers import LayerSet
 from viewfs.cow.planning import Selection, plan_commit
+from viewfs.cow.records import LayerRecord, Lower
 from viewfs.cow.trees import Tree, data_extents
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.session.layer_access import select

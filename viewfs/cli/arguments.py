@@ -144,7 +144,7 @@ def _complete_sessions(_ctx: click.Context, _param: click.Parameter, incomplete:
 def complete_ended(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of sessions that have ended and left changes."""
     from viewfs.session.client import sessions
-    from viewfs.session.layer_access import left_behind
+    from viewfs.session.left_layers import left_behind
 
     running = []
     for session in sessions():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import click
@@ -21,49 +20,25 @@ from viewfs.cli.arguments import (
 )
 from viewfs.cli.changes import count_line, in_listing, shown_change, to_json, unified
 from viewfs.cli.cow_images import write_tree
+from viewfs.cli.layers import all_locked, check_refused, chosen_layers, paths_argument, sizes
 from viewfs.cli.main import printable, tell, warn
 from viewfs.cli.output import json_option, print_json, progress_bar
 from viewfs.cow.changes import Change, Kind, with_renames
 from viewfs.cow.commit import Commit
-from viewfs.cow.filters import EVERYTHING, Filter
+from viewfs.cow.filters import Filter
 from viewfs.cow.layers import clock_ns
 from viewfs.cow.trees import Tree
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.client import find_session
-from viewfs.session.layer_access import OpenLayer, OpenLayers, Request, opened_layers
-from viewfs.session.layer_access import forget as left_layers_of
+from viewfs.session.layer_access import OpenLayer
 from viewfs.session.layer_settings import OWN_LAYERS
+from viewfs.session.left_layers import forget as left_layers_of
 
-__all__ = ["checkpoint", "commit", "cow", "diff", "discard", "forget", "rollback"]
+__all__ = ["commit", "cow", "diff", "discard", "forget"]
 
 #: So many paths that could not be committed are named.
 _FAILURES = 10
 _RANGE = re.compile(r"([^/\s]+)?\.\.([^/\s]+)?")
-_paths = click.argument("paths", nargs=-1, metavar="[PATH]…")
-
-
-@contextmanager
-def _layers(
-    session: str | None,
-    paths: tuple[str, ...],
-    states: tuple[str, ...] = (),
-    *,
-    tidies: bool = False,
-    discards: bool = False,
-    writes: bool = False,
-    only: Filter = EVERYTHING,
-    directory: str | None = None,
-    reads: bool = False,
-) -> Iterator[OpenLayers]:
-    places = [os.path.realpath(path) if session is None else absolute(path) for path in paths]
-    if directory is not None:
-        session = session or OWN_LAYERS
-    where = directory and absolute(directory)
-    request = Request(session, places, states, tidies, discards, writes, only, where, reads=reads)
-    with opened_layers(request) as opened:
-        for message in filter(None, opened.messages):
-            warn(message)
-        yield opened
 
 
 @click.command()
@@ -126,7 +101,7 @@ def diff(
     listed: list[dict[str, Any]] = []
     total: list[Change] = []
     only = Filter.of(exclude, include)
-    with _layers(session, what, states, only=only, directory=layer_directory, reads=True) as opened:
+    with chosen_layers(session, what, states, only=only, directory=layer_directory, reads=True) as opened:
         for layer in opened.layers:
             old, new, found = _compared(layer, between)
             changes = [change for change in with_renames(found, old, new) if in_listing(change)]
@@ -195,7 +170,7 @@ def _print_change(layer: OpenLayer, change: Change, old: Tree, new: Tree, *, nam
 @click.option("--progress/--no-progress", default=True, help="A bar on a terminal, where it takes long.")
 @click.option("--format", "kind", type=click.Choice(["ext4", "squashfs", "tar", "directory"]), help="What FILE is.")
 @json_option
-@_paths
+@paths_argument
 def commit(
     session: str | None,
     layer_directory: str | None,
@@ -235,8 +210,8 @@ def commit(
     taken: list[str] = []
     all_changes: list[Change] = []
     only = Filter.of(exclude, include)
-    chosen = _layers(session, paths, tidies=True, writes=True, only=only, directory=layer_directory)
-    with chosen as opened, _all_locked(opened.layers):
+    chosen = chosen_layers(session, paths, tidies=True, writes=True, only=only, directory=layer_directory)
+    with chosen as opened, all_locked(opened.layers):
         commits = []
         for layer in opened.layers:
             _check_writable(layer)
@@ -260,7 +235,7 @@ def commit(
         for layer, one in zip(opened.layers, commits, strict=True):
             outcome = None
             if not dry_run:
-                with progress_bar("staging", _sizes(one.plan.changes), shown=progress) as told:
+                with progress_bar("staging", sizes(one.plan.changes), shown=progress) as told:
                     outcome = one.carry_out(told)
             changes = [c for c in (one.told if outcome is None else outcome.changes) if in_listing(c)]
             all_changes += changes
@@ -294,14 +269,6 @@ def commit(
         raise ViewfsError(f"not committed: {failed[0]}", remedy="it is still in the view; see `viewfs diff`")
 
 
-@contextmanager
-def _all_locked(layers: list[OpenLayer]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(layer.layer.locked())
-        yield
-
-
 def _check_writable(layer: OpenLayer) -> None:
     record = layer.layer.record
     if os.fstatvfs(layer.lower.root).f_flag & os.ST_RDONLY:
@@ -322,16 +289,11 @@ def _refuse(at_odds: list[tuple[str, str]]) -> None:
     )
 
 
-def _sizes(changes: Iterable[Change]) -> int:
-    """How many bytes there are to copy."""
-    return sum(max(entry.size for entry in (change.old, change.new) if entry is not None) for change in changes)
-
-
 @click.command()
 @session_option
 @layer_option
 @json_option
-@_paths
+@paths_argument
 def discard(session: str | None, layer_directory: str | None, as_json: bool, paths: tuple[str, ...]) -> None:
     """Throw away the changes under PATH, or all of them: the view shows again what was there before.
 
@@ -345,15 +307,15 @@ def discard(session: str | None, layer_directory: str | None, as_json: bool, pat
     total: list[Change] = []
     refused: list[tuple[str, str]] = []
     with (
-        _layers(session, paths, tidies=True, discards=True, writes=True, directory=layer_directory) as opened,
-        _all_locked(opened.layers),
+        chosen_layers(session, paths, tidies=True, discards=True, writes=True, directory=layer_directory) as opened,
+        all_locked(opened.layers),
     ):
         for layer in opened.layers:
             undone = list(layer.changes())
             if not layer.live and layer.selection.paths == (b"",):
                 layer.layer.empty()
             else:
-                with progress_bar("restoring", _sizes(undone)) as told:
+                with progress_bar("restoring", sizes(undone)) as told:
                     undone, left = restore(layer.layer, undone, layer.lower, layer.view, layer.selection, told)
                 refused += [(layer.shown(change.path), why) for change, why in left]
             try:
@@ -370,7 +332,7 @@ def discard(session: str | None, layer_directory: str | None, as_json: bool, pat
         print_json(changes=done)
     else:
         click.echo(f"discarded: {count_line(total)}")
-    _check_refused(refused)
+    check_refused(refused)
 
 
 @click.command()
@@ -388,90 +350,3 @@ def forget(layer_directory: str | None, names: tuple[str, ...]) -> None:
     for name in names or (OWN_LAYERS,):
         paths = left_layers_of(name, layer_directory and absolute(layer_directory))
         click.echo(f"forgot {name}: what was changed in {', '.join(map(printable, paths)) or 'nothing'}")
-
-
-def _check_refused(refused: list[tuple[str, str]]) -> None:
-    """Raises `ViewfsError` if there are paths that could not be made what they were, for reasons."""
-    if refused:
-        (path, why), others = refused[0], len(refused) - 1
-        raise ViewfsError(
-            f"{path} is not there as it was: {why}{f' ({others} more are not)' if others else ''}",
-            remedy="it is in the next view that begins without these changes",
-        )
-
-
-@click.command()
-@session_option
-@json_option
-@click.argument("name", required=False)
-def checkpoint(session: str | None, as_json: bool, name: str | None) -> None:
-    """Keep the state of all that is copy-on-write, as NAME. What is done from now on belongs to the next epoch.
-
-    \b
-    Examples:
-      viewfs checkpoint before-upgrade
-      viewfs diff before-upgrade..
-      viewfs rollback before-upgrade
-    """
-    with _layers(session, ()) as opened:
-        answer = _keep(opened, name or "", "checkpoint")
-    if as_json:
-        print_json(**answer)
-    else:
-        click.echo(f"epoch {answer['epoch']} is kept as {answer['name']}; this is epoch {answer['current']}")
-
-
-def _keep(opened: OpenLayers, name: str, operation: str) -> dict[str, Any]:
-    from viewfs.cow.states import keep_state
-
-    if opened.session is None:
-        raise UsageError("the state of a view can be kept while it is there only", remedy="open it with --name")
-    if not name:
-        there = opened.session.request("layers")
-        taken = {state["name"] for layer in there["layers"] for state in layer["states"]}
-        names = (f"epoch-{there['epoch']}{suffix}" for suffix in ("", *(f".{number}" for number in range(2, 1000))))
-        name = next(one for one in names if one not in taken)
-    with _all_locked(opened.layers), progress_bar("keeping", None) as told:
-        directory = keep_state([layer.layer for layer in opened.layers], name, told)
-    # Not under the locks: the session writes the state down itself.
-    answer = opened.session.request("keep", name=name, directory=directory, operation=operation)
-    return {"name": name} | answer
-
-
-@click.command()
-@session_option
-@json_option
-@click.argument("epoch")
-@_paths
-def rollback(session: str | None, as_json: bool, epoch: str, paths: tuple[str, ...]) -> None:
-    """Make the state that was kept of EPOCH (a number or a name) the newest, under PATH or everywhere.
-
-    The state so far is kept as well, as an epoch of its own.
-
-    \b
-    Example:
-      viewfs rollback before-upgrade
-    """
-    from viewfs.cow.restore import restore
-
-    total: list[Change] = []
-    refused: list[tuple[str, str]] = []
-    with _layers(session, paths, (epoch,), writes=True) as opened:
-        answer = _keep(opened, "", "rollback")
-        with _all_locked(opened.layers):
-            for layer in opened.layers:
-                (state,) = layer.states
-                changes = list(layer.changes_between(state, layer.now))
-                with progress_bar("restoring", _sizes(changes)) as told:
-                    undone, left = restore(layer.layer, changes, state.tree, layer.view, layer.selection, told)
-                total += undone
-                refused += [(layer.shown(change.path), why) for change, why in left]
-                layer.layer.write(replace(layer.layer.record, unsettled=True))
-    if as_json:
-        print_json(**answer, undone=len(total))
-    else:
-        counts = count_line([change for change in total if in_listing(change)])
-        click.echo(
-            f"epoch {answer['epoch']} is kept; this is epoch {answer['current']}, as {epoch} was ({counts}: undone)"
-        )
-    _check_refused(refused)

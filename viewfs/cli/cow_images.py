@@ -15,9 +15,9 @@ from viewfs.cli.main import warn
 from viewfs.cli.output import print_json
 from viewfs.cow.copying import remove_tree, set_attributes
 from viewfs.cow.images import FORMATS, Format, format_of, mismatches, place_durably, run_tool, write_image
-from viewfs.cow.layers import identity_of
 from viewfs.cow.outside import ACL_PREFIX, has_strangers
 from viewfs.cow.owners import Owner, owners_for, stored_owners
+from viewfs.cow.records import identity_of
 from viewfs.cow.trees import Tree, read_entry
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.layer_access import OpenLayer, Request, opened_layers

@@ -29,8 +29,8 @@ _COMMANDS = {
         "diff": ("viewfs.cli.cow:diff", "What was changed."),
         "commit": ("viewfs.cli.cow:commit", "Make the changes outside of the view too."),
         "discard": ("viewfs.cli.cow:discard", "Throw the changes away."),
-        "checkpoint": ("viewfs.cli.cow:checkpoint", "Keep the state as it is now."),
-        "rollback": ("viewfs.cli.cow:rollback", "Go back to a state that was kept."),
+        "checkpoint": ("viewfs.cli.states:checkpoint", "Keep the state as it is now."),
+        "rollback": ("viewfs.cli.states:rollback", "Go back to a state that was kept."),
         "forget": ("viewfs.cli.cow:forget", "Throw away what ended sessions have left."),
     },
     "Look at the view": {

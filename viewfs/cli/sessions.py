@@ -19,7 +19,7 @@ from viewfs.errors import ViewfsError
 from viewfs.linux.process import pid_of, pidfd_send_signal
 from viewfs.session.client import SESSION_VARIABLE, Session, find_session, sessions
 from viewfs.session.front import run_in_view
-from viewfs.session.layer_access import left_behind
+from viewfs.session.left_layers import left_behind
 
 __all__ = ["at", "enter", "kill", "ps"]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from viewfs.cow.changes import Change, Kind, with_renames
-from viewfs.cow.layers import LayerRecord
 from viewfs.cow.planning import Selection
+from viewfs.cow.records import LayerRecord
 from viewfs.cow.trees import Tree, split
 from viewfs.mounts.overlay import ORIGIN
 

@@ -18,28 +18,16 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 
 from viewfs.cow.copying import remove_tree, set_attributes
+from viewfs.cow.records import LayerRecord, Lower, typed
 from viewfs.cow.session_lock import LOCK_FILE
 from viewfs.cow.trees import Entry, Tree, split
 from viewfs.errors import UsageError, ViewfsError, explain_os_error
 
-__all__ = [
-    "Checkpoint",
-    "Layer",
-    "LayerRecord",
-    "LayerSet",
-    "Lower",
-    "clock_ns",
-    "has_changes",
-    "identity_of",
-    "is_state_directory",
-]
-
-T = TypeVar("T")
+__all__ = ["Layer", "LayerSet", "clock_ns", "has_changes"]
 
 _RECORD = "layer.json"
 _LOCK = ".lock"
@@ -48,123 +36,6 @@ _RESTORING = "restoring"
 #: See `viewfs.cow.journal`.
 JOURNAL = "commit.journal"
 _SCHEMA = 3
-
-
-@dataclass(frozen=True)
-class Lower:
-    """What a layer is over: a directory of the host, or a mount of the view, which only the view has."""
-
-    #: "host", or the type of the mount.
-    type: str
-    #: What the mount was made from.
-    source: str = ""
-    #: Which file that was: device, inode number, size, modification time in nanoseconds.
-    identity: tuple[int, ...] | None = field(default=None, compare=False)
-
-    @property
-    def is_host(self) -> bool:
-        return self.type == "host"
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Lower:
-        identity = value["identity"]
-        numbers = None if identity is None else tuple(_typed(one, int) for one in _typed(identity, list))
-        return cls(_typed(value["type"], str), _typed(value["source"], str), numbers)
-
-
-def identity_of(status: os.stat_result) -> tuple[int, ...]:
-    """What is another one as soon as the file is, or what is in it."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """An older state of a layer that is kept."""
-
-    epoch: int
-    name: str
-    time_ns: int
-    #: The directory below `checkpoints/`.
-    directory: str
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Checkpoint:
-        directory = _typed(value["directory"], str)
-        if not is_state_directory(directory):
-            raise ValueError(f"{directory!r} is no state")
-        return cls(_typed(value["epoch"], int), _typed(value["name"], str), _typed(value["time_ns"], int), directory)
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What layer.json says."""
-
-    #: The mount point.
-    path: str
-    lower: Lower
-    #: When it was begun: what was changed later in the lower tree is in conflict with what the layer changes.
-    opened_ns: int
-    checkpoints: tuple[Checkpoint, ...] = ()
-    #: As `opened_ns`, for paths that were committed or discarded by themselves since.
-    bases: dict[str, int] = field(default_factory=dict)
-    #: Directories of the lower tree that commits wrote to, with the change time that they had afterwards.
-    touched: dict[str, int] = field(default_factory=dict)
-    #: What showed it last: the kernel's "overlay", or our own file system ("fuse").
-    backend: str = "overlay"
-    #: The upper directory has entries that are no changes any more, because they were committed or discarded.
-    unsettled: bool = False
-    #: It goes with its session, and need not survive the machine.
-    volatile: bool = False
-    #: It has files of ids that were given to the user besides their own (subuid(5)).
-    subordinate: bool = False
-    #: When the tree was written over the image that it is over: what the layer had by then is in that.
-    placed_ns: int = 0
-
-    def base_ns(self, path: bytes) -> int:
-        """The time from which on a change of `path` in the lower tree is a conflict."""
-        here = os.fsdecode(path)
-        return max([self.opened_ns, *(time for base, time in self.bases.items() if _covers(base, here))])
-
-    def rebased(self, paths: Sequence[bytes], now_ns: int) -> LayerRecord:
-        """After `paths` (b"": all of it) have been made the same in the lower tree and in the view."""
-        if b"" in paths:
-            return replace(self, opened_ns=now_ns, bases={}, touched={}, unsettled=True)
-        return replace(self, bases=self.bases | {os.fsdecode(path): now_ns for path in paths}, unsettled=True)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> LayerRecord:
-        """Raises ValueError, KeyError and TypeError for what is none."""
-        record = cls(
-            path=_typed(value["path"], str),
-            lower=Lower.from_json(_typed(value["lower"], dict)),
-            opened_ns=_typed(value["opened_ns"], int),
-            checkpoints=tuple(Checkpoint.from_json(one) for one in _typed(value["checkpoints"], list)),
-            bases=_times(value["bases"]),
-            touched=_times(value["touched"]),
-            backend=_typed(value["backend"], str),
-            unsettled=_typed(value["unsettled"], bool),
-            volatile=_typed(value["volatile"], bool),
-            subordinate=_typed(value["subordinate"], bool),
-            placed_ns=_typed(value["placed_ns"], int),
-        )
-        if not record.path.startswith("/") or "\0" in record.path:
-            raise ValueError(f"{record.path!r} is no mount point")
-        return record
-
-
-def _typed(value: Any, kind: type[T]) -> T:
-    if not isinstance(value, kind):
-        raise TypeError(f"{type(value).__name__} instead of {kind.__name__}")
-    return value
-
-
-def _times(value: Any) -> dict[str, int]:
-    return {path: _typed(time_ns, int) for path, time_ns in _typed(value, dict).items()}
-
-
-def is_state_directory(name: str) -> bool:
-    """Can a directory below `checkpoints/` be called that? (A client says so.)"""
-    return re.fullmatch(r"[0-9]+-[A-Za-z0-9._-]{0,60}", name) is not None
 
 
 def clock_ns(directory: int, lower: Tree) -> int:
@@ -198,10 +69,6 @@ def has_changes(layer: int) -> bool:
         os.close(upper)
 
 
-def _covers(base: str, path: str) -> bool:
-    return path == base or path.startswith(base + "/")
-
-
 class Layer:
     """One layer, by its directory, whose descriptor it owns."""
 
@@ -216,7 +83,7 @@ class Layer:
         """The layer in an open directory. Raises `ViewfsError` for what is none."""
         try:
             text = _read(fd, _RECORD)
-            value = _typed(json.loads(text), dict)
+            value = typed(json.loads(text), dict)
             if value.get("schema") != _SCHEMA:
                 raise ViewfsError(f"a layer of another version of viewfs (schema {value.get('schema')})")
             return cls(fd, LayerRecord.from_json(value))

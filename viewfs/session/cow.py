@@ -15,7 +15,8 @@ from typing import Any
 from viewfs.cow.commit import recover
 from viewfs.cow.copying import remove_tree
 from viewfs.cow.filters import EVERYTHING, Filter
-from viewfs.cow.layers import Layer, LayerSet, Lower, clock_ns
+from viewfs.cow.layers import Layer, LayerSet, clock_ns
+from viewfs.cow.records import Lower
 from viewfs.cow.session_lock import lock_session
 from viewfs.cow.settling import settle
 from viewfs.cow.trees import Tree

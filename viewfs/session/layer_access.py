@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import signal
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from viewfs.cow.changes import Change, differences
 from viewfs.cow.commit import recover
 from viewfs.cow.filters import EVERYTHING, Filter
-from viewfs.cow.layers import Layer, LayerSet, has_changes
+from viewfs.cow.layers import Layer, LayerSet
 from viewfs.cow.outside import outside
 from viewfs.cow.planning import Selection
-from viewfs.cow.session_lock import is_in_use, lock_session
+from viewfs.cow.session_lock import lock_session
 from viewfs.cow.settling import settle
 from viewfs.cow.trees import Tree
 from viewfs.errors import MachineError, NotFoundError, UsageError, ViewfsError, explain_os_error
@@ -32,13 +31,9 @@ from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.client import Session, find_session
 from viewfs.session.cow_server import make_cover
 from viewfs.session.layer_settings import state_directory
-from viewfs.session.runtime import check_name
+from viewfs.session.left_layers import identity_for, raise_descriptor_limit
 
-__all__ = ["OpenLayer", "OpenLayers", "Request", "State", "forget", "left_behind", "opened_layers", "select"]
-
-
-#: How the directories of sessions begin whose name was not given (`layer_settings`).
-_UNNAMED = "unnamed."
+__all__ = ["OpenLayer", "OpenLayers", "Request", "State", "opened_layers", "select"]
 
 
 @dataclass(frozen=True)
@@ -189,7 +184,7 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
 
     Raises `ViewfsError`.
     """
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     with contextlib.ExitStack() as stack:
         if request.writes:
             stack.enter_context(outside())  # before another user namespace is joined
@@ -209,12 +204,6 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
             closing.callback(layer.close)
             opened.layers.append(layer)
         yield opened
-
-
-def _raise_descriptor_limit() -> None:
-    """A tree is walked with a descriptor for each directory on the way down."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _session_of(request: Request) -> Session | None:
@@ -284,61 +273,6 @@ def _tidy(request: Request) -> None:
         layers.close()
 
 
-def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """Sessions that have ended and left changes, but for those that are `running`: name, what was copy-on-write.
-
-    What another session has, whose control socket is elsewhere, is none of them.
-    """
-    directory = state_directory()
-    with contextlib.suppress(FileNotFoundError):
-        for name in sorted(set(os.listdir(directory)) - set(running)):
-            if name.startswith(_UNNAMED) or (layers := LayerSet.of_session(name, directory)) is None:
-                continue
-            paths: list[str] = []
-            unreadable: list[str] = []
-            for layer in layers.layers(unreadable) if not is_in_use(layers.fd) else ():
-                if has_changes(layer.fd) or layer.record.checkpoints:
-                    paths.append(layer.record.path)
-                layer.close()
-            layers.close()
-            if paths or unreadable:
-                yield name, paths
-
-
-def _identity_for(layers: Iterable[Layer]) -> IdentityMap:
-    """Who a command is that works on them: whoever their view was."""
-    many = any(layer.record.subordinate for layer in layers)
-    return IdentityMap.of_caller(as_root=many, ids="many" if many else "one")
-
-
-def forget(name: str, directory: str | None = None) -> list[str]:
-    """Throw away all that an ended session has left (in `directory`); what was copy-on-write in it.
-
-    Raises `NotFoundError` if it has left nothing, and `ViewfsError` if it has not ended.
-    """
-    layers = LayerSet.of_session(check_name(name), directory or state_directory())
-    if layers is None:
-        raise NotFoundError(
-            f"no session called {name} has left any changes", remedy="`viewfs ps` lists those that have"
-        )
-    _raise_descriptor_limit()
-    lock = lock_session(layers.fd, name, where="`viewfs forget`")
-    try:
-        found = list(layers.layers())
-        paths = [layer.record.path for layer in found]
-        with contextlib.suppress(MachineError):  # for directories without permission bits, and files of other ids
-            unshare_user_namespace(_identity_for(found), CloneFlags(0))
-        for layer in found:
-            layer.close()
-        layers.remove()
-    except OSError as error:
-        raise explain_os_error(f"cannot forget {name}", error) from error
-    finally:
-        os.close(lock)
-        layers.close()
-    return paths
-
-
 def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack) -> Iterator[OpenLayer]:
     assert request.session is not None
     if request.states:
@@ -355,7 +289,7 @@ def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack)
             raise ViewfsError(unreadable[0], remedy=f"`viewfs forget {request.session}` throws it away")
         messages += [f"left out: {one}" for one in unreadable]
         # A mount of one's own is needed to show the two as one.
-        unshare_user_namespace(_identity_for(present.values()), CloneFlags.NEWNS)
+        unshare_user_namespace(identity_for(present.values()), CloneFlags.NEWNS)
         mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
     finally:
         layers.close()

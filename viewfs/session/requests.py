@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from viewfs import __version__
-from viewfs.cow.layers import is_state_directory
+from viewfs.cow.records import is_state_directory
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.linux.namespaces import namespace_id

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from viewfs.cow.layers import Checkpoint, Layer, has_changes
+from viewfs.cow.layers import Layer, has_changes
+from viewfs.cow.records import Checkpoint
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.session.agent_link import AgentLink

@@ -26,7 +26,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
-from viewfs.cow.layers import identity_of
+from viewfs.cow.records import identity_of
 from viewfs.errors import DamagedSourceError, UsageError, ViewfsError, explain_os_error
 from viewfs.linux.ids import mapped_ids
 from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2

@@ -1,0 +1,82 @@
+"""What sessions that have ended have left: which there are, and throwing it away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Collection, Iterable, Iterator
+
+from viewfs.cow.layers import Layer, LayerSet, has_changes
+from viewfs.cow.session_lock import is_in_use, lock_session
+from viewfs.errors import MachineError, NotFoundError, explain_os_error
+from viewfs.linux.namespaces import CloneFlags
+from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
+from viewfs.session.layer_settings import state_directory
+from viewfs.session.runtime import check_name
+
+__all__ = ["forget", "identity_for", "left_behind", "raise_descriptor_limit"]
+
+#: How the directories of sessions begin whose name was not given (`layer_settings`).
+_UNNAMED = "unnamed."
+
+
+def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """Sessions that have ended and left changes, but for those that are `running`: name, what was copy-on-write.
+
+    What another session has, whose control socket is elsewhere, is none of them.
+    """
+    directory = state_directory()
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(set(os.listdir(directory)) - set(running)):
+            if name.startswith(_UNNAMED) or (layers := LayerSet.of_session(name, directory)) is None:
+                continue
+            paths: list[str] = []
+            unreadable: list[str] = []
+            for layer in layers.layers(unreadable) if not is_in_use(layers.fd) else ():
+                if has_changes(layer.fd) or layer.record.checkpoints:
+                    paths.append(layer.record.path)
+                layer.close()
+            layers.close()
+            if paths or unreadable:
+                yield name, paths
+
+
+def identity_for(layers: Iterable[Layer]) -> IdentityMap:
+    """Who a command is that works on them: whoever their view was."""
+    many = any(layer.record.subordinate for layer in layers)
+    return IdentityMap.of_caller(as_root=many, ids="many" if many else "one")
+
+
+def forget(name: str, directory: str | None = None) -> list[str]:
+    """Throw away all that an ended session has left (in `directory`); what was copy-on-write in it.
+
+    Raises `NotFoundError` if it has left nothing, and `ViewfsError` if it has not ended.
+    """
+    layers = LayerSet.of_session(check_name(name), directory or state_directory())
+    if layers is None:
+        raise NotFoundError(
+            f"no session called {name} has left any changes", remedy="`viewfs ps` lists those that have"
+        )
+    raise_descriptor_limit()
+    lock = lock_session(layers.fd, name, where="`viewfs forget`")
+    try:
+        found = list(layers.layers())
+        paths = [layer.record.path for layer in found]
+        with contextlib.suppress(MachineError):  # for directories without permission bits, and files of other ids
+            unshare_user_namespace(identity_for(found), CloneFlags(0))
+        for layer in found:
+            layer.close()
+        layers.remove()
+    except OSError as error:
+        raise explain_os_error(f"cannot forget {name}", error) from error
+    finally:
+        os.close(lock)
+        layers.close()
+    return paths
+
+
+def raise_descriptor_limit() -> None:
+    """A tree is walked with a descriptor for each directory on the way down."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
