@@ -277,22 +277,28 @@ def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack)
     assert request.session is not None
     if request.states:
         raise UsageError("states can be looked at in a view only", remedy=f"open one with --name {request.session}")
-    layers = LayerSet.of_session(request.session, request.directory or state_directory())
+    directory, where = request.directory or state_directory(), "looking at its changes"
+    layers = LayerSet.of_session(request.session, directory)
     assert layers is not None
     try:
-        stack.callback(
-            os.close, lock_session(layers.fd, request.session, where="looking at its changes", shared=request.reads)
-        )
-        unreadable: list[str] = []
-        present = {layer.record.path: layer for layer in layers.layers(unreadable)}
-        if unreadable and not present:
-            raise ViewfsError(unreadable[0], remedy=f"`viewfs forget {request.session}` throws it away")
-        messages += [f"left out: {one}" for one in unreadable]
-        # A mount of one's own is needed to show the two as one.
-        unshare_user_namespace(identity_for(present.values()), CloneFlags.NEWNS)
-        mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
+        stack.callback(os.close, lock_session(layers.fd, request.session, where=where, shared=request.reads))
+        identity = identity_for(layers)
     finally:
         layers.close()
+    # A mount of one's own is needed to show the two as one.
+    unshare_user_namespace(identity, CloneFlags.NEWNS)
+    mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
+    # Opened anew: of directories of another mount namespace the kernel makes no overlay.
+    layers = LayerSet.of_session(request.session, directory)
+    assert layers is not None
+    try:
+        unreadable: list[str] = []
+        present = {layer.record.path: layer for layer in layers.layers(unreadable)}
+    finally:
+        layers.close()
+    if unreadable and not present:
+        raise ViewfsError(unreadable[0], remedy=f"`viewfs forget {request.session}` throws it away")
+    messages += [f"left out: {one}" for one in unreadable]
     chosen = select(list(present), request.paths)
     for path, layer in sorted(present.items()):
         if path not in chosen:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
-from viewfs.cow.layers import Layer, LayerSet, has_changes
+from viewfs.cow.layers import LayerSet, has_changes
 from viewfs.cow.session_lock import is_in_use, lock_session
 from viewfs.errors import MachineError, NotFoundError, explain_os_error
 from viewfs.linux.namespaces import CloneFlags
@@ -42,9 +42,12 @@ def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
                 yield name, paths
 
 
-def identity_for(layers: Iterable[Layer]) -> IdentityMap:
+def identity_for(layers: LayerSet) -> IdentityMap:
     """Who a command is that works on them: whoever their view was."""
-    many = any(layer.record.subordinate for layer in layers)
+    many = False
+    for layer in layers.layers():
+        many = many or layer.record.subordinate
+        layer.close()
     return IdentityMap.of_caller(as_root=many, ids="many" if many else "one")
 
 
@@ -61,12 +64,12 @@ def forget(name: str, directory: str | None = None) -> list[str]:
     raise_descriptor_limit()
     lock = lock_session(layers.fd, name, where="`viewfs forget`")
     try:
-        found = list(layers.layers())
-        paths = [layer.record.path for layer in found]
-        with contextlib.suppress(MachineError):  # for directories without permission bits, and files of other ids
-            unshare_user_namespace(identity_for(found), CloneFlags(0))
-        for layer in found:
+        paths = []
+        for layer in layers.layers():
+            paths.append(layer.record.path)
             layer.close()
+        with contextlib.suppress(MachineError):  # for directories without permission bits, and files of other ids
+            unshare_user_namespace(identity_for(layers), CloneFlags(0))
         layers.remove()
     except OSError as error:
         raise explain_os_error(f"cannot forget {name}", error) from error
