@@ -2,7 +2,7 @@
 # make test   install what is missing, run the whole suite (as an ordinary account)
 # make lint   ruff and mypy
 # make wheel  build the wheel and run it in an empty environment
-# make fuzz   damage images for ten minutes
+# make fuzz   damage images of ext, squashfs, FAT and exFAT for ten minutes
 # make bench  measure viewfs beside the kernel and other FUSE servers; writes docs/benchmarks.md
 # make bench-devices   the same for character devices; writes docs/devices.md
 # make bench-cow       the same for copy-on-write views; writes docs/cow.md
@@ -24,7 +24,8 @@ wheel:
 	@tools/check-wheel
 
 fuzz:
-	@VIEWFS_FUZZ_SECONDS=600 tools/as-user python -m pytest -p no:cacheprovider tests/unit/ext -k fuzz
+	@VIEWFS_FUZZ_SECONDS=150 tools/as-user python -m pytest -p no:cacheprovider \
+	    $(addsuffix /test_fuzz.py,$(addprefix tests/unit/,ext squashfs fat twins))
 
 bench:
 	@tools/bench $(BENCH_ARGUMENTS)
