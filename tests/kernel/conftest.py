@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,31 @@ def own_processes() -> dict[int, str]:
     return found
 
 
-def host_mounts() -> list[str]:
-    return Path("/proc/self/mountinfo").read_text().splitlines()
+def session_processes(directory: Path) -> dict[int, str]:
+    """Those of them that a session of the test has: what was started with its directories, and what is in a user
+    namespace other than the test's own. (Other programs of the account come and go meanwhile.)
+    """
+    ours = os.readlink("/proc/self/ns/user")
+    found = {}
+    for pid, name in own_processes().items():
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            namespace = os.readlink(f"/proc/{pid}/ns/user")
+        except OSError:
+            continue  # it has ended, or is about to
+        if namespace != ours or b"XDG_RUNTIME_DIR=" + os.fsencode(directory / "runtime") in environment:
+            found[pid] = name
+    return found
+
+
+def host_mounts(directory: Path, pid: int | str = "self") -> list[str]:
+    """What a process sees of viewfs's mounts, and of those on or of something in the test's directory."""
+    found = []
+    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+        kind, source = line.partition(" - ")[2].split(" ")[:2]
+        if kind.startswith("fuse.viewfs") or source.startswith("viewfs") or str(directory) in line:
+            found.append(line)
+    return found
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
@@ -161,17 +185,23 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -
     return value
 
 
+@contextmanager
+def left_alone(directory: Path, seconds: float = 20.0) -> Iterator[None]:
+    """The mounts, processes and sockets of a test that has this directory are gone after it."""
+    mounts, processes = host_mounts(directory), session_processes(directory)
+    yield
+    assert host_mounts(directory) == mounts, "the host's mount table has changed"
+    left = {pid: name for pid, name in session_processes(directory).items() if pid not in processes}
+    if left:  # one that is on its way out may take a moment
+        wait_until(lambda: not set(session_processes(directory)) & set(left), f"{left} have ended", seconds)
+    sockets = directory / "runtime/viewfs"
+    assert not sockets.exists(), f"sockets are left: {list(sockets.iterdir())}"
+
+
 @pytest.fixture(autouse=True)
 def host_left_alone(tmp_path: Path) -> Iterator[None]:
-    """Mounts, processes and sockets of the host are after a test what they were before it."""
-    mounts, processes = host_mounts(), own_processes()
-    yield
-    assert host_mounts() == mounts, "the host's mount table has changed"
-    left = {pid: name for pid, name in own_processes().items() if pid not in processes}
-    if left:  # one that is on its way out may take a moment
-        wait_until(lambda: not set(own_processes()) & set(left), f"{left} have ended")
-    sockets = tmp_path / "runtime/viewfs"
-    assert not sockets.exists(), f"sockets are left: {list(sockets.iterdir())}"
+    with left_alone(tmp_path):
+        yield
 
 
 @pytest.fixture

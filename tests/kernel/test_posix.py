@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel import posix_behaviours
-from tests.kernel.conftest import SECONDS, Result, Viewfs, host_mounts, own_processes, wait_until
+from tests.kernel.conftest import SECONDS, Result, Viewfs, host_mounts, session_processes, wait_until
 from tests.kernel.cow.conftest import snapshot
 from tests.kernel.posix_behaviours import BEHAVIOURS, LOWER, NEW
 
@@ -107,10 +107,10 @@ class Outcomes:
 
 def _leaving_nothing(directory: Path, *arguments: str | Path) -> Result:
     """A view that is open for one command, and leaves the host as it was."""
-    mounts, processes = host_mounts(), set(own_processes())
+    mounts, processes = host_mounts(directory), set(session_processes(directory))
     result = Viewfs(directory)("run", *arguments, check=False)
-    assert host_mounts() == mounts
-    wait_until(lambda: set(own_processes()) <= processes, "all processes of the view have ended")
+    assert host_mounts(directory) == mounts
+    wait_until(lambda: set(session_processes(directory)) <= processes, "all processes of the view have ended")
     assert not (directory / "runtime/viewfs").exists()
     return result
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import View, Viewfs, kill, own_processes, wait_until
+from tests.kernel.conftest import View, Viewfs, kill, own_processes, session_processes, wait_until
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,14 @@ def test_a_kept_session_goes_on_until_it_is_killed(viewfs: Viewfs, image: Callab
 
 
 @pytest.mark.parametrize("victim", ["viewfs-supervis", "viewfs-agent"])
-def test_a_kept_session_ends_with_its_processes(viewfs: Viewfs, victim: str) -> None:
-    before = set(own_processes())
+def test_a_kept_session_ends_with_its_processes(viewfs: Viewfs, tmp_path: Path, victim: str) -> None:
     viewfs("run", "--keep", "--name", "kept", "--load", "hello", "--", "true")
-    ours = {pid: name for pid, name in own_processes().items() if pid not in before}
+    ours = session_processes(tmp_path)
+    assert victim in ours.values()
     for pid, name in ours.items():
         if name == victim:
             kill(pid)
-    wait_until(lambda: not set(own_processes()) & set(ours), "all of the session has ended")
+    wait_until(lambda: not set(session_processes(tmp_path)) & set(ours), "all of the session has ended")
 
 
 def test_names(open_view: Callable[..., View], viewfs: Viewfs) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from tests.kernel.conftest import Viewfs, own_processes, wait_until
+from tests.kernel.conftest import Viewfs, session_processes, wait_until
 
 PROMPT = r"\(term\) \S*[$#] "
 
@@ -60,18 +60,18 @@ def test_every_shell_gets_such_a_prompt(
     started.expect(pexpect.EOF)
 
 
-def test_job_control_inside(terminal: Callable[..., pexpect.spawn]) -> None:
+def test_job_control_inside(terminal: Callable[..., pexpect.spawn], tmp_path: Path) -> None:
     shell = terminal("viewfs", "shell", "--name", "term", "--load", "hello")
     shell.expect(PROMPT)
     shell.sendline("sleep 1000")
-    wait_until(lambda: "sleep" in own_processes().values(), "the command runs")
+    wait_until(lambda: "sleep" in session_processes(tmp_path).values(), "the command runs")
     shell.sendintr()
     shell.expect(PROMPT)
     shell.sendline("echo status $?")
     shell.expect(r"status 130\r\n")
     shell.expect(PROMPT)
     shell.sendline("sleep 1000")
-    wait_until(lambda: "sleep" in own_processes().values(), "the command runs")
+    wait_until(lambda: "sleep" in session_processes(tmp_path).values(), "the command runs")
     shell.sendcontrol("z")
     shell.expect("Stopped")
     shell.expect(PROMPT)
@@ -86,11 +86,11 @@ def test_job_control_inside(terminal: Callable[..., pexpect.spawn]) -> None:
     shell.expect(pexpect.EOF)
 
 
-def test_ctrl_c_ends_a_command_and_its_view(terminal: Callable[..., pexpect.spawn]) -> None:
+def test_ctrl_c_ends_a_command_and_its_view(terminal: Callable[..., pexpect.spawn], tmp_path: Path) -> None:
     run = terminal("viewfs", "run", "--", "sh", "-c", "echo ready; sleep 1000")
     run.expect("ready")
     # A shell that is about to become its last command may catch the signal and forget it.
-    wait_until(lambda: "sleep" in own_processes().values(), "the command runs")
+    wait_until(lambda: "sleep" in session_processes(tmp_path).values(), "the command runs")
     run.sendintr()
     run.expect(pexpect.EOF)
     run.wait()
@@ -148,14 +148,14 @@ def test_suspending_the_inner_shell(terminal: Callable[..., pexpect.spawn]) -> N
     outer.expect(pexpect.EOF)
 
 
-def test_at_inside_a_view_has_the_terminal(terminal: Callable[..., pexpect.spawn]) -> None:
+def test_at_inside_a_view_has_the_terminal(terminal: Callable[..., pexpect.spawn], tmp_path: Path) -> None:
     shell = terminal("viewfs", "shell", "--name", "term", "--mount", "none:/scratch:tmp")
     shell.expect(PROMPT)
     shell.sendline("viewfs at 0 -- sh -c 'echo ready; read word; echo got $word; sleep 1000'")
     shell.expect("ready\r\n")
     shell.sendline("something")
     shell.expect("got something")
-    wait_until(lambda: "sleep" in own_processes().values(), "it sleeps")
+    wait_until(lambda: "sleep" in session_processes(tmp_path).values(), "it sleeps")
     shell.sendintr()
     shell.expect(PROMPT)
     shell.sendline("echo status $?")
@@ -165,16 +165,16 @@ def test_at_inside_a_view_has_the_terminal(terminal: Callable[..., pexpect.spawn
     shell.expect(pexpect.EOF)
 
 
-def test_the_view_ends_when_the_terminal_hangs_up(terminal: Callable[..., pexpect.spawn]) -> None:
-    before = set(own_processes())
+def test_the_view_ends_when_the_terminal_hangs_up(terminal: Callable[..., pexpect.spawn], tmp_path: Path) -> None:
     shell = terminal("viewfs", "shell", "--name", "term", "--load", "hello")
     shell.expect(PROMPT)
     shell.sendline("nohup sleep 1000 >/dev/null 2>&1 &")
     shell.expect(PROMPT)
-    ours = set(own_processes()) - before
+    wait_until(lambda: "sleep" in session_processes(tmp_path).values(), "it sleeps")
+    ours = session_processes(tmp_path)
     os.close(os.dup(shell.child_fd))
     shell.close(force=False)
-    wait_until(lambda: not set(own_processes()) & ours, "all of the session has ended")
+    wait_until(lambda: not set(session_processes(tmp_path)) & set(ours), "all of the session has ended")
 
 
 def test_listings_have_colour_on_a_terminal_only(terminal: Callable[..., pexpect.spawn], viewfs: Viewfs) -> None:
