@@ -103,13 +103,12 @@ class Asker:
         return self.answers
 
     def directory(self, inode: InodeNumber, above: str, depth: int) -> None:
-        names: list[bytes] = []
-        self.ask((above, "end of names", 0), lambda: self._list(inode, names))
-        self.answers.found[above, "names", 0] = tuple(names)
-        if not self._source.touched:
-            self.answers.clean.add((above, "names", 0))
+        names, unknown = list[bytes](), list[bytes]()
+        self.ask((above, "end of names", 0), lambda: self._list(inode, names, unknown))
+        self.ask((above, "names", 0), lambda: tuple(names))
+        self.ask((above, "unknown names", 0), lambda: len(unknown))
         self.ask((above, "absent", 0), lambda: self._system.lookup(inode, ABSENT))
-        for name in names:
+        for name in dict.fromkeys([*names, *unknown]):
             key = _below(above, name)
             path = key[0]
             attributes = self.ask(key, partial(self._system.lookup, inode, name))
@@ -127,15 +126,15 @@ class Asker:
             elif stat.S_ISLNK(attributes.mode):
                 self.ask((path, "target", 0), partial(self._system.readlink, number))
 
-    def _list(self, inode: InodeNumber, names: list[bytes]) -> bool:
-        """Returns whether there was an end to it."""
+    def _list(self, inode: InodeNumber, names: list[bytes], unknown: list[bytes]) -> bool:
+        """Returns whether there was an end to it. Of `unknown` it is known only that they can't be looked at."""
         last = 0
         for entry in self._system.readdir(inode, 0):
             assert 1 << 63 > entry.cookie > last, "cookies grow"
             last = entry.cookie
             assert entry.name and b"/" not in entry.name and b"\0" not in entry.name, entry
             if entry.name not in (b".", b".."):
-                names.append(entry.name)
+                (names if entry.is_known else unknown).append(entry.name)
             self._names += 1
             if self._names > NAMES:
                 return False
@@ -181,12 +180,11 @@ def differences(found: Answers, sound: Answers, keys: set[Key] | None = None) ->
         path, what, offset = key
         expected = sound.found.get(key, "not there")
         if what == "names":
-            # Where a part could not be read, the names of the rest; and a name may be shown of what can't be looked at.
-            whole = len(answer)
-            answer = tuple(name for name in answer if not isinstance(found.found[_below(path, name)], Failure))
-            if len(answer) < whole or isinstance(found.found[path, "end of names", 0], Failure):
+            # Where a part could not be read, the names of the rest.
+            failed = isinstance(found.found[path, "end of names", 0], Failure)
+            if failed or found.found[path, "unknown names", 0]:
                 expected = tuple(name for name in expected if name in answer)
-        elif what == "room":
+        elif what in ("room", "unknown names"):
             continue  # Of what is free nothing is promised.
         if answer != expected:
             yield f"{path or '/'}: {what} at {offset} is {answer!r:.300}, and was {expected!r:.300}"
