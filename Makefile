@@ -3,12 +3,13 @@
 # make lint   ruff and mypy
 # make wheel  build the wheel and run it in an empty environment
 # make fuzz   damage images of ext, squashfs, FAT and exFAT for ten minutes
+# make conformance   what needs the network: packages of Debian are installed in a view
 # make bench  measure viewfs beside the kernel and other FUSE servers; writes docs/benchmarks.md
 # make bench-devices   the same for character devices; writes docs/devices.md
 # make bench-cow       the same for copy-on-write views; writes docs/cow.md
 # make soak   the tests that take long: a million files, hundreds of random trees
 
-.PHONY: demo test lint wheel fuzz soak bench bench-devices bench-cow clean
+.PHONY: demo test lint wheel fuzz conformance soak bench bench-devices bench-cow clean
 
 demo:
 	@tools/as-user tools/demo
@@ -26,6 +27,9 @@ wheel:
 fuzz:
 	@VIEWFS_FUZZ_SECONDS=150 tools/as-user python -m pytest -p no:cacheprovider \
 	    $(addsuffix /test_fuzz.py,$(addprefix tests/unit/,ext squashfs fat twins))
+
+conformance:
+	@tools/as-user env VIEWFS_CONFORMANCE=1 VIEWFS_SOAK_SECONDS=900 python -m pytest -p no:cacheprovider tests/conformance
 
 bench:
 	@tools/bench $(BENCH_ARGUMENTS)
