@@ -230,3 +230,27 @@ def test_mounts_that_one_can_not_look_at(member: Member, place: Path, kind: str,
             os.close(fd)
 
     assert in_a_child(work) == 0
+
+
+@pytest.mark.parametrize("options", [("--as-root",), ("--as-root", "--ids=one"), ()])
+def test_a_directory_that_one_may_not_enter(member: Member, place: Path, options: tuple[str, ...]) -> None:
+    """What a view makes there is a change as any other: it is told, can be thrown away, and hinders nothing else."""
+    tree = make_tree(member, place)
+    (tree / "secret").mkdir(mode=0o700)
+    (tree / "secret/kept").write_text("kept\n")
+    script = (
+        f"cd {tree}; echo more >> a/text; mkdir -p secret/made && echo a > secret/made/file && echo b > secret/kept"
+    )
+    code, out = member.run("run", "--name", "n", *options, "--cow", tree, "--", "bash", "-c", script)
+    written = code == 0
+    code, out = member.run("diff", "--session", "n", "--name-only")
+    made = [f"{tree}/secret/{name}" for name in ("kept", "made", "made/file")] if written else []
+    assert code == 0 and [line for line in out.splitlines() if line.startswith("/")] == [f"{tree}/a/text", *made], out
+    assert written or "--as-root" not in options
+    code, out = member.run("commit", "--session", "n")
+    assert code == int(written) and (tree / "a/text").read_text().endswith("more\n")
+    assert all(f"not committed: {path.rstrip('/')}: permission denied" in out for path in made[:2]), out
+    code, out = member.run("discard", "--session", "n")
+    assert code == (0 if written else 4) and (tree / "secret/kept").read_text() == "kept\n"
+    assert sorted(path.name for path in (tree / "secret").iterdir()) == ["kept"]
+    assert not (place / "state/viewfs/n").exists()

@@ -123,6 +123,8 @@ REQUESTS = {
     Opcode.LSEEK: "fuse_lseek_in",
     Opcode.IOCTL: "fuse_ioctl_in",
     Opcode.POLL: "fuse_poll_in",
+    Opcode.FALLOCATE: "fuse_fallocate_in",
+    Opcode.TMPFILE: "fuse_create_in",
 }
 #: The header's macros for the sizes of older forms, which are what goes over the wire unless more was agreed on.
 COMPATIBLE = {Opcode.SETXATTR: "FUSE_COMPAT_SETXATTR_IN_SIZE"}

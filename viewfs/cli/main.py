@@ -78,7 +78,7 @@ class _Commands(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Say what is done.")
 @click.pass_context
 def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
-    """Give a command a file system view of its own: mount images without root, nest them, leave no trace.
+    """Give a command a file system of its own: mount without root, leave no trace.
 
     \b
     Example:

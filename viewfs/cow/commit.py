@@ -72,7 +72,9 @@ def _is_at_or_below(path: bytes, places: Collection[bytes]) -> bool:
 
 
 def _reason(error: OSError) -> str:
-    reason = error.strerror or os.strerror(error.errno or errno.EIO)
+    plain = os.strerror(error.errno or errno.EIO)
+    # (That of a system call begins with its name.)
+    reason = plain if not error.strerror or error.strerror.endswith(f": {plain}") else error.strerror
     return reason[0].lower() + reason[1:]
 
 

@@ -84,12 +84,16 @@ class Entry(NamedTuple):
 class Tree:
     """A tree, by a descriptor of its root that stays the caller's."""
 
-    def __init__(self, root: int, links: Tree | None = None, *, has_acls: bool = True) -> None:
+    def __init__(
+        self, root: int, links: Tree | None = None, *, has_acls: bool = True, has_secrets: bool = False
+    ) -> None:
         """`links`, the upper directory of an overlay, knows which names are one file.
 
         (An overlay without an index gives the names of a file different inode numbers once it has been copied up.)
-        `has_acls`: see `Entry`.
+        `has_acls`: see `Entry`. `has_secrets`: in a directory that this user may not look into there is nothing, as far
+        as anybody here can tell; otherwise that is an error.
         """
+        self._hidden = (*GONE, errno.EACCES) if has_secrets else GONE
         self.root = root
         self._links = links
         self.has_acls = has_acls
@@ -131,7 +135,7 @@ class Tree:
             with self.directory(path) as fd:
                 return sorted(map(os.fsencode, os.listdir(fd)))
         except OSError as error:
-            if error.errno in GONE:
+            if error.errno in self._hidden:
                 return []
             raise
 
@@ -143,11 +147,15 @@ class Tree:
         try:
             parent = self.open(directory, os.O_PATH | os.O_DIRECTORY)
         except OSError as error:
-            if error.errno in GONE:
+            if error.errno in self._hidden:
                 return None
             raise
         try:
             entry = read_entry(parent, name)
+        except PermissionError as error:
+            if error.errno in self._hidden:
+                return None
+            raise
         finally:
             os.close(parent)
         if entry is not None and entry.nlink > 1 and not entry.is_directory and self._links is not None:

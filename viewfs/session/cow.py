@@ -229,9 +229,9 @@ class _Maker:
             return layer
         with layer.locked():
             layer.clear_restoring(None)
-            if (done := recover(layer, Tree(lower_fd))) is not None:
+            if (done := recover(layer, Tree(lower_fd, has_secrets=True))) is not None:
                 self._messages.append(done)
-            settle(layer, Tree(lower_fd))
+            settle(layer, Tree(lower_fd, has_secrets=True))
         return layer
 
     def leave_alone(self, places: list[tuple[str, str]]) -> None:

@@ -231,13 +231,22 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
     for path, selected in sorted(chosen.items()):
         answer, fds = session.request_fds("layer", path=path, states=list(request.states))
         layer = Layer.open(fds[1])
-        _recover(layer, Tree(fds[0]), messages, Tree(fds[2]))
+        _recover(layer, Tree(fds[0], has_secrets=True), messages, Tree(fds[2]))
         by_epoch = {one.epoch: f"checkpoints/{one.directory}" for one in layer.record.checkpoints}
         has_acls = backends[path] != "fuse"
         upper = Tree(layer.directory("upper"), has_acls=has_acls)
         states = [_state(layer, fd, by_epoch.get(epoch)) for fd, epoch in zip(fds[3:], answer["epochs"], strict=True)]
+        lower = Tree(fds[0], has_secrets=True)
         view = Tree(fds[2], links=upper, has_acls=has_acls)
-        yield OpenLayer(layer, Tree(fds[0]), view, upper, Selection(selected, request.only), live=True, states=states)
+        yield OpenLayer(
+            layer,
+            Tree(fds[0], has_secrets=True),
+            view,
+            upper,
+            Selection(selected, request.only),
+            live=True,
+            states=states,
+        )
 
 
 def _gain_access(session: Session, *, joining: bool) -> None:
@@ -349,7 +358,7 @@ def _left_layer(layer: Layer, selection: Selection, request: Request, messages: 
         )
     try:
         lower, is_alone = _open_lower(record.path)
-        _recover(layer, Tree(lower), messages)  # before there is an overlay of it
+        _recover(layer, Tree(lower, has_secrets=True), messages)  # before there is an overlay of it
         upper, work = layer.directory("upper"), None if request.reads else layer.directory("work")
         try:
             backend = "auto" if is_alone and record.backend == "overlay" else "fuse"
@@ -365,5 +374,12 @@ def _left_layer(layer: Layer, selection: Selection, request: Request, messages: 
     changed = Tree(upper, has_acls=has_acls)
     shown = Tree(view, links=changed, has_acls=has_acls)
     return OpenLayer(
-        layer, Tree(lower), shown, changed, selection, live=False, server=server, settles=not request.reads
+        layer,
+        Tree(lower, has_secrets=True),
+        shown,
+        changed,
+        selection,
+        live=False,
+        server=server,
+        settles=not request.reads,
     )

@@ -150,7 +150,7 @@ def _settle_unsettled(layers: LayerSet) -> None:
                 lower = os.open(layer.record.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     with layer.locked():
-                        settle(layer, Tree(lower))
+                        settle(layer, Tree(lower, has_secrets=True))
                 finally:
                     os.close(lower)
         except (OSError, ViewfsError):

@@ -82,9 +82,12 @@ class Contents:
         """Up to `size` bytes from `offset`, fewer only at the end. Raises OSError(EUCLEAN), EIO, or ENOKEY."""
         if inode.flags & _ENCRYPT:
             raise encrypted(f"inode {inode.attributes.ino}")
-        end = min(offset + size, inode.attributes.size, MAX_BLOCKS * self._block_size)
+        end = min(offset + size, inode.attributes.size)
         if offset < 0 or offset >= end:
             return []
+        if end > MAX_BLOCKS * self._block_size:
+            # Fewer bytes, or none, would be the end of the file.
+            raise damaged(f"inode {inode.attributes.ino} has {inode.attributes.size} bytes, which can't be")
         if inode.flags & _INLINE_DATA:
             # A file that was made longer without being written to is still inline, and zeros from there on.
             return [self.inline(inode)[offset:end].ljust(end - offset, b"\0")]

@@ -91,7 +91,7 @@ def is_file(raw: bytes) -> bool:
 
 def begins_directory(data: bytes) -> bool:
     """Does a directory (other than the root) begin with these entries? It has `.` and `..` first."""
-    return all(
+    return len(data) >= len(_DOTS) * ENTRY_SIZE and all(
         data[index * ENTRY_SIZE :][:11] == name and data[index * ENTRY_SIZE + 11] & Attribute.DIRECTORY
         for index, name in enumerate(_DOTS)
     )
