@@ -1,0 +1,523 @@
+"""Which changes are meant: --exclude and --include, a question at the end (--ask), layers in a directory (--layer).
+
+What people do who know `try` is here too, with the command of viewfs that does it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.kernel.conftest import Result, Viewfs, wait_until
+from tests.kernel.cow.conftest import Cow, OpenView, snapshot
+
+BACKENDS = pytest.mark.parametrize("backend", ["overlay", "fuse"])
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Sources, and what a build makes of them."""
+    top = tmp_path / "project"
+    for directory in ("src/deep", "build/keep"):
+        (top / directory).mkdir(parents=True)
+    for name in ("a.c", "a.o", "src/a.c", "src/a.o", "src/deep/b.c", "src/deep/b.o", "build/x", "build/keep/y"):
+        (top / name).write_text(f"{name}\n")
+    return top
+
+
+@pytest.fixture
+def work(viewfs: Viewfs, project: Path) -> Cow:
+    return Cow(viewfs, project, name="work")
+
+
+#: Something is added, changed and deleted, in sources and objects.
+BUILD = """
+    echo new > a.c; echo new > a.o; echo new > src/deep/b.o; echo new > src/deep/new.c; echo new > src/deep/new.o
+    rm src/a.o; mkdir -p target/obj; echo new > target/obj/c.o; echo new > target/main; echo new > build/x
+"""
+OBJECTS = {"a.o", "src/deep/b.o", "src/deep/new.o", "src/a.o", "target/obj/c.o"}
+EVERYTHING = OBJECTS | {"a.c", "src/deep/new.c", "target", "target/obj", "target/main", "build/x"}
+
+
+def files(top: Path) -> dict[str, str]:
+    """The content of all files below `top`."""
+    return {str(path.relative_to(top)): path.read_text() for path in top.rglob("*") if path.is_file()}
+
+
+# --exclude and --include
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        (("--exclude", "*.o"), EVERYTHING - OBJECTS),
+        (("--exclude", "?.[ch]"), EVERYTHING - {"a.c"}),
+        (("--exclude", "build/x"), EVERYTHING - {"build/x"}),
+        (("--exclude", "x"), EVERYTHING - {"build/x"}),
+        (("--exclude", "deep/b.o"), EVERYTHING),  # it is not at that path
+        (("--exclude", "src/deep"), EVERYTHING - {one for one in EVERYTHING if one.startswith("src/deep/")}),
+        (("--exclude", "src/"), EVERYTHING - {one for one in EVERYTHING if one.startswith("src/")}),
+        (("--exclude", "deep"), EVERYTHING - {one for one in EVERYTHING if one.startswith("src/deep/")}),
+        (("--exclude", "target", "--exclude", "build"), {one for one in EVERYTHING if one[0] in "as"}),
+        (("--exclude", "src/**"), {one for one in EVERYTHING if not one.startswith("src/")}),
+        (("--exclude", "src/**/new.?"), EVERYTHING - {"src/deep/new.c", "src/deep/new.o"}),
+        (("--exclude", "*"), set()),
+        (("--exclude", "nothing"), EVERYTHING),
+        (("--exclude", "*.o", "--include", "new.o"), EVERYTHING - OBJECTS | {"src/deep/new.o"}),
+        (("--exclude", "src", "--include", "src/deep"), {one for one in EVERYTHING if one != "src/a.o"}),
+        (("--include", "*.c"), {"a.c", "src/deep/new.c"}),
+        (("--include", "src/deep", "--include", "x"), {"src/deep/b.o", "src/deep/new.c", "src/deep/new.o", "build/x"}),
+        (("--include", "target"), {"target", "target/obj", "target/obj/c.o", "target/main"}),
+    ],
+)
+def test_what_a_pattern_means(work: Cow, options: tuple[str, ...], left: set[str]) -> None:
+    """A name anywhere, or a path from the top; what is in an excluded directory is excluded."""
+    work.sh(BUILD)
+    assert set(work.changes()) == EVERYTHING
+    assert set(work.changes(*options)) == left
+    told = work("diff", "--name-only", *options).out.split()
+    assert {os.path.relpath(path, work.tree) for path in told} == left
+
+
+@BACKENDS
+def test_what_is_excluded_is_not_committed(work: Cow, project: Path, backend: str) -> None:
+    """It is still a change, and shown in the next view."""
+    before = files(project)
+    work.sh(BUILD, "--cow-backend", backend)
+    planned = work("commit", "--dry-run", "--exclude", "*.o")
+    assert files(project) == before and ".o" not in planned.out
+    committed = work("commit", "--exclude", "*.o")
+    assert planned.out.splitlines()[-1] == committed.out.strip().replace("committed", "would commit")
+    assert {path: text for path, text in files(project).items() if text != before.get(path)} == dict.fromkeys(
+        ("a.c", "src/deep/new.c", "target/main", "build/x"), "new\n"
+    )
+    assert (project / "src/a.o").read_text() == "src/a.o\n" and not list((project / "target/obj").iterdir())
+    assert set(work.changes()) == OBJECTS
+    shown = work.sh("cat a.o src/deep/*.o target/obj/c.o; test ! -e src/a.o", "--cow-backend", backend)
+    assert shown.out == "new\n" * 4
+
+
+@BACKENDS
+def test_two_parts_are_the_whole(work: Cow, viewfs: Viewfs, project: Path, backend: str) -> None:
+    """A commit with a filter and then one without make the same tree as one commit."""
+    other = Cow(viewfs, project.with_name("other"), name="other")
+    subprocess.run(["cp", "-a", project, other.tree], check=True)
+    script = BUILD + "chmod 750 target/obj; chmod 640 a.c a.o; find . -type f -exec touch -d 2021-02-03 {} +"
+    for cow in (work, other):
+        cow.sh(script, "--cow-backend", backend)
+    other("commit")
+    work("commit", "--exclude", "*.o", "--exclude", "build")
+    work("commit", "--exclude", "x", "--exclude", "src/deep")
+    work("commit")
+    assert snapshot(project, times=False) == snapshot(other.tree, times=False)
+    assert {path: os.stat(project / path).st_mtime_ns for path in files(project)} == {
+        path: os.stat(other.tree / path).st_mtime_ns for path in files(other.tree)
+    }
+    assert nothing_left(viewfs)
+
+
+@pytest.mark.parametrize("options", [("--exclude", "*.o"), ("--exclude", "src", "--exclude", "target/m*")])
+def test_dry_run_tells_what_a_commit_does(work: Cow, project: Path, options: tuple[str, ...]) -> None:
+    before = files(project)
+    work.sh(BUILD)
+    left = set(work.changes(*options))
+    told = work("commit", "--dry-run", *options).out.splitlines()
+    assert files(project) == before
+    assert {os.path.relpath(line.split()[1], project) for line in told[:-1]} == left
+    done = work("commit", "--json", *options).json["changes"]
+    assert {os.path.relpath(row["path"], project) for row in done} == left
+    after = files(project)
+    changed = {path for path in {*before, *after} if after.get(path) != before.get(path)}
+    assert changed == left - {"target", "target/obj"} and set(work.changes()) == EVERYTHING - left
+
+
+def test_paths_and_patterns_together(work: Cow, project: Path) -> None:
+    """Both must have it."""
+    work.sh(BUILD)
+    assert work("commit", "--exclude", "*.o", project / "src", project / "target").code == 0
+    assert (project / "src/deep/new.c").exists() and (project / "target/main").exists()
+    assert set(work.changes()) == OBJECTS | {"a.c", "build/x"}
+    assert work("commit", "--exclude", "*", check=False).out == ""
+
+
+def test_a_directory_with_an_excluded_part_can_not_go(work: Cow, project: Path) -> None:
+    before = files(project)
+    work.sh("rm -r src/deep")
+    for dry in ([], ["--dry-run"]):
+        refused = work("commit", *dry, "--exclude", "*.o", check=False)
+        assert refused.code != 0 and refused.out == "" and refused.err.count("\n") == 1, refused
+        assert "src/deep" in refused.err and "b.o" in refused.err
+    work("commit", "--exclude", "deep")
+    assert files(project) == before
+    assert work("commit", "--exclude", "build").out == "committed: 3 deleted\n"
+    assert not (project / "src/deep").exists()
+
+
+def test_a_directory_that_became_a_file(work: Cow, project: Path) -> None:
+    """What was in it is gone with it, and may not be excluded."""
+    before = snapshot(project)
+    work.sh("rm -r build; echo file > build")
+    refused = work("commit", "--exclude", "y", check=False)
+    assert refused.code != 0 and refused.err.count("\n") == 1 and "build/keep/y" in refused.err
+    assert snapshot(project) == before
+    work("commit", "--exclude", "*.o")
+    assert (project / "build").read_text() == "file\n"
+
+
+def test_in_a_view_that_runs(open_view: OpenView, project: Path) -> None:
+    """What was left out is changed again, committed, and left out once more."""
+    view = open_view("--cow", project)
+    for number in range(3):
+        view.sh(f"cd {project}; echo {number} > a.c; echo {number} > a.o; mkdir n{number}; echo > n{number}/x.o")
+        view("commit", "--exclude", "*.o")
+        assert (project / "a.c").read_text() == f"{number}\n" and (project / "a.o").read_text() == "a.o\n"
+        assert (project / f"n{number}").is_dir() and not (project / f"n{number}/x.o").exists()
+        told = view("diff", "--name-only").out.split()
+        assert told == [f"{project}/a.o", *(f"{project}/n{one}/x.o" for one in range(number + 1))]
+        view.sh(f"cd {project}; cat a.o n{number}/x.o")
+    view("commit")
+    assert (project / "a.o").read_text() == "2\n" and (project / "n1/x.o").exists()
+
+
+def test_a_name_of_a_file_that_is_left_out(work: Cow, project: Path) -> None:
+    """Of two names of a file one is committed; the other becomes another name of it when it is."""
+    work.sh("echo both > new.c; ln new.c new.o; ln src/a.c other.o")
+    work("commit", "--exclude", "*.o")
+    assert (project / "new.c").read_text() == "both\n" and not (project / "new.o").exists()
+    work("commit")
+    assert (project / "new.o").read_text() == "both\n" and (project / "other.o").read_text() == "src/a.c\n"
+
+
+def test_filters_go_with_no_new_image(work: Cow, viewfs: Viewfs, project: Path, tmp_path: Path) -> None:
+    work.sh(BUILD)
+    refused = work("commit", "--exclude", "*.o", "--to", tmp_path / "new.tar", project, check=False)
+    assert refused.code == 2 and refused.err.count("\n") == 1 and not (tmp_path / "new.tar").exists()
+
+
+# Of `viewfs run`: directories that stay as they are.
+
+
+@BACKENDS
+def test_excluded_directories_stay_as_they_are(viewfs: Viewfs, project: Path, backend: str) -> None:
+    """What is written in them is written through."""
+    options = ("--name", "work", "--cow", project, "--cow-backend", backend, "--exclude", "build")
+    script = f"cd {project}; echo view > a.c; echo through > build/x; rm build/keep/y; echo new > build/new"
+    viewfs.sh(*options, script=script)
+    assert (project / "build/x").read_text() == "through\n" and (project / "build/new").read_text() == "new\n"
+    assert (project / "a.c").read_text() == "a.c\n" and not (project / "build/keep/y").exists()
+    assert viewfs("diff", "--session", "work", "--name-only").out == f"{project}/a.c\n"
+    viewfs.sh(*options, script=f"cd {project}; cat a.c build/x; test -e build/new; echo once more > build/x")
+    viewfs("commit", "--session", "work")
+    assert (project / "a.c").read_text() == "view\n" and (project / "build/x").read_text() == "once more\n"
+
+
+@BACKENDS
+def test_directories_by_name_anywhere(viewfs: Viewfs, project: Path, backend: str) -> None:
+    for place in ("node", "src/node", "src/deep/node"):
+        (project / place).mkdir()
+    script = f"cd {project}; for d in . src src/deep; do echo in > $d/node/file; echo in > $d/file; done"
+    viewfs.sh("--cow", project, "--cow-backend", backend, "--exclude", "node", script=script)
+    assert {str(path.relative_to(project)) for path in project.rglob("file")} == {
+        "node/file", "src/node/file", "src/deep/node/file"
+    }  # fmt: skip
+
+
+def test_all_but_what_is_included_stays(viewfs: Viewfs, project: Path) -> None:
+    """--include alone: of the directories, only those are copy-on-write."""
+    script = f"cd {project}; echo view > src/a.c; echo view > src/deep/b.c; echo through > build/x"
+    viewfs.sh("--cow", project, "--include", "src", script=script)
+    assert (project / "src/a.c").read_text() == "src/a.c\n" and (
+        project / "src/deep/b.c"
+    ).read_text() == "src/deep/b.c\n"
+    assert (project / "build/x").read_text() == "through\n"
+
+
+# --ask
+
+
+def ask(viewfs: Viewfs, project: Path, script: str, *options: str | Path, check: bool = True) -> Result:
+    return viewfs.sh("--cow", project, "--ask", *options, script=f"cd {project}; {script}", check=check)
+
+
+def nothing_left(viewfs: Viewfs) -> bool:
+    return not (viewfs.state / "viewfs").exists() or not os.listdir(viewfs.state / "viewfs")
+
+
+@BACKENDS
+def test_the_answer_is_yes(viewfs: Viewfs, project: Path, backend: str) -> None:
+    result = ask(viewfs, project, BUILD + "exit 7", "-y", "--cow-backend", backend, check=False)
+    assert result.code == 7 and "committed: " in result.out and f"{project}/target/main" in result.out
+    assert (project / "a.c").read_text() == "new\n" and not (project / "src/a.o").exists()
+    assert nothing_left(viewfs)
+
+
+@BACKENDS
+def test_the_answer_is_no(viewfs: Viewfs, project: Path, backend: str) -> None:
+    before = snapshot(project)
+    result = ask(viewfs, project, BUILD + "exit 7", "-n", "--cow-backend", backend, check=False)
+    assert result.code == 7 and f"{project}/target/main" in result.out
+    assert snapshot(project) == before and nothing_left(viewfs)
+
+
+@pytest.mark.parametrize("answer", ["-y", "-n"])
+def test_there_is_nothing_to_ask(viewfs: Viewfs, project: Path, answer: str) -> None:
+    before = snapshot(project)
+    for script in ("exit 3", "echo x > new; rm new; exit 3"):
+        result = ask(viewfs, project, script, answer, check=False)
+        assert result.code == 3 and "ommit" not in result.out, result
+    assert snapshot(project) == before and nothing_left(viewfs)
+
+
+def test_a_conflict_is_told_and_nothing_is_lost(viewfs: Viewfs, project: Path, tmp_path: Path) -> None:
+    """Somebody writes outside while the command runs."""
+    os.mkfifo(tmp_path / "go")
+    command = ["viewfs", "run", "--cow", project, "--ask", "-y", "--", "sh", "-c", f"echo in > a.c; cat {tmp_path}/go"]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=viewfs.environment, cwd=project) as process:
+        with open(tmp_path / "go", "w"):
+            (project / "a.c").write_text("outside\n")
+        _out, err = process.communicate()
+    assert process.returncode == 1 and f"{project}/a.c: it was changed outside too" in err
+    assert (project / "a.c").read_text() == "outside\n"
+    (left,) = viewfs("ps", "--json").json["ended"]
+    viewfs("commit", "--force", "--session", left["name"])
+    assert (project / "a.c").read_text() == "in\n" and nothing_left(viewfs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("-y",), ("-n",), ("--ask",), ("--ask", "--cow", ".", "--name", "n"), ("--ask", "--cow", ".", "--keep")],
+)
+def test_what_does_not_go_together(viewfs: Viewfs, project: Path, options: tuple[str, ...]) -> None:
+    refused = viewfs("run", *options, "--", "touch", project / "ran", check=False)
+    assert refused.code == 2 and refused.err.count("\n") == 1 and not (project / "ran").exists()
+
+
+@pytest.fixture
+def terminal(viewfs: Viewfs, project: Path) -> Iterator[Callable[..., pexpect.spawn[str]]]:
+    """Start `viewfs` on a terminal, in the project."""
+    started: list[pexpect.spawn[str]] = []
+
+    def start(*arguments: str) -> pexpect.spawn[str]:
+        environment = viewfs.environment | {"TERM": "dumb"}
+        child = pexpect.spawn(
+            "viewfs", list(arguments), env=environment, cwd=str(project), encoding="utf-8", timeout=30
+        )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.close(force=True)
+
+
+QUESTION = r"Commit these changes\? "
+
+
+@pytest.mark.parametrize(("answer", "kept"), [("y", True), ("yes", True), ("n", False), ("", False)])
+def test_somebody_answers(
+    terminal: Callable[..., pexpect.spawn[str]], viewfs: Viewfs, project: Path, answer: str, kept: bool
+) -> None:
+    run = terminal("run", "--cow", ".", "--ask", "--", "sh", "-c", "echo in > a.c; exit 5")
+    run.expect(r"/a\.c")
+    run.expect(QUESTION)
+    assert (project / "a.c").read_text() == "a.c\n", "it is asked before anything is done"
+    run.sendline(answer)
+    run.expect(pexpect.EOF)
+    run.wait()
+    assert run.exitstatus == 5
+    assert (project / "a.c").read_text() == ("in\n" if kept else "a.c\n") and nothing_left(viewfs)
+
+
+def test_it_is_asked_until_it_is_answered(terminal: Callable[..., pexpect.spawn[str]], project: Path) -> None:
+    run = terminal("run", "--cow", ".", "--ask", "--", "sh", "-c", "read word; echo $word > a.c")
+    run.sendline("typed")
+    run.expect(QUESTION)
+    run.sendline("perhaps")
+    run.expect(QUESTION)
+    run.sendline("y")
+    run.expect("committed: 1 changed")
+    run.expect(pexpect.EOF)
+    assert (project / "a.c").read_text() == "typed\n"
+
+
+def test_no_question_without_changes(terminal: Callable[..., pexpect.spawn[str]], viewfs: Viewfs) -> None:
+    run = terminal("run", "--cow", ".", "--ask", "--", "sh", "-c", "cat a.c > /dev/null; exit 4")
+    run.expect(pexpect.EOF)
+    assert "ommit" not in str(run.before)
+    run.wait()
+    assert run.exitstatus == 4 and nothing_left(viewfs)
+
+
+@pytest.mark.parametrize("how", ["ctrl-d", "hang-up", "killed"])
+def test_nobody_answers(terminal: Callable[..., pexpect.spawn[str]], viewfs: Viewfs, project: Path, how: str) -> None:
+    """Nothing is committed, and nothing is lost."""
+    before = snapshot(project)
+    run = terminal("run", "--cow", ".", "--ask", "--", "sh", "-c", "echo in > a.c; rm a.o")
+    run.expect(QUESTION)
+    if how == "ctrl-d":
+        run.sendeof()
+    elif how == "killed":
+        run.kill(signal.SIGKILL)
+    if how == "hang-up":
+        run.close()
+    else:
+        run.expect(pexpect.EOF)
+        run.wait()
+    assert how != "ctrl-d" or run.exitstatus == 130
+    assert snapshot(project) == before
+    (left,) = viewfs("ps", "--json").json["ended"]
+    assert left["paths"] == [str(project)]
+    viewfs("commit", "--session", left["name"])
+    assert (project / "a.c").read_text() == "in\n" and not (project / "a.o").exists() and nothing_left(viewfs)
+
+
+def test_the_terminal_goes_while_the_command_runs(
+    terminal: Callable[..., pexpect.spawn[str]], viewfs: Viewfs, project: Path
+) -> None:
+    """Its work is there to be looked at."""
+    before = snapshot(project)
+    run = terminal("run", "--cow", ".", "--ask", "--", "sh", "-c", "echo in > a.c; echo ready; exec sleep 1000")
+    run.expect("ready")
+    run.close()
+    left = wait_until(lambda: viewfs("ps", "--json").json["ended"], "the view has ended")
+    assert snapshot(project) == before
+    assert viewfs("diff", "--session", left[0]["name"], "--name-only").out == f"{project}/a.c\n"
+    viewfs("forget", left[0]["name"])
+    assert nothing_left(viewfs)
+
+
+# --layer
+
+
+def layer_run(viewfs: Viewfs, project: Path, layer: Path, script: str, *options: str | Path) -> Result:
+    return viewfs.sh("--cow", project, "--layer", layer, *options, script=f"cd {project}; {script}")
+
+
+@BACKENDS
+def test_layers_in_a_directory(viewfs: Viewfs, project: Path, tmp_path: Path, backend: str) -> None:
+    """They survive the view without a name, and the next one has them."""
+    layer, before = tmp_path / "changes", snapshot(project)
+    first = layer_run(viewfs, project, layer, "echo first > a.c; rm a.o", "--cow-backend", backend)
+    assert "discarded" not in first.err and nothing_left(viewfs) and snapshot(project) == before
+    second = layer_run(viewfs, project, layer, "cat a.c; ls *.o || true; echo > new", "--cow-backend", backend)
+    assert second.out == "first\n"
+    assert viewfs.sh("--cow", project, script=f"cat {project}/a.c").out == "a.c\n", "another view has nothing of it"
+    told = viewfs("diff", "--layer", layer, "--name-only").out.split()
+    assert told == [f"{project}/a.c", f"{project}/a.o", f"{project}/new"]
+    assert viewfs("discard", "--layer", layer, project / "a.o").out == "discarded: 1 deleted\n"
+    assert viewfs("commit", "--layer", layer).out == "committed: 1 added, 1 changed\n"
+    assert (project / "a.c").read_text() == "first\n" and (project / "a.o").exists() and (project / "new").exists()
+    assert viewfs("diff", "--layer", layer, check=False).out == ""
+
+
+def test_layers_of_several_names_in_a_directory(viewfs: Viewfs, project: Path, tmp_path: Path) -> None:
+    layer = tmp_path / "changes"
+    for name in ("one", "two"):
+        layer_run(viewfs, project, layer, f"echo {name} > a.c", "--name", name)
+    layer_run(viewfs, project, layer, "echo neither > a.c")
+    for options, text in ((("--name", "one"), "one\n"), (("--name", "two"), "two\n"), ((), "neither\n")):
+        assert layer_run(viewfs, project, layer, "cat a.c", *options).out == text
+    assert "+one\n" in viewfs("diff", "--layer", layer, "--session", "one").out
+    assert "+neither\n" in viewfs("diff", "--layer", layer).out
+    viewfs("forget", "--layer", layer, "one")
+    assert layer_run(viewfs, project, layer, "cat a.c", "--name", "one").out == "a.c\n"
+    viewfs("commit", "--layer", layer, "--session", "two")
+    assert (project / "a.c").read_text() == "two\n"
+    assert "neither" in viewfs("forget", "--layer", layer).out or nothing_left(viewfs)
+    assert viewfs("diff", "--layer", layer, check=False).out == ""
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no /dev/shm")
+@BACKENDS
+def test_layers_on_another_file_system(viewfs: Viewfs, project: Path, tmp_path: Path, backend: str) -> None:
+    layer = Path("/dev/shm") / f"viewfs-test-{os.getpid()}"
+    try:
+        if layer.parent.stat().st_dev == project.stat().st_dev:
+            pytest.skip("it is the same file system")
+        for number in range(2):
+            script = f"echo {number} > a.c; mkdir n{number}; ln a.c n{number}/link; rm -rf src"
+            layer_run(viewfs, project, layer, script, "--cow-backend", backend)
+        assert layer.is_dir() and (project / "src").exists()
+        viewfs("commit", "--layer", layer)
+        assert (project / "n1/link").read_text() == "1\n" and (project / "n0").is_dir()
+        assert not (project / "src").exists()
+    finally:
+        subprocess.run(["rm", "-rf", layer], check=True)
+
+
+def test_the_directory_is_given_from_where_one_is(viewfs: Viewfs, project: Path, tmp_path: Path) -> None:
+    viewfs.sh("--cow", "project", "--layer", "some/place", script=f"echo in > {project}/a.c")
+    assert (tmp_path / "some/place").is_dir()
+    assert viewfs("diff", "--layer", "some/place", "--name-only").out == f"{project}/a.c\n"
+    assert viewfs("diff", "--layer", "some/other", check=False).code == 4
+
+
+def test_the_layers_are_in_the_tree_itself(viewfs: Viewfs, project: Path) -> None:
+    """The view doesn't have its own layers."""
+    result = layer_run(viewfs, project, project / "own", "echo in > a.c; ls own; find . -name a.c | sort")
+    assert "./own" not in result.out
+    told = viewfs("diff", "--layer", project / "own", "--name-only").out.split()
+    assert told == [f"{project}/a.c"]
+    viewfs("commit", "--layer", project / "own")
+    assert (project / "a.c").read_text() == "in\n"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/sys/kernel/viewfs-test"])
+def test_a_directory_that_can_not_be_used(viewfs: Viewfs, project: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("kept\n")
+    command = ("run", "--cow", project, "--layer", place, "--", "touch", project / "ran")
+    refused = viewfs(*command, check=False)
+    assert refused.code in (1, 2) and refused.err.count("\n") == 1 and place in refused.err, refused
+    assert not (project / "ran").exists() and (tmp_path / "file").read_text() == "kept\n"
+    for name in ("diff", "commit", "discard", "forget"):
+        result = viewfs(name, "--layer", place, check=False)
+        assert result.code != 0 and result.err.count("\n") == 1 and result.out == "", result
+
+
+def test_two_views_at_once(viewfs: Viewfs, open_view: OpenView, project: Path, tmp_path: Path) -> None:
+    """One has the layers, whatever they are called."""
+    layer = tmp_path / "changes"
+    view = open_view("--cow", project, "--layer", layer, name="one")
+    view.sh(f"echo one > {project}/a.c")
+    assert "+one" in viewfs("diff", "--session", "one").out
+    layer_run(viewfs, project, layer, "echo other > a.c")
+    assert "+other" in viewfs("diff", "--layer", layer).out
+    inside = f"echo second > {project}/a.c; viewfs run --cow {project} --layer {layer} -- true || echo refused"
+    held = viewfs.sh("--cow", project, "--layer", layer, script=inside, check=False)
+    assert "refused" in held.out and "in use by" in held.err
+    assert view.sh(f"cat {project}/a.c").out == "one\n"
+
+
+# What people do with `try`.
+
+
+def test_try_ignoring_and_answering(viewfs: Viewfs, project: Path) -> None:
+    """`try -y CMD`, `try -n CMD`."""
+    for answer, text in (("-n", "a.c\n"), ("-y", "changed\n")):
+        viewfs("run", "--cow", project, "--ask", answer, "--", "sh", "-c", f"echo changed > {project}/a.c")
+        assert (project / "a.c").read_text() == text
+
+
+def test_try_in_a_sandbox_directory(viewfs: Viewfs, project: Path, tmp_path: Path) -> None:
+    """`try -D sandbox CMD`, `try summary sandbox`, `try explore sandbox`, `try -i PATTERN commit sandbox`."""
+    sandbox = tmp_path / "sandbox"
+    sandbox.mkdir()
+    layer_run(viewfs, project, sandbox, BUILD)
+    summary = viewfs("diff", "--stat", "--layer", sandbox).out
+    assert f"{project}/target/main" in summary and summary.endswith("6 added, 4 changed, 1 deleted\n")
+    assert layer_run(viewfs, project, sandbox, "cat target/main; ls src").out == "new\na.c\ndeep\n"
+    viewfs("commit", "--exclude", "*.o", "--exclude", "build", "--layer", sandbox)
+    assert (project / "target/main").exists() and (project / "build/x").read_text() == "build/x\n"
+    assert set(viewfs("diff", "--name-only", "--layer", sandbox).out.split()) == {
+        f"{project}/{name}" for name in OBJECTS | {"build/x"}
+    }
+    viewfs("forget", "--layer", sandbox)
+    assert viewfs("diff", "--layer", sandbox, check=False).out == ""
+    assert sandbox.is_dir() or not sandbox.exists()
+    assert (project / "a.c").read_text() == "new\n"
