@@ -65,6 +65,30 @@ def test_nothing_said_is_everything() -> None:
     assert EVERYTHING.passes(b"any/thing") and EVERYTHING.may_pass_below(b"any")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "left_out", "kept"),
+    [
+        ("src/*.o", "src/a.o", "src/deep/a.o"),
+        ("src/**/a.o", "src/a.o", "a.o"),
+        ("src/**/a.o", "src/deep/er/a.o", "lib/a.o"),
+        ("**/build", "build", "builds"),
+        ("**/build", "src/build/x", "src/builds"),
+        ("/build", "build/x", "src/build"),
+        ("build/", "src/build/x", "rebuild"),
+        ("./src", "src/x", "lib/src"),
+        ("./src/", "src/x", "lib/src"),
+        ("src/**", "src/deep/x", "src"),
+    ],
+)
+def test_slashes(pattern: str, left_out: str, kept: str) -> None:
+    only = Filter.of([pattern], [])
+    if (pattern, kept) == ("src/**", "src"):
+        assert not only.passes(b"src"), "any number of directories is none too"
+    else:
+        assert only.passes(kept.encode())
+    assert not only.passes(left_out.encode())
+
+
 def test_what_is_taken_in_below_what_is_left_out() -> None:
     only = Filter.of(["build"], ["build/keep", "*.log"])
     assert [path for path in (b"build", b"build/x", b"build/keep", b"build/keep/y", b"build/a.log", b"src/x")

@@ -201,7 +201,7 @@ def commit(
     if target is not None or in_place:
         if (target is not None and in_place) or dry_run or force or keep_theirs or exclude or include:
             raise UsageError("--to and --in-place go with no other way to commit")
-        write_tree(session, paths, target, kind, as_json)
+        write_tree(session, paths, target, kind, as_json, layer_directory)
         return
 
     done: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from viewfs.cow.records import identity_of
 from viewfs.cow.trees import Tree, read_entry
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.layer_access import OpenLayer, Request, opened_layers
+from viewfs.session.layer_settings import OWN_LAYERS
 
 __all__ = ["write_tree"]
 
@@ -32,10 +33,18 @@ _AT_FDCWD = -100
 
 
 def write_tree(
-    session: str | None, paths: tuple[str, ...], target: str | None, kind: str | None, as_json: bool
+    session: str | None,
+    paths: tuple[str, ...],
+    target: str | None,
+    kind: str | None,
+    as_json: bool,
+    layer_directory: str | None,
 ) -> None:
     """Write the tree of one layer to `target`, or over the image that it was mounted from where that is None."""
-    with opened_layers(Request(session, [absolute(path) for path in paths], as_in_view=True)) as opened:
+    directory = layer_directory and absolute(layer_directory)
+    name = session or (OWN_LAYERS if directory else None)
+    request = Request(name, [absolute(path) for path in paths], as_in_view=True, directory=directory)
+    with opened_layers(request) as opened:
         for message in opened.messages:
             warn(message)
         if len(opened.layers) != 1 or opened.layers[0].selection.paths != (b"",):

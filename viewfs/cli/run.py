@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -115,7 +117,7 @@ def run(command: tuple[str, ...], ask: bool, answer: str | None, **given: Any) -
         sys.exit(run_session(_plan(list(command), {}, given), warn))
     if not given["cows"] or given["name"] is not None or given["keep"]:
         raise UsageError("--ask goes with --cow, and without --name and --keep")
-    name = given["name"] = f"ask-{os.getpid()}"
+    name = given["name"] = f"ask-{os.getpid()}-{time.time_ns():x}"  # numbers of processes come again
     status = run_session(_plan(list(command), {}, given), warn)
     sys.exit(_decide(name, given["layer_directory"], answer) or status)
 
@@ -124,21 +126,32 @@ def _decide(name: str, layer_directory: str | None, answer: str | None) -> int:
     """Show what was changed in a session that has ended, and commit it or throw it away: 0 if that was done."""
     where = [] if layer_directory is None else ["--layer", layer_directory]
 
-    def viewfs(*command: str) -> int:
-        return subprocess.run([sys.executable, "-m", "viewfs", *command], check=False).returncode
+    def viewfs(*command: str, stdout: int | None = None) -> int:
+        return subprocess.run([sys.executable, "-m", "viewfs", *command], stdout=stdout, check=False).returncode
 
     directory = state_directory() if layer_directory is None else absolute(layer_directory)
     if not os.path.isdir(os.path.join(directory, name)):
         tell("nothing has changed")
         return 0
+    found = subprocess.run(
+        [sys.executable, "-m", "viewfs", "-q", "diff", "--name-only", "--session", name, *where],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if not found.returncode and not found.stdout:
+        tell("nothing has changed")
+        return min(viewfs("forget", *where, name, stdout=subprocess.DEVNULL), 1)
     if viewfs("diff", "--stat", "--session", name, *where):
         return 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         keeps = (
             answer == "yes" if answer is not None else click.confirm("Commit these changes?", default=False, err=True)
         )
     except click.Abort:
-        warn(f"neither committed nor discarded: `viewfs commit --session {name}`, or `viewfs forget {name}`")
+        at = "".join(f" {one}" for one in where)
+        warn(f"neither committed nor discarded: `viewfs commit{at} --session {name}`, or `viewfs forget{at} {name}`")
         return 130
     return viewfs("commit", "--session", name, *where) if keeps else viewfs("forget", *where, name)
 

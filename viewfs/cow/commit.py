@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from viewfs.cow.applying import Applied, apply, as_planned, give_up, theirs_name
 from viewfs.cow.changes import Change, Kind, differences, same_content, with_renames
 from viewfs.cow.conflicts import find_conflicts
-from viewfs.cow.copying import TreeCopier, remove_tree, set_acls
+from viewfs.cow.copying import TreeCopier, decode_attributes, remove_tree, set_acls
 from viewfs.cow.filters import EVERYTHING
 from viewfs.cow.journal import Journal, Operation, Step
 from viewfs.cow.layers import Layer, clock_ns
@@ -175,7 +175,7 @@ class Commit:
         selection = self.plan.selection
         if selection.only == EVERYTHING:
             return list(selection.paths)
-        return [step.path for step in self.plan.steps]
+        return [path for path in _bases(self.plan.steps) if selection.has(path)]
 
     def _stage(self, progress: Callable[[int], None]) -> list[tuple[bytes, str]]:
         """Copy all that is new beside its place, and have it on the disk; what may not be there, with the reason."""
@@ -188,14 +188,13 @@ class Commit:
                 )
             progress(entry.size)
 
-        selection = self.plan.selection
         sync_each = len(self.plan.changes) <= _SYNC_EACH
         copier = TreeCopier(self._view, self._lower, links=self.plan.unchanged, sync=sync_each, copied=copied)
         seen = {change.path: change for change in self.plan.changes}
         refused: list[tuple[bytes, str]] = []
         for step in self.plan.installs():
             try:
-                copier.copy(step.path, step.temporary, lambda path: selection.has(path) or selection.leads_to(path))
+                copier.copy(step.path, step.temporary, self.plan.has)
                 self._keep_owner(step, seen.get(step.path))
                 self._keep_acls(step, seen.get(step.path))
             except OSError as error:
@@ -324,7 +323,7 @@ def _finish(
     failed: Sequence[tuple[bytes, str]],
 ) -> None:
     undone = {path for path, _why in failed}
-    done = [step.path for step in steps if step.path not in undone] if failed else list(paths)
+    done = [path for path in _bases(steps) if path not in undone] if failed else list(paths)
     record = layer.record.rebased(done, clock_ns(layer.fd, lower))
     if b"" not in done:
         directories = {split(step.path)[0] for step in steps}
@@ -334,6 +333,18 @@ def _finish(
     _hide_lower(layer, [step.path for step in steps if step.operation is Operation.INSTALL])
     layer.write(record)
     journal.end()
+
+
+def _bases(steps: Sequence[Step]) -> list[bytes]:
+    """What is the same outside and in the view, with all below it, after these steps.
+
+    Of a directory whose attributes alone were set nothing is said of what is in it.
+    """
+    return [
+        step.path
+        for step in steps
+        if step.operation is not Operation.ATTRIBUTES or not decode_attributes(step.attributes).is_directory
+    ]
 
 
 def _hide_lower(layer: Layer, installed: Sequence[bytes]) -> None:

@@ -1,7 +1,8 @@
 """Which changes are meant, by patterns of shells (glob(7)). Pure.
 
-A pattern without a slash is for a name anywhere; one with a slash for a path from the top of the tree. What is below a
-directory that is left out is left out too, unless it is taken in by itself.
+A pattern without a slash is for a name anywhere; one with a slash (but at its end) for a path from the top of the tree,
+where `**` is any number of directories. What is below a directory that is left out is left out too, unless it is taken
+in by itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Filter:
     def of(cls, exclude: Sequence[str], include: Sequence[str]) -> Filter:
         """Without `exclude`, what is not in `include` is left out."""
         left_out = exclude or (("*",) if include else ())
-        return cls(*(tuple(fsencode(one.strip("/")) for one in patterns) for patterns in (left_out, include)))
+        return cls(*(tuple(_from_top(fsencode(one)) for one in patterns) for patterns in (left_out, include)))
 
     def passes(self, path: bytes) -> bool:
         """Is `path`, seen from the top of its tree, meant?"""
@@ -41,9 +42,27 @@ class Filter:
         return bool(self.include) or self.passes(path)
 
 
+def _from_top(pattern: bytes) -> bytes:
+    """A pattern for paths begins with a slash."""
+    path = pattern.removeprefix(b"./").rstrip(b"/")
+    return b"/" + path.lstrip(b"/") if b"/" in path or path != pattern.rstrip(b"/") else path
+
+
 def _matches(patterns: Sequence[bytes], path: bytes) -> bool:
-    name = path.rpartition(b"/")[2]
-    return any(fnmatchcase(path if b"/" in pattern else name, pattern) for pattern in patterns)
+    parts = path.split(b"/")
+    return any(
+        _fits(pattern[1:].split(b"/"), parts) if pattern[:1] == b"/" else fnmatchcase(parts[-1], pattern)
+        for pattern in patterns
+    )
+
+
+def _fits(pattern: list[bytes], parts: list[bytes]) -> bool:
+    """Component by component."""
+    if not pattern:
+        return not parts
+    if pattern[0] == b"**":
+        return any(_fits(pattern[1:], parts[count:]) for count in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(pattern[1:], parts[1:])
 
 
 EVERYTHING = Filter()

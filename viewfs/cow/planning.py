@@ -39,12 +39,6 @@ class Selection:
     def _names(self, path: bytes) -> bool:
         return any(not one or path == one or path.startswith(one + b"/") for one in self.paths)
 
-    def leads_to(self, path: bytes) -> bool:
-        """May one of them be below `path`?"""
-        if any(not path or one.startswith(path + b"/") for one in self.paths):
-            return True
-        return self._names(path) and not self.only.passes(path) and self.only.may_pass_below(path)
-
 
 @dataclass
 class Plan:
@@ -57,6 +51,12 @@ class Plan:
     #: Files that are what they were but for their attributes, by identity in the view: other names of the same file
     #: become links to these.
     unchanged: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    #: Directories that lead to what is selected.
+    on_the_way: set[bytes] = field(default_factory=set)
+
+    def has(self, path: bytes) -> bool:
+        """Is what the view has at `path` to be outside too?"""
+        return self.selection.has(path) or path in self.on_the_way
 
     def close(self, inside: list[tuple[bytes, Entry]]) -> None:
         """The last step replaces or removes a directory, if it had anything `inside`, or is about one that is new."""
@@ -82,7 +82,13 @@ def plan_commit(
     there, for paths where that is wanted, or b"". Raises `UsageError` where only a part of something indivisible was
     selected.
     """
+    changes = list(changes)
     plan = Plan(selection, unchanged=dict(unchanged))
+    for change in changes:
+        directory = split(change.path)[0]
+        while change.path and selection.has(change.path) and directory not in plan.on_the_way:
+            plan.on_the_way.add(directory)
+            directory = split(directory)[0]
     covered: bytes | None = None  # below this all is done by one step
     inside: list[tuple[bytes, Entry]] = []  # what was there that this step replaces or removes
     touched: set[bytes] = set()
@@ -106,7 +112,7 @@ def plan_commit(
             plan.close(inside)
         covered, inside = None, []
         chosen = selection.has(path)
-        on_the_way = not chosen and selection.leads_to(path)
+        on_the_way = not chosen and path in plan.on_the_way
         if not chosen and not on_the_way:
             continue
         in_place = change.kind is Kind.CHANGED and change.aspects <= _IN_PLACE

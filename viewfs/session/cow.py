@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
 from viewfs.cow.commit import recover
@@ -114,9 +115,21 @@ def _left_out(top: str, only: Filter) -> Iterator[str]:
             raise UsageError(f"{top} has too many directories to look for patterns in", remedy="name a smaller one")
         for name in names.copy():
             path = os.path.join(directory, name)
-            if not os.path.islink(path) and not only.passes(os.fsencode(os.path.relpath(path, top))):
+            if not os.path.islink(path) and not _has_any(only, path, top):
                 names.remove(name)
                 yield path
+
+
+def _has_any(only: Filter, path: str, top: str) -> bool:
+    """Is the directory `path` meant, or one below it?"""
+    here = os.fsencode(os.path.relpath(path, top))
+    if only.passes(here) or not only.may_pass_below(here):
+        return only.passes(here)
+    return any(
+        only.passes(os.fsencode(os.path.relpath(os.path.join(directory, name), top)))
+        for directory, names, _files in islice(os.walk(path), _LOOKED_AT)
+        for name in names
+    )
 
 
 def _division(layers: LayerSet, request: dict[str, Any]) -> Division:

@@ -208,6 +208,9 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
 
 def _session_of(request: Request) -> Session | None:
     try:
+        if request.directory is not None:
+            # Whatever else is called so; if it is a session's that runs, that has its lock.
+            raise NotFoundError(f"there are no layers in {request.directory}", remedy="`viewfs run --layer` keeps some")
         return find_session(request.session)
     except NotFoundError:
         if request.session is None:
@@ -240,7 +243,7 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
         view = Tree(fds[2], links=upper, has_acls=has_acls)
         yield OpenLayer(
             layer,
-            Tree(fds[0], has_secrets=True),
+            lower,
             view,
             upper,
             Selection(selected, request.only),

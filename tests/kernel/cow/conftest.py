@@ -104,3 +104,14 @@ def cow(viewfs: Viewfs, tree: Path) -> Cow:
 
 
 OpenView = Callable[..., View]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Sources, and what a build makes of them."""
+    top = tmp_path / "project"
+    for directory in ("src/deep", "build/keep"):
+        (top / directory).mkdir(parents=True)
+    for name in ("a.c", "a.o", "src/a.c", "src/a.o", "src/deep/b.c", "src/deep/b.o", "build/x", "build/keep/y"):
+        (top / name).write_text(f"{name}\n")
+    return top

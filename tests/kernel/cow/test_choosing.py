@@ -21,17 +21,6 @@ BACKENDS = pytest.mark.parametrize("backend", ["overlay", "fuse"])
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Sources, and what a build makes of them."""
-    top = tmp_path / "project"
-    for directory in ("src/deep", "build/keep"):
-        (top / directory).mkdir(parents=True)
-    for name in ("a.c", "a.o", "src/a.c", "src/a.o", "src/deep/b.c", "src/deep/b.o", "build/x", "build/keep/y"):
-        (top / name).write_text(f"{name}\n")
-    return top
-
-
-@pytest.fixture
 def work(viewfs: Viewfs, project: Path) -> Cow:
     return Cow(viewfs, project, name="work")
 
@@ -144,6 +133,33 @@ def test_paths_and_patterns_together(work: Cow, project: Path) -> None:
     assert (project / "src/deep/new.c").exists() and (project / "target/main").exists()
     assert set(work.changes()) == OBJECTS | {"a.c", "build/x"}
     assert work("commit", "--exclude", "*", check=False).out == ""
+
+
+@BACKENDS
+def test_what_is_included_alone(work: Cow, project: Path, backend: str) -> None:
+    """New files beside it, and new directories that do not lead to it, are left where they are."""
+    before = files(project)
+    script = "mkdir target; echo s > target/key; echo n > src/no; echo y > src/yes"
+    script += "; mkdir -p new/er; echo y > new/er/yes; echo n > new/no"
+    work.sh(script, "--cow-backend", backend)
+    would = work("commit", "--dry-run", "--include", "yes").out
+    assert "2 added" in would
+    assert work("commit", "--include", "yes").out == "committed: 2 added\n"
+    assert files(project) == before | {"src/yes": "y\n", "new/er/yes": "y\n"} and not (project / "target").exists()
+    assert work("commit", "--exclude", "key", "--include", "er").code == 0
+    assert {"target/key", "src/no", "new/no"} >= set(work.changes()) - {"target"} >= {"target/key"}
+
+
+@BACKENDS
+def test_a_conflict_is_one_after_other_parts_have_been_committed(work: Cow, project: Path, backend: str) -> None:
+    """By a pattern, or because they could not be."""
+    work.sh("echo in > a.o; echo in > src/a.o; echo n > new.c; echo n > src/new.c", "--cow-backend", backend)
+    for name in ("a.o", "src/a.o"):
+        (project / name).write_text("theirs\n")
+    assert work("commit", "--exclude", "*.o").out == "committed: 2 added\n"
+    refused = work("commit", check=False)
+    assert refused.code == 1 and "changed outside too" in refused.err
+    assert {(project / name).read_text() for name in ("a.o", "src/a.o")} == {"theirs\n"}
 
 
 def test_a_directory_with_an_excluded_part_can_not_go(work: Cow, project: Path) -> None:
@@ -392,108 +408,6 @@ def test_the_terminal_goes_while_the_command_runs(
     assert nothing_left(viewfs)
 
 
-# --layer
-
-
-def layer_run(viewfs: Viewfs, project: Path, layer: Path, script: str, *options: str | Path) -> Result:
-    return viewfs.sh("--cow", project, "--layer", layer, *options, script=f"cd {project}; {script}")
-
-
-@BACKENDS
-def test_layers_in_a_directory(viewfs: Viewfs, project: Path, tmp_path: Path, backend: str) -> None:
-    """They survive the view without a name, and the next one has them."""
-    layer, before = tmp_path / "changes", snapshot(project)
-    first = layer_run(viewfs, project, layer, "echo first > a.c; rm a.o", "--cow-backend", backend)
-    assert "discarded" not in first.err and nothing_left(viewfs) and snapshot(project) == before
-    second = layer_run(viewfs, project, layer, "cat a.c; ls *.o || true; echo > new", "--cow-backend", backend)
-    assert second.out == "first\n"
-    assert viewfs.sh("--cow", project, script=f"cat {project}/a.c").out == "a.c\n", "another view has nothing of it"
-    told = viewfs("diff", "--layer", layer, "--name-only").out.split()
-    assert told == [f"{project}/a.c", f"{project}/a.o", f"{project}/new"]
-    assert viewfs("discard", "--layer", layer, project / "a.o").out == "discarded: 1 deleted\n"
-    assert viewfs("commit", "--layer", layer).out == "committed: 1 added, 1 changed\n"
-    assert (project / "a.c").read_text() == "first\n" and (project / "a.o").exists() and (project / "new").exists()
-    assert viewfs("diff", "--layer", layer, check=False).out == ""
-
-
-def test_layers_of_several_names_in_a_directory(viewfs: Viewfs, project: Path, tmp_path: Path) -> None:
-    layer = tmp_path / "changes"
-    for name in ("one", "two"):
-        layer_run(viewfs, project, layer, f"echo {name} > a.c", "--name", name)
-    layer_run(viewfs, project, layer, "echo neither > a.c")
-    for options, text in ((("--name", "one"), "one\n"), (("--name", "two"), "two\n"), ((), "neither\n")):
-        assert layer_run(viewfs, project, layer, "cat a.c", *options).out == text
-    assert "+one\n" in viewfs("diff", "--layer", layer, "--session", "one").out
-    assert "+neither\n" in viewfs("diff", "--layer", layer).out
-    viewfs("forget", "--layer", layer, "one")
-    assert layer_run(viewfs, project, layer, "cat a.c", "--name", "one").out == "a.c\n"
-    viewfs("commit", "--layer", layer, "--session", "two")
-    assert (project / "a.c").read_text() == "two\n"
-    assert "neither" in viewfs("forget", "--layer", layer).out or nothing_left(viewfs)
-    assert viewfs("diff", "--layer", layer, check=False).out == ""
-
-
-@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no /dev/shm")
-@BACKENDS
-def test_layers_on_another_file_system(viewfs: Viewfs, project: Path, tmp_path: Path, backend: str) -> None:
-    layer = Path("/dev/shm") / f"viewfs-test-{os.getpid()}"
-    try:
-        if layer.parent.stat().st_dev == project.stat().st_dev:
-            pytest.skip("it is the same file system")
-        for number in range(2):
-            script = f"echo {number} > a.c; mkdir n{number}; ln a.c n{number}/link; rm -rf src"
-            layer_run(viewfs, project, layer, script, "--cow-backend", backend)
-        assert layer.is_dir() and (project / "src").exists()
-        viewfs("commit", "--layer", layer)
-        assert (project / "n1/link").read_text() == "1\n" and (project / "n0").is_dir()
-        assert not (project / "src").exists()
-    finally:
-        subprocess.run(["rm", "-rf", layer], check=True)
-
-
-def test_the_directory_is_given_from_where_one_is(viewfs: Viewfs, project: Path, tmp_path: Path) -> None:
-    viewfs.sh("--cow", "project", "--layer", "some/place", script=f"echo in > {project}/a.c")
-    assert (tmp_path / "some/place").is_dir()
-    assert viewfs("diff", "--layer", "some/place", "--name-only").out == f"{project}/a.c\n"
-    assert viewfs("diff", "--layer", "some/other", check=False).code == 4
-
-
-def test_the_layers_are_in_the_tree_itself(viewfs: Viewfs, project: Path) -> None:
-    """The view doesn't have its own layers."""
-    result = layer_run(viewfs, project, project / "own", "echo in > a.c; ls own; find . -name a.c | sort")
-    assert "./own" not in result.out
-    told = viewfs("diff", "--layer", project / "own", "--name-only").out.split()
-    assert told == [f"{project}/a.c"]
-    viewfs("commit", "--layer", project / "own")
-    assert (project / "a.c").read_text() == "in\n"
-
-
-@pytest.mark.parametrize("place", ["file", "file/below", "/sys/kernel/viewfs-test"])
-def test_a_directory_that_can_not_be_used(viewfs: Viewfs, project: Path, tmp_path: Path, place: str) -> None:
-    (tmp_path / "file").write_text("kept\n")
-    command = ("run", "--cow", project, "--layer", place, "--", "touch", project / "ran")
-    refused = viewfs(*command, check=False)
-    assert refused.code in (1, 2) and refused.err.count("\n") == 1 and place in refused.err, refused
-    assert not (project / "ran").exists() and (tmp_path / "file").read_text() == "kept\n"
-    for name in ("diff", "commit", "discard", "forget"):
-        result = viewfs(name, "--layer", place, check=False)
-        assert result.code != 0 and result.err.count("\n") == 1 and result.out == "", result
-
-
-def test_two_views_at_once(viewfs: Viewfs, open_view: OpenView, project: Path, tmp_path: Path) -> None:
-    """One has the layers, whatever they are called."""
-    layer = tmp_path / "changes"
-    view = open_view("--cow", project, "--layer", layer, name="one")
-    view.sh(f"echo one > {project}/a.c")
-    assert "+one" in viewfs("diff", "--session", "one").out
-    layer_run(viewfs, project, layer, "echo other > a.c")
-    assert "+other" in viewfs("diff", "--layer", layer).out
-    inside = f"echo second > {project}/a.c; viewfs run --cow {project} --layer {layer} -- true || echo refused"
-    held = viewfs.sh("--cow", project, "--layer", layer, script=inside, check=False)
-    assert "refused" in held.out and "in use by" in held.err
-    assert view.sh(f"cat {project}/a.c").out == "one\n"
-
-
 # What people do with `try`.
 
 
@@ -504,20 +418,30 @@ def test_try_ignoring_and_answering(viewfs: Viewfs, project: Path) -> None:
         assert (project / "a.c").read_text() == text
 
 
-def test_try_in_a_sandbox_directory(viewfs: Viewfs, project: Path, tmp_path: Path) -> None:
-    """`try -D sandbox CMD`, `try summary sandbox`, `try explore sandbox`, `try -i PATTERN commit sandbox`."""
-    sandbox = tmp_path / "sandbox"
-    sandbox.mkdir()
-    layer_run(viewfs, project, sandbox, BUILD)
-    summary = viewfs("diff", "--stat", "--layer", sandbox).out
-    assert f"{project}/target/main" in summary and summary.endswith("6 added, 4 changed, 1 deleted\n")
-    assert layer_run(viewfs, project, sandbox, "cat target/main; ls src").out == "new\na.c\ndeep\n"
-    viewfs("commit", "--exclude", "*.o", "--exclude", "build", "--layer", sandbox)
-    assert (project / "target/main").exists() and (project / "build/x").read_text() == "build/x\n"
-    assert set(viewfs("diff", "--name-only", "--layer", sandbox).out.split()) == {
-        f"{project}/{name}" for name in OBJECTS | {"build/x"}
-    }
-    viewfs("forget", "--layer", sandbox)
-    assert viewfs("diff", "--layer", sandbox, check=False).out == ""
-    assert sandbox.is_dir() or not sandbox.exists()
-    assert (project / "a.c").read_text() == "new\n"
+def test_what_is_included_below_what_stays(viewfs: Viewfs, project: Path) -> None:
+    """The directories that lead to it are copy-on-write, and no others."""
+    options = ("--name", "n", "--cow", project, "--exclude", "build", "--include", "build/keep")
+    (project / "build/other").mkdir()
+    viewfs.sh(*options, script=f"cd {project}; echo w > build/keep/y; echo w > build/other/z; echo w > a.c")
+    assert (project / "build/keep/y").read_text() == "build/keep/y\n" and (project / "a.c").read_text() == "a.c\n"
+    assert (project / "build/other/z").read_text() == "w\n"
+
+
+def test_nothing_differs_in_the_end(viewfs: Viewfs, project: Path) -> None:
+    script = f"chmod 600 {project}/a.c; chmod 644 {project}/a.c"
+    (project / "a.c").chmod(0o644)
+    result = viewfs("run", "--cow", project, "--ask", "--", "sh", "-c", script)
+    assert result.out == "" and result.err == ""
+    assert viewfs("ps", "--json").json["ended"] == [] and not (viewfs.state / "viewfs").exists()
+
+
+def test_ctrl_c_is_no_answer(terminal: Callable[..., pexpect.spawn[str]], viewfs: Viewfs, project: Path) -> None:
+    child = terminal("run", "--cow", str(project), "--ask", "--", "sh", "-c", f"echo n > {project}/new")
+    child.expect("Commit these changes")
+    child.sendintr()
+    child.expect("neither committed nor discarded")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130 and not (project / "new").exists()
+    (ended,) = viewfs("ps", "--json").json["ended"]
+    viewfs("forget", ended["name"])
