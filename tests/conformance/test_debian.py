@@ -30,11 +30,16 @@ PROGRAMS = {
         """,
         "line\n",
     ),
+    # Large, with a mail server behind it that has users and a queue of its own.
+    "emacs-nox": ("emacs --batch --eval '(princ (+ 40 2))'; stat -c %U /var/spool/exim4", "42Debian-exim\n"),
 }
+#: What is installed besides.
+WITH = {"emacs-nox": ("mailutils", "exim4-daemon-light")}
 FILES = {
     "redis-server": ("redis-server", "/etc/redis", "/var/lib/redis"),
     "nano": ("nano", "/etc/nanorc"),
     "logrotate": ("logrotate", "/etc/logrotate.conf"),
+    "emacs-nox": ("emacs", "exim4", "/etc/exim4"),
 }
 
 
@@ -45,8 +50,9 @@ def test_apt_get_installs_it(package: str, viewfs: Viewfs) -> None:
     options = ("--name", "apt", "--as-root", "--cow", "/", "--")
     updated = viewfs("run", *options, "apt-get", "update", check=False)
     assert updated.code == 0, updated
+    packages = (package, *WITH.get(package, ()))
     done = viewfs(
-        "run", *options, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", package, check=False
+        "run", *options, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", *packages, check=False
     )
     assert done.code == 0 and not refusals(done.out, done.err), done
     assert f"Setting up {package} " in done.out
