@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from viewfs.cow.changes import Change, differences, is_opaque, same_content, same_owner, same_time
@@ -106,12 +108,20 @@ def _remove_at_once(upper: Tree, path: bytes, layer: int) -> None:
     """Remove a directory that hides the lower one: with half of its names it would say that the others were deleted."""
     directory, name = split(path)
     remove_tree(layer, _ASIDE)  # of a process that was killed
-    with upper.directory(directory) as parent:
+    with upper.directory(directory) as parent, _as_before(parent):
         os.rename(name, _ASIDE, src_dir_fd=parent, dst_dir_fd=layer)
     remove_tree(layer, _ASIDE)
 
 
 def _remove(upper: Tree, path: bytes) -> None:
     directory, name = split(path)
-    with upper.directory(directory) as parent:
+    with upper.directory(directory) as parent, _as_before(parent):
         remove_tree(parent, name)
+
+
+@contextmanager
+def _as_before(directory: int) -> Iterator[None]:
+    """What is done in the block to an open directory leaves its times as they are: the view shows them."""
+    before = os.fstat(directory)
+    yield
+    os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -162,6 +162,15 @@ def test_a_conflict_is_one_after_other_parts_have_been_committed(work: Cow, proj
     assert {(project / name).read_text() for name in ("a.o", "src/a.o")} == {"theirs\n"}
 
 
+def test_times_of_directories_survive_a_part(work: Cow, project: Path) -> None:
+    """Also where what was committed is taken out of the layer: the rest of it is still in the directory."""
+    work.sh("echo n > src/new; echo n > src/new.o; mkdir made; echo n > made/x.o; touch -d @1500000000 src made")
+    assert work("commit", "--exclude", "*.o").code == 0
+    assert work.sh("stat -c %Y src").out == "1500000000\n"
+    assert work("commit").code == 0
+    assert (project / "src").stat().st_mtime == (project / "made").stat().st_mtime == 1500000000
+
+
 def test_a_directory_with_an_excluded_part_can_not_go(work: Cow, project: Path) -> None:
     before = files(project)
     work.sh("rm -r src/deep")
