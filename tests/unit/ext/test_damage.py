@@ -270,8 +270,9 @@ def test_file_of_impossible_size(unchecked: Path, opened: Opener) -> None:
     debugfs(unchecked, "sif /small size 0x7fffffffffffffff", "sif /more size 0x8000000000000000")
     volume = opened(unchecked)
     inode = find(volume, "small")
-    assert volume.read(inode, 1 << 50, 1000) == b""
-    assert volume.read(inode, (1 << 42) - 10, 1000) == bytes(10)  # 2^32 blocks are all that a file can have.
+    assert volume.read(inode, (1 << 42) - 10, 10) == bytes(10)  # 2^32 blocks are all that a file can have.
+    fails(lambda: volume.read(inode, (1 << 42) - 10, 11))
+    fails(lambda: volume.read(inode, 1 << 50, 1000))
     fails(lambda: volume.attributes(find(volume, "more")))
 
 
