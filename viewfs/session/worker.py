@@ -17,6 +17,7 @@ Every worker speaks over a channel of its own to the supervisor, and ends when t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -292,6 +293,7 @@ def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     plans: list[MountPointPlan] = []
     mirrors = Mirrors(dict(zip(request["mirrors"], fds, strict=True)))
     attached = False
+    trees: list[int] = []
     try:
         places = []
         for suffix in suffixes:
@@ -314,18 +316,30 @@ def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
                 os.close(fd)
         received = channel.receive()
         if received is not None and names is not None and mount_fd is not None and received[0].get("served"):
-            channel.send({"ok": {}}, _trees_of_files(mount_fd, names))
+            trees = _trees_of_files(mount_fd, names)
+            channel.send({"ok": {}}, trees)
             received = channel.receive()
         attached = received is not None and bool(received[0].get("attached"))
         if attached:
             here_now = [entry for entry in _mount_table() if entry.mount_point == plans[0].path]
             channel.send({"ok": {"device": here_now[-1].device if here_now else ""}})
+            if mount_fd is not None:
+                _let_go(mount_fd, trees)
             mirrors.stay(channel)
     finally:
         if not attached:
             for plan in reversed(plans):
                 _remove_mount_point(plan, mirrors)
             mirrors.give_up()
+
+
+def _let_go(mount_fd: int, trees: list[int]) -> None:
+    """This process may live on, and what it had of the mount would keep that busy, or for ever."""
+    if trees and mount_fd not in trees:
+        with contextlib.suppress(OSError):
+            umount2(f"/proc/self/fd/{mount_fd}", UmountFlags.DETACH)  # out of this process's own namespace
+    for fd in {mount_fd, *trees}:
+        os.close(fd)
 
 
 def _make_mount_point(plan: MountPointPlan, mirrors: Mirrors, *, is_directory: bool, live: int) -> None:
