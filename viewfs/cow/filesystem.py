@@ -298,6 +298,8 @@ class CowFileSystem(CowNames):
     # -- letting go
 
     def forget(self, inode: InodeNumber) -> None:
+        if (kept := self._unopened.pop(inode, None)) is not None:
+            kept.release()
         self._tree.forget(inode)
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ class CowNames(WritableFileSystem):
     _upper: Tree
     _identities: Identities
     _durable: bool
-    #: Files without a name that the kernel has not opened yet.
+    #: Files without a name that the kernel knows, and has not opened yet.
     _unopened: dict[InodeNumber, Handle]
 
     @property
@@ -209,6 +209,8 @@ class CowNames(WritableFileSystem):
             if is_directory and self._tree.names(other):
                 raise failed(errno.ENOTEMPTY)
             replaced = self._tree.found(other)[0]
+            if stat.S_ISREG(replaced.st_mode) and not other.handles:
+                self._keep(other)
         self._copy_up(node)
         path = join(parent.path, name)
         target = join(self._copy_up(target_parent), new_name)
@@ -222,6 +224,13 @@ class CowNames(WritableFileSystem):
         if existing is not None:
             self._tree.unname(target_parent, new_name, replaced)
         self._tree.rename(parent, name, target_parent, new_name)
+
+    def _keep(self, node: Node) -> None:
+        """Whoever has looked the name up a moment ago opens the file that it was, until the kernel forgets that."""
+        with contextlib.suppress(OSError):
+            is_upper = self._tree.found(node)[1]
+            tree = self._tree.in_upper if is_upper else self._tree.in_lower
+            self._unopened[node.number] = Handle(node, tree.open(node.path, os.O_RDONLY), is_upper=is_upper)
 
     def _exchange(self, parent: Node, name: bytes, other_parent: Node, other_name: bytes) -> None:
         one, status = self._movable(parent, name)
