@@ -176,9 +176,9 @@ def test_who_only_lists_has_nothing_sent(view: View) -> None:
 def test_a_large_file_that_is_read_from_one_end_to_the_other(view: View) -> None:
     out = view.sh("dd if=/mnt/big bs=128k status=none | sha256sum").out.split()
     assert out[0] == hashlib.sha256(BIG).hexdigest()
-    # Whoever is first at a block, the reader or who works ahead of it: it is decompressed once. (Half are stored; on a
-    # busy machine a few are gone from the cache again before the reader comes to them.)
-    assert stats(view)["cache"]["misses"] <= len(BIG) // 2 // 131_072 + 56
+    # Whoever is first at a block, the reader or who works ahead of it: it is decompressed once. (Half are stored, and
+    # eight are for blocks of metadata.)
+    assert stats(view)["cache"]["misses"] <= len(BIG) // 2 // 131_072 + 8
     assert view.sh("sha256sum /mnt/big").out.split()[0] == out[0], "what was sent is what there is"
 
 

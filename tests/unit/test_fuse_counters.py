@@ -143,6 +143,9 @@ def test_caches_say_what_they_have_counted_so_far(counters: Counters) -> None:
     other.hits += 5
     counters.rows[0].note_caches([one, other])
     assert counters.snapshot().hits == 18
+    other.misses += 2
+    counters.rows[1].note_caches([one, other])
+    assert (counters.snapshot().hits, counters.snapshot().misses) == (18, 23), "another thread, the same caches"
 
 
 def test_threads_in_rows_of_their_own_lose_nothing(counters: Counters) -> None:

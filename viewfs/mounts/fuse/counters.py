@@ -127,7 +127,8 @@ class Row:
         self._slots[_BYTES_PUSHED] += length
 
     def note_caches(self, caches: Iterable[CacheCounts]) -> None:
-        """What these have counted so far; for one row only."""
+        """What these have counted so far. All threads have the same caches, and each writes the sums as it last saw
+        them."""
         hits = misses = 0
         for cache in caches:
             hits += cache.hits
@@ -156,9 +157,8 @@ class Counters:
 
     def snapshot(self) -> Snapshot:
         values = self._slots.tolist()
-        sums = [
-            sum(column) for column in zip(*(values[row * _SLOTS :][:_SLOTS] for row in range(MAX_ROWS)), strict=True)
-        ]
+        columns = list(zip(*(values[row * _SLOTS :][:_SLOTS] for row in range(MAX_ROWS)), strict=True))
+        sums = [sum(column) for column in columns]
         names = {opcode.name.lower(): opcode for opcode in Opcode if sums[opcode]}
         latency = {}
         together = [0] * _BUCKETS
@@ -177,8 +177,8 @@ class Counters:
             sums[_ERRORS],
             sums[_PUSHES],
             sums[_BYTES_PUSHED],
-            sums[_HITS],
-            sums[_MISSES],
+            max(columns[_HITS]),
+            max(columns[_MISSES]),
             latency,
         )
 
