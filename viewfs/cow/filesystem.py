@@ -154,6 +154,10 @@ class CowFileSystem(CowNames):
             before = os.fstat(fd)
             work.put(fd, name, lambda place, new: self._copy(path, entry, place, new))
             os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # nothing has changed for who looks at it
+        # But the change times have, which nobody can set.
+        self.attributes_changed(node.number)
+        if node.parent is not None:
+            self.attributes_changed(node.parent.number)
         if entry.is_directory:
             self._tree.in_upper.forget(path)
         node.opened = None

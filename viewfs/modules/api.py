@@ -252,6 +252,10 @@ class FileSystem:
 class WritableFileSystem(FileSystem):
     """A file system that can be changed. The kernel checks permission bits before it asks (default_permissions)."""
 
+    #: To be called where attributes of an inode change that the kernel keeps, by something that it does not know of: a
+    #: write to another name of the file, say. It then asks again.
+    attributes_changed: Callable[[InodeNumber], None] = staticmethod(lambda inode: None)
+
     def setattr(self, inode: InodeNumber, changes: Mapping[str, int]) -> Answer[Attributes]:
         """Apply `changes`, by field name of `Attributes`: mode, uid, gid, size, atime_ns, mtime_ns."""
         raise _unsupported()

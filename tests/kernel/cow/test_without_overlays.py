@@ -149,6 +149,23 @@ assert all(os.pread(file.fileno(), 10, 0).decode() == file.name for file in file
 """
 
 
+def test_change_times_when_a_file_is_copied_up(cow: Cow, tree: Path) -> None:
+    """The file's, and those of the directories that it is in, which the kernel is keeping: it is told of the new ones,
+    so that nobody, tar above all, finds out later and takes it for a change."""
+    shown = "stat -c '%n %z %i' . directory directory/deeper directory/deeper/file text"
+    result = cow.sh(f"""
+        {shown}
+        exec 3>> directory/deeper/file
+        {shown}; echo; {shown.replace("stat", "stat --cached=never")}
+        tar -cf /dev/null .; chmod 600 text; tar -cf /dev/null .
+    """)
+    kept, asked = result.out.split("\n\n")
+    before, after = kept.splitlines()[:5], kept.splitlines()[5:]
+    assert after == asked.splitlines()
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, False, False, True]
+    assert "changed" not in result.err
+
+
 def test_many_files_that_are_open(cow: Cow, tree: Path) -> None:
     """The server has each of them open as well, and may, whatever the limit that it was started with."""
     (tree.parent / "many.py").write_text(MANY)

@@ -10,6 +10,7 @@ cancel scope of its own, so that FUSE_INTERRUPT can end it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -18,12 +19,12 @@ import threading
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, TypeAlias
 
-from viewfs.modules.api import FileSystem
+from viewfs.modules.api import FileSystem, InodeNumber, WritableFileSystem
 from viewfs.mounts.fuse.ahead import Ahead
 from viewfs.mounts.fuse.answers import Body
 from viewfs.mounts.fuse.counters import MAX_ROWS, Counters, Row
 from viewfs.mounts.fuse.operations import Operations
-from viewfs.mounts.fuse.protocol import Opcode, Request
+from viewfs.mounts.fuse.protocol import Opcode, Request, encode_stale_attributes
 from viewfs.mounts.fuse.serial import OneAtATime, is_plain
 from viewfs.mounts.fuse.server import Server
 
@@ -62,6 +63,8 @@ def serve(file_system: FileSystem, fd: int, counters: Counters) -> None:
 def _serve_alone(file_system: FileSystem, fd: int, counters: Counters, first: _First | None = None) -> None:
     """`first` is a request that has been read already, and its promise."""
     server = _Server(Operations(file_system), fd, counters.rows[0])
+    if isinstance(file_system, WritableFileSystem):
+        file_system.attributes_changed = server.tell_of_changed_attributes
     try:
         first = first or server.serve_blocking()
         if first is not None:
@@ -149,7 +152,13 @@ class _Server(Server):
 
     def __init__(self, operations: Operations, fd: int, counters: Row, lead: _Lead | None = None) -> None:
         super().__init__(operations, fd, counters)
+        self._operations = operations
         self._lead = lead
+
+    def tell_of_changed_attributes(self, inode: InodeNumber) -> None:
+        """What the kernel keeps of them is not true any more. (It drops them without waiting for anything.)"""
+        with contextlib.suppress(OSError):  # ENOENT: it keeps nothing of that one
+            os.write(self.fd, encode_stale_attributes(self._operations.node(inode)))
 
     def serve_blocking(self) -> tuple[Request, Awaitable[Body]] | None:
         """Serve until the end (None), or until a request's answer is a promise (both are returned)."""

@@ -118,6 +118,10 @@ class Operations(Changing):
     def _inode(self, node: int) -> InodeNumber:
         return self._root if node == ROOT_NODE else InodeNumber(node)
 
+    def node(self, inode: InodeNumber) -> int:
+        """What the kernel calls it."""
+        return ROOT_NODE if inode == self._root else inode
+
     def _name(self, name: bytes) -> bytes:
         if len(name) > self._fs.name_max:
             raise error(errno.ENAMETOOLONG)
@@ -134,7 +138,7 @@ class Operations(Changing):
             if self._valid == (0, 0):
                 raise error(errno.ENOENT)
             return self._no_such_name
-        node = ROOT_NODE if attributes.ino == self._root else attributes.ino
+        node = self.node(attributes.ino)
         if self._writable is not None:
             self._lookups[node] = self._lookups.get(node, 0) + 1
         return protocol.encode_entry(node, attributes, self._valid_for(attributes.ino))
@@ -222,7 +226,7 @@ class Operations(Changing):
             if plus and self._writable is not None:
                 for entry in taken:
                     if entry.is_known and entry.name not in (b".", b".."):
-                        node = ROOT_NODE if entry.attributes.ino == self._root else entry.attributes.ino
+                        node = self.node(entry.attributes.ino)
                         self._lookups[node] = self._lookups.get(node, 0) + 1
             return body
 

@@ -41,6 +41,7 @@ __all__ = [
     "encode_position",
     "encode_reply_header",
     "encode_statistics",
+    "encode_stale_attributes",
     "encode_store_header",
     "negative_entry",
 ]
@@ -184,6 +185,8 @@ _POSITION_OUT = Struct("=Q")
 _SIZE_OUT = Struct("=II")
 #: fuse_notify_store_out: nodeid, offset, size, padding.
 _STORE_OUT = Struct("=QQI4x")
+#: fuse_notify_inval_inode_out: node, offset, length.
+_INVAL_INODE_OUT = Struct("=Qqq")
 #: fuse_poll_out, and fuse_notify_poll_wakeup_out.
 _POLL_OUT = Struct("=II")
 _POLL_WAKEUP = Struct("=Q")
@@ -303,6 +306,11 @@ def encode_store_header(node: int, offset: int, length: int) -> bytes:
     """What stands before `length` bytes of an inode, from `offset` on, that go into the kernel's page cache."""
     size = _OUT_HEADER.size + _STORE_OUT.size
     return _OUT_HEADER.pack(size + length, Notify.STORE, 0) + _STORE_OUT.pack(node, offset, length)
+
+
+def encode_stale_attributes(node: int) -> bytes:
+    """The message that what the kernel keeps of an inode's attributes is not true any more; its pages are."""
+    return encode_notification(Notify.INVAL_INODE, _INVAL_INODE_OUT.pack(node, -1, 0))
 
 
 def encode_init(
