@@ -23,6 +23,7 @@ __all__ = [
     "complete_ended",
     "cow_backend_option",
     "filter_options",
+    "layer_directory_option",
     "layer_option",
     "module_option",
     "parse_cow",
@@ -41,6 +42,17 @@ _UNESCAPED_COLON = re.compile(r"(?<!\\):")
 def absolute(path: str) -> str:
     """`path` seen from the working directory, without following symbolic links."""
     return os.path.abspath(path)
+
+
+def _layer_directory(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value == "":
+        raise UsageError("--layer needs a directory")
+    return None if value is None else absolute(value)
+
+
+def layer_directory_option(text: str) -> Callable[[Any], Any]:
+    """--layer DIR, as an absolute path."""
+    return click.option("--layer", "layer_directory", metavar="DIR", callback=_layer_directory, help=text)
 
 
 def parse_mount(text: str) -> dict[str, Any]:
@@ -186,12 +198,7 @@ def cow_backend_option(name: str) -> Callable[[Any], Any]:
     )
 
 
-layer_option = click.option(
-    "--layer",
-    "layer_directory",
-    metavar="DIR",
-    help="Where the changes are kept, if it was said with `viewfs run --layer`.",
-)
+layer_option = layer_directory_option("Where the changes are kept, if it was said with `viewfs run --layer`.")
 
 
 def filter_options(command: Any) -> Any:

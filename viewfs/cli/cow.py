@@ -348,5 +348,5 @@ def forget(layer_directory: str | None, names: tuple[str, ...]) -> None:
     if not names and layer_directory is None:
         raise UsageError("no session is named", remedy="`viewfs ps` lists those that have left changes")
     for name in names or (OWN_LAYERS,):
-        paths = left_layers_of(name, layer_directory and absolute(layer_directory))
+        paths = left_layers_of(name, layer_directory)
         click.echo(f"forgot {name}: what was changed in {', '.join(map(printable, paths)) or 'nothing'}")

@@ -41,9 +41,8 @@ def write_tree(
     layer_directory: str | None,
 ) -> None:
     """Write the tree of one layer to `target`, or over the image that it was mounted from where that is None."""
-    directory = layer_directory and absolute(layer_directory)
-    name = session or (OWN_LAYERS if directory else None)
-    request = Request(name, [absolute(path) for path in paths], as_in_view=True, directory=directory)
+    name = session or (OWN_LAYERS if layer_directory else None)
+    request = Request(name, [absolute(path) for path in paths], as_in_view=True, directory=layer_directory)
     with opened_layers(request) as opened:
         for message in opened.messages:
             warn(message)

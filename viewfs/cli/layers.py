@@ -39,8 +39,7 @@ def chosen_layers(
     places = [os.path.realpath(path) if session is None else absolute(path) for path in paths]
     if directory is not None:
         session = session or OWN_LAYERS
-    where = directory and absolute(directory)
-    request = Request(session, places, states, tidies, discards, writes, only, where, reads=reads)
+    request = Request(session, places, states, tidies, discards, writes, only, directory, reads=reads)
     with opened_layers(request) as opened:
         for message in filter(None, opened.messages):
             warn(message)

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from viewfs.cli.arguments import COW, LOAD, MOUNT, ChangesInOrder, absolute, cow_backend_option
+from viewfs.cli.arguments import COW, LOAD, MOUNT, ChangesInOrder, cow_backend_option, layer_directory_option
 from viewfs.cli.main import tell, warn
 from viewfs.errors import UsageError
 from viewfs.session.agent import AgentPlan
@@ -24,6 +24,7 @@ from viewfs.session.runtime import check_name
 
 __all__ = ["run", "shell"]
 
+_STDERR = 2
 _OPTIONS = (
     click.option("--mount", "mounts", type=MOUNT, multiple=True, help="Mount this first. Repeatable, in order."),
     click.option("--load", "loads", type=LOAD, multiple=True, help="Load this module first. Repeatable, in order."),
@@ -33,7 +34,7 @@ _OPTIONS = (
         "--exclude", multiple=True, metavar="GLOB", help="Directories that --cow leaves as they are. Repeatable."
     ),
     click.option("--include", multiple=True, metavar="GLOB", help="Those that it does not, of what is excluded."),
-    click.option("--layer", "layer_directory", metavar="DIR", help="Keep the changes in DIR, after the view too."),
+    layer_directory_option("Keep the changes in DIR, after the view too."),
     click.option("--name", help="Call the session that; `viewfs enter NAME` joins it."),
     click.option("--keep", is_flag=True, help="Keep the session after the command has ended."),
     click.option("--history", is_flag=True, help="Keep every epoch enterable: what is unmounted lives on."),
@@ -67,7 +68,7 @@ def _plan(command: list[str], environment: dict[str, str], given: dict[str, Any]
         keep=given["keep"],
         history=given["history"],
         cow_backend=given["cow_backend"],
-        layer_directory=None if given["layer_directory"] is None else absolute(given["layer_directory"]),
+        layer_directory=given["layer_directory"],
         exclude=given["exclude"],
         include=given["include"],
         view=AgentPlan(
@@ -123,13 +124,16 @@ def run(command: tuple[str, ...], ask: bool, answer: str | None, **given: Any) -
 
 
 def _decide(name: str, layer_directory: str | None, answer: str | None) -> int:
-    """Show what was changed in a session that has ended, and commit it or throw it away: 0 if that was done."""
+    """Show what was changed in a session that has ended, and commit it or throw it away: 0 if that was done.
+
+    All of it is said on standard error, for the other stream is the command's.
+    """
     where = [] if layer_directory is None else ["--layer", layer_directory]
 
-    def viewfs(*command: str, stdout: int | None = None) -> int:
+    def viewfs(*command: str, stdout: int = _STDERR) -> int:
         return subprocess.run([sys.executable, "-m", "viewfs", *command], stdout=stdout, check=False).returncode
 
-    directory = state_directory() if layer_directory is None else absolute(layer_directory)
+    directory = layer_directory or state_directory()
     if not os.path.isdir(os.path.join(directory, name)):
         tell("nothing has changed")
         return 0

@@ -11,6 +11,7 @@ NAME/                    the session's, locked while it lives
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -204,9 +205,11 @@ class LayerSet:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(path, 0o700)
             return cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        except FileNotFoundError:
-            return None
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not create:
+                return None
+            if isinstance(error, FileExistsError):
+                error = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename)
             raise explain_os_error("cannot keep layers in", error) from error
 
     def layers(self, unreadable: list[str] | None = None) -> Iterator[Layer]:

@@ -277,7 +277,8 @@ def nothing_left(viewfs: Viewfs) -> bool:
 @BACKENDS
 def test_the_answer_is_yes(viewfs: Viewfs, project: Path, backend: str) -> None:
     result = ask(viewfs, project, BUILD + "exit 7", "-y", "--cow-backend", backend, check=False)
-    assert result.code == 7 and "committed: " in result.out and f"{project}/target/main" in result.out
+    assert result.code == 7 and "committed: " in result.err and f"{project}/target/main" in result.err
+    assert result.out == "", "that is the command's"
     assert (project / "a.c").read_text() == "new\n" and not (project / "src/a.o").exists()
     assert nothing_left(viewfs)
 
@@ -286,7 +287,7 @@ def test_the_answer_is_yes(viewfs: Viewfs, project: Path, backend: str) -> None:
 def test_the_answer_is_no(viewfs: Viewfs, project: Path, backend: str) -> None:
     before = snapshot(project)
     result = ask(viewfs, project, BUILD + "exit 7", "-n", "--cow-backend", backend, check=False)
-    assert result.code == 7 and f"{project}/target/main" in result.out
+    assert result.code == 7 and f"{project}/target/main" in result.err and result.out == ""
     assert snapshot(project) == before and nothing_left(viewfs)
 
 
@@ -295,7 +296,7 @@ def test_there_is_nothing_to_ask(viewfs: Viewfs, project: Path, answer: str) -> 
     before = snapshot(project)
     for script in ("exit 3", "echo x > new; rm new; exit 3"):
         result = ask(viewfs, project, script, answer, check=False)
-        assert result.code == 3 and "ommit" not in result.out, result
+        assert result.code == 3 and "ommit" not in result.out + result.err, result
     assert snapshot(project) == before and nothing_left(viewfs)
 
 
