@@ -51,6 +51,10 @@ class _ChangedError(Exception):
     """What is there is not what the step is about, and is left alone."""
 
 
+class _LeftError(Exception):
+    """It is to stay as it is."""
+
+
 def planned(entry: Entry, fingerprint: str = "") -> Planned:
     """What a step is to expect where `entry` is."""
     alone = entry.is_directory or entry.nlink == 1
@@ -100,6 +104,8 @@ def apply(lower: Tree, steps: Sequence[Step], staged: Mapping[bytes, int]) -> Ap
             kept = _do(lower, step, staged.get(step.temporary))
             if kept is not None:
                 done.kept.append((step.path, kept))
+        except _LeftError:
+            done.failed.append((step.path, "its mode, owner or attributes were changed outside too, and stay so"))
         except _ChangedError:
             done.failed.append((step.path, "it was changed outside meanwhile"))
             give_up(lower, step, staged.get(step.temporary))
@@ -118,12 +124,18 @@ def apply(lower: Tree, steps: Sequence[Step], staged: Mapping[bytes, int]) -> Ap
 
 def _do(lower: Tree, step: Step, staged: int | None) -> bytes | None:
     """Do a step; the path of what was kept."""
+    if step.operation is Operation.LEAVE:
+        raise _LeftError
     directory, name = split(step.path)
     with lower.directory(directory) as parent:
         if step.operation is Operation.ATTRIBUTES:
             if step.planned is not None and _inode(parent, name or b".") != step.planned.inode:
                 raise _ChangedError
             set_attributes(parent, name or b".", decode_attributes(step.attributes))
+            return None
+        if step.operation is Operation.TIMES:
+            wanted = decode_attributes(step.attributes)
+            os.utime(name or b".", ns=(wanted.atime_ns, wanted.mtime_ns), dir_fd=parent, follow_symlinks=False)
             return None
         place = _Place(lower, directory, parent, name, split(step.temporary)[1], step)
         place.clear()
@@ -222,7 +234,7 @@ class _Place:
 
 def give_up(lower: Tree, step: Step, staged: int | None) -> None:
     """Of a step that can't be done leave nothing: what had to make room comes back."""
-    if step.operation is Operation.ATTRIBUTES:
+    if not step.temporary:
         return
     directory, name = split(step.path)
     temporary = split(step.temporary)[1]

@@ -59,10 +59,13 @@ class Outcome:
     taken: list[bytes] = field(default_factory=list)
 
 
+def _has_same_attributes(old: Entry, new: Entry) -> bool:
+    return (old.mode, old.uid, old.gid) == (new.mode, new.uid, new.gid) and old.same_xattrs(new)
+
+
 def _is_same(old: Entry, new: Entry) -> bool:
     """But for their content, which must not differ either."""
-    same = (old.mode, old.uid, old.gid, old.mtime_ns) == (new.mode, new.uid, new.gid, new.mtime_ns)
-    return same and old.same_xattrs(new)
+    return old.mtime_ns == new.mtime_ns and _has_same_attributes(old, new)
 
 
 def _is_at_or_below(path: bytes, places: Collection[bytes]) -> bool:
@@ -94,8 +97,8 @@ class Commit:
         found = list(differences(lower, view, [upper], unchanged=unchanged))
         self.conflicts = list(find_conflicts(layer.record, lower, view, upper, found, unchanged, selection))
         theirs: Callable[[bytes], bytes] | None = None
+        at_odds = [conflict.path for conflict in self.conflicts] if keep_theirs else []
         if keep_theirs:
-            at_odds = [conflict.path for conflict in self.conflicts]
 
             def kept_name(path: bytes) -> bytes:
                 concerned = any(one == path or one.startswith(path + b"/") for one in at_odds)
@@ -103,7 +106,7 @@ class Commit:
 
             theirs = kept_name
         token = secrets.token_hex(4).encode()
-        self.plan = plan_commit(found, selection, view, token, unchanged, theirs)
+        self.plan = plan_commit(found, selection, view, token, unchanged, theirs, at_odds)
         #: The changes that are made as a person is told of them: as `diff` does.
         self.told = with_renames(self.plan.changes, lower, view)
         self._keep_groups()
@@ -165,7 +168,8 @@ class Commit:
         failed = refused + applied.failed
         _finish(self._layer, self._lower, journal, self._paths(), self.plan.steps, failed)
         undone = {path for path, _why in failed}
-        done = [change for change in self.told if not _is_at_or_below(change.path, undone)]
+        whole = {step.path for step in self.plan.steps if step.temporary} & undone  # with all that is in them
+        done = [c for c in self.told if c.path not in undone and not _is_at_or_below(c.path, whole)]
         # Times of a directory follow from what was done in it, if anything was.
         told = {change.path for change in self.plan.changes if not (change.is_directory and change.only_times)}
         return Outcome(done, [(path, why) for path, why in failed if path in told], applied.kept, self._taken)
@@ -270,10 +274,20 @@ class Commit:
 
     def _check_unchanged(self) -> None:
         """Staging may take minutes: what is to be replaced must be what it was when conflicts were looked for."""
+        changed = {change.path: change.old for change in self.plan.changes}
+        attributes = {
+            step.path: changed[step.path] for step in self.plan.steps if step.operation is Operation.ATTRIBUTES
+        }
         for step in self.plan.steps:
-            if step.operation is Operation.ATTRIBUTES:
+            if step.operation in (Operation.TIMES, Operation.LEAVE):
                 continue
-            if not as_planned(self._lower, step.path, step.planned):
+            old = attributes.get(step.path)
+            if old is not None and old.is_directory:  # what is in it is not all as it was: staging is at work there
+                there = self._lower.entry(step.path)
+                unchanged = there is not None and there.identity == old.identity and _has_same_attributes(there, old)
+            else:
+                unchanged = as_planned(self._lower, step.path, step.planned)
+            if not unchanged:
                 raise ViewfsError(f"{self._shown(step.path)} was changed outside just now", remedy="commit again")
 
 
@@ -326,7 +340,7 @@ def _finish(
     done = [path for path in _bases(steps) if path not in undone] if failed else list(paths)
     record = layer.record.rebased(done, clock_ns(layer.fd, lower))
     if b"" not in done:
-        directories = {split(step.path)[0] for step in steps}
+        directories = {split(step.path)[0] for step in steps} - undone
         entries = {directory: lower.entry(directory) for directory in directories}
         touched = {os.fsdecode(path): entry.ctime_ns for path, entry in entries.items() if entry is not None}
         record = replace(record, touched=record.touched | touched)
@@ -343,7 +357,7 @@ def _bases(steps: Sequence[Step]) -> list[bytes]:
     return [
         step.path
         for step in steps
-        if step.operation is not Operation.ATTRIBUTES or not decode_attributes(step.attributes).is_directory
+        if step.temporary or (step.attributes and not decode_attributes(step.attributes).is_directory)
     ]
 
 

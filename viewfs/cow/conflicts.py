@@ -20,6 +20,8 @@ __all__ = ["Conflict", "find_conflicts"]
 
 #: How much of a file is looked at to tell whether it resembles another.
 _LOOKED_AT = 1 << 20
+#: What a directory has of its own. (Which it has in a layer, too, where only something in it was changed.)
+_OWN = frozenset({"mode", "owner", "xattrs"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def find_conflicts(
 
 def _changed_outside(record: LayerRecord, change: Change) -> bool:
     assert change.old is not None
-    if change.old.is_directory and change.new is not None and change.new.is_directory:
+    is_directory = change.old.is_directory and change.new is not None and change.new.is_directory
+    if is_directory and not change.aspects & _OWN:
         return False  # what is in it tells for itself
     if record.touched.get(os.fsdecode(change.path)) == change.old.ctime_ns:
         return False

@@ -21,7 +21,7 @@ from viewfs.errors import ViewfsError
 
 __all__ = ["Journal", "Operation", "Planned", "Step", "Written"]
 
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 class Operation(StrEnum):
@@ -32,6 +32,10 @@ class Operation(StrEnum):
     REMOVE = "remove"
     #: Mode, owner, attributes and times.
     ATTRIBUTES = "attributes"
+    #: Those of a directory that something was done in.
+    TIMES = "times"
+    #: Nothing: a directory that was changed outside too stays as it is, though not what is in it.
+    LEAVE = "leave"
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Step:
     planned: Planned | None = None
     #: What has to go is kept under this name.
     theirs: bytes = b""
-    #: For ATTRIBUTES, as `copying.encode_attributes` has them.
+    #: For ATTRIBUTES and TIMES, as `copying.encode_attributes` has them.
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from viewfs.cow.applying import fingerprint, planned
@@ -75,11 +75,13 @@ def plan_commit(
     token: bytes,
     unchanged: dict[tuple[int, int], bytes],
     theirs: Callable[[bytes], bytes] | None = None,
+    at_odds: Collection[bytes] = (),
 ) -> Plan:
     """The plan that makes `changes` in the lower tree, as far as they are in `selection`.
 
     `token` makes temporary names unlike those of another commit. `theirs` gives the name under which to keep what is
-    there, for paths where that is wanted, or b"". Raises `UsageError` where only a part of something indivisible was
+    there, for paths where that is wanted, or b""; of the directories `at_odds` nothing can be kept beside, so they are
+    left. Raises `UsageError` where only a part of something indivisible was
     selected.
     """
     changes = list(changes)
@@ -115,7 +117,8 @@ def plan_commit(
         on_the_way = not chosen and path in plan.on_the_way
         if not chosen and not on_the_way:
             continue
-        in_place = change.kind is Kind.CHANGED and change.aspects <= _IN_PLACE
+        kept = theirs(path) if theirs is not None and change.old is not None else b""
+        in_place = change.kind is Kind.CHANGED and change.aspects <= _IN_PLACE and (change.is_directory or not kept)
         if on_the_way:
             if "type" in change.aspects:
                 raise UsageError(f"/{path.decode(errors='replace')} has become another kind of file", remedy="name it")
@@ -123,18 +126,20 @@ def plan_commit(
                 continue
         else:
             plan.changes.append(change)
-        if in_place:
+        if in_place and change.is_directory and path in at_odds:
+            plan.steps.append(Step(Operation.LEAVE, path))
+        elif in_place:
             assert change.new is not None
             attributes[path] = change.new
             assert change.old is not None
             there[path] = planned(change.old)
             if change.new.is_file:
                 plan.unchanged.setdefault(change.new.identity, path)
+        if in_place:
             continue
         directory = split(path)[0]
         touched.add(directory)
         temporary = join(directory, b"%s%s-%d" % (_MARK, token, len(plan.steps)))
-        kept = theirs(path) if theirs is not None and change.old is not None else b""
         expected = None if change.old is None else planned(change.old)
         operation = Operation.REMOVE if change.kind is Kind.DELETED else Operation.INSTALL
         plan.steps.append(Step(operation, path, temporary, expected, kept))
@@ -142,12 +147,14 @@ def plan_commit(
             covered = path
     if covered is not None:
         plan.close(inside)
+    # What is inside a directory comes before the directory's own times.
+    steps = {
+        path: Step(Operation.ATTRIBUTES, path, planned=there[path], attributes=encode_attributes(entry))
+        for path, entry in attributes.items()
+    }
     for directory in filter(selection.has, touched):  # of others the kernel updates the times
         entry = view.entry(directory)
-        if entry is not None and directory not in attributes:
-            attributes[directory] = entry
-    plan.steps += [
-        Step(Operation.ATTRIBUTES, path, planned=there.get(path), attributes=encode_attributes(attributes[path]))
-        for path in sorted(attributes, reverse=True)  # what is inside a directory before the directory's own times
-    ]
+        if entry is not None and directory not in steps:
+            steps[directory] = Step(Operation.TIMES, directory, attributes=encode_attributes(entry))
+    plan.steps += [steps[path] for path in sorted(steps, reverse=True)]
     return plan

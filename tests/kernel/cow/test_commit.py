@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.kernel.conftest import View
 from tests.kernel.cow.conftest import Cow, snapshot
 
@@ -127,6 +129,51 @@ def test_theirs_are_kept(cow: Cow, tree: Path) -> None:
     (tree / "text").write_text("outside again\n")
     cow("commit", "--keep-theirs")
     assert (tree / "text.viewfs-theirs.2").read_text() == "outside again\n"
+
+
+def mode(path: Path) -> str:
+    return oct(path.stat().st_mode & 0o7777)
+
+
+@pytest.mark.parametrize("inside", ["true", "chmod 755 directory; chmod 711 directory"])
+def test_a_directory_that_was_closed_outside(cow: Cow, tree: Path, inside: str) -> None:
+    """The layer has the directory, with the mode that it had, as soon as anything in it is changed."""
+    (tree / "directory").chmod(0o755)
+    cow.sh(f"echo new > directory/new; rm directory/gone; {inside}")
+    (tree / "directory").chmod(0o700)
+    before = snapshot(tree)
+    refused = cow("commit", check=False)
+    assert refused.code == 1 and f"{tree}/directory: it was changed outside too" in refused.err
+    assert snapshot(tree) == before
+    kept = cow("commit", "--keep-theirs", check=False)
+    assert kept.code == 1 and f"{tree}/directory: its mode, owner or attributes were changed outside too" in kept.err
+    assert kept.out == "committed: 1 added, 1 deleted\n"
+    assert mode(tree / "directory") == "0o700"
+    assert (tree / "directory/new").exists() and not (tree / "directory/gone").exists()
+    assert cow.changes()["directory"]["aspects"] == ["mode"], "that is left"
+    assert cow("commit", check=False).code == 1 and mode(tree / "directory") == "0o700"
+    cow("commit", "--force")
+    assert mode(tree / "directory") == ("0o755" if inside == "true" else "0o711")
+    assert not (cow.viewfs.state / "viewfs").exists()
+
+
+def test_a_directory_in_which_something_came_outside(cow: Cow, tree: Path) -> None:
+    """Its change time has changed, and nothing else of its own."""
+    cow.sh("echo new > directory/new; touch directory/deeper/other")
+    (tree / "directory/theirs").write_text("theirs\n")
+    (tree / "directory/deeper/file").unlink()
+    cow("commit")
+    assert {path.name for path in (tree / "directory").rglob("*")} == {"new", "theirs", "gone", "deeper", "other"}
+
+
+def test_a_mode_that_was_changed_outside_too(cow: Cow, tree: Path) -> None:
+    """Of a file that is the same otherwise: the other one is kept."""
+    (tree / "text").chmod(0o644)
+    cow.sh("chmod 755 text")
+    (tree / "text").chmod(0o600)
+    assert cow("commit", check=False).code == 1 and mode(tree / "text") == "0o600"
+    cow("commit", "--keep-theirs")
+    assert mode(tree / "text") == "0o755" and mode(tree / "text.viewfs-theirs") == "0o600"
 
 
 def test_a_file_that_came_outside_in_a_deleted_directory(cow: Cow, tree: Path) -> None:
