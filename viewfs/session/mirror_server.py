@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import signal
 import socket
 import stat
 import threading
-import traceback
-from typing import Any, NoReturn
+from typing import Any
 
 from viewfs.errors import ViewfsError
 from viewfs.linux.mount import AT_FDCWD, AT_RECURSIVE, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
-from viewfs.linux.process import die_with_parent, pidfd_open, set_name
-from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
+from viewfs.linux.process import pidfd_open
 from viewfs.mounts.mirror import MIRROR_SOURCE, MirrorFileSystem
 from viewfs.mounts.skeleton import (
     MountPointPlan,
@@ -34,7 +31,8 @@ from viewfs.mounts.skeleton import (
     writable_skeleton,
 )
 from viewfs.session.channel import Channel
-from viewfs.session.serving import keep_only_these, pidfds, server_names, stay
+from viewfs.session.forked_server import fork_server
+from viewfs.session.serving import pidfds, server_names, stay
 
 __all__ = ["Mirrors"]
 
@@ -209,23 +207,20 @@ def _bind_children(old: int, directory: str, names: list[str]) -> None:
 
 def _start(file_system: MirrorFileSystem, top: int, control: socket.socket) -> tuple[int, int]:
     """A detached mount of it, and the process that serves that."""
-    fuse = open_fuse_device()
-    mount = create_fuse_mount(
-        fuse,
+
+    def make() -> MirrorFileSystem:
+        threading.Thread(target=_listen, args=(file_system, control), daemon=True).start()
+        return file_system
+
+    return fork_server(
+        make,
+        name="viewfs-mirror",
+        descriptors=(top, control.fileno()),
         root_mode=os.fstat(top).st_mode,
         source=MIRROR_SOURCE,
         subtype="viewfs.mirror",
         writable=True,
-        uid=os.getuid(),
-        gid=os.getgid(),
     )
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        os.close(mount)
-        _serve(file_system, fuse, top, control, parent)
-    os.close(fuse)
-    return mount, pid
 
 
 def show_in_root(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
@@ -251,29 +246,6 @@ def show_in_root(channel: Channel, request: dict[str, Any], fds: list[int]) -> N
                 os.close(mount)
     channel.send({"ok": {"descriptors": server_names(servers)}}, pidfds(servers))
     stay(channel, servers)
-
-
-def _serve(file_system: MirrorFileSystem, fuse: int, top: int, control: socket.socket, parent: int) -> NoReturn:
-    status = 1
-    try:
-        from viewfs.mounts.fuse.counters import Counters
-        from viewfs.mounts.fuse.host import serve
-        from viewfs.namespaces.sandbox import Confinement, Needs, confine
-
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # programs of the view are told to end first
-        die_with_parent(parent)
-        set_name("viewfs-mirror")
-        keep_only_these({fuse, top, control.fileno()})
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        confine(Confinement.VIEW, Needs.OWN_FILES)
-        threading.Thread(target=_listen, args=(file_system, control), daemon=True).start()
-        serve(file_system, fuse, Counters.create())
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 def _listen(file_system: MirrorFileSystem, control: socket.socket) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.images import ImageFile
+
 sys.path.insert(0, str(Path(__file__).parent))  # For `ext_images`, whichever import mode pytest is in.
 
-from ext_images import ImageFile
 
 from viewfs.modules.ext.volume import Volume
 

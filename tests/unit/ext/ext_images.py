@@ -34,36 +34,6 @@ def run(*command: str | Path, good: Iterable[int] = (0,)) -> str:
     return done.stdout.decode(errors="replace")
 
 
-class ImageFile:
-    """A Source. It is a context manager too, and closes its descriptor."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self._descriptor).st_size
-
-    def __enter__(self) -> ImageFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-    def pread(self, size: int, offset: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
-
-
-class MemoryImage:
-    """A Source made of bytes, which counts how often it is read."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = len(data)
-        self.reads: list[tuple[int, int]] = []
-
-    def pread(self, size: int, offset: int) -> bytes:
-        self.reads.append((size, offset))
-        return self._data[offset : offset + size]
-
-
 def mke2fs(path: Path, *options: str | Path, size: str = "16M", unsupported: str = "") -> Path:
     """Make a file system with a fixed UUID; `unsupported` is what an older mke2fs may say, to be skipped."""
     command = [tool("mke2fs"), "-q", "-F", "-U", UUID, "-E", f"hash_seed={UUID}", *options, path, size]

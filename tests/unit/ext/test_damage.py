@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Opener
-from ext_images import MemoryImage, big_directory, content, debugfs, e2fsck, find, mke2fs, names
+from ext_images import big_directory, content, debugfs, e2fsck, find, mke2fs, names
 
+from tests.unit.images import MemoryImage
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.ext.volume import Volume
 

@@ -11,9 +11,10 @@ import struct
 from pathlib import Path
 
 import pytest
-from ext_images import MemoryImage, content, find, walk
+from ext_images import content, find, walk
 from test_fuzz import read_everything
 
+from tests.unit.images import MemoryImage
 from viewfs.modules.ext.checksums import crc32c, seed_from_disk, stored
 from viewfs.modules.ext.fastcommit import FieldsTag, NameTag, RangeTag, TagKind, parse_fast_commits
 from viewfs.modules.ext.mapping import ChangedMap, Run

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Opener
-from ext_images import MemoryImage, check, content, debugfs, find, mke2fs
+from ext_images import check, content, debugfs, find, mke2fs
 
+from tests.unit.images import MemoryImage
 from viewfs.modules.ext.volume import Volume
 
 

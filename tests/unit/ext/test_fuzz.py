@@ -11,12 +11,12 @@ import lzma
 import os
 import random
 import stat
-import time
 from pathlib import Path
 
 import pytest
-from ext_images import MemoryImage, debugfs, e2fsck, mke2fs
+from ext_images import debugfs, e2fsck, mke2fs
 
+from tests.unit.images import MemoryImage, damaged_one_after_the_other
 from tests.unit.limits import not_hanging
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.ext.volume import ROOT, Volume
@@ -181,17 +181,6 @@ def test_damaged_images(kind: str, small_tree: Path, tmp_path: Path) -> None:
     else:
         assert volume.replayed == (3 if kind.startswith("journal") else 0)
     used = [place for place, byte in enumerate(data) if byte]
-    longer = float(os.environ.get("VIEWFS_FUZZ_SECONDS", 0))
-    end = time.monotonic() + (longer / len(KINDS) if longer else 0.8)
-    seed = random.SystemRandom().randrange(1 << 30) if longer else 0
-    rounds = 0
-    while time.monotonic() < end and (longer or rounds < 150):
-        changed = damage(data, used, random.Random(seed))
-        try:
-            read_everything(changed)
-        except BaseException as error:
-            (tmp_path / "failed").write_bytes(changed)
-            error.add_note(f"seed {seed} of {kind}; the image is {tmp_path / 'failed'}")
-            raise
-        seed, rounds = seed + 1, rounds + 1
-    assert rounds
+    damaged_one_after_the_other(
+        kind, 1 / len(KINDS), tmp_path, lambda noise, _seed: damage(data, used, noise), read_everything
+    )

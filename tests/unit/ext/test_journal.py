@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Opener
-from ext_images import UUID, ImageFile, content, debugfs, find, mke2fs, replay_journal, walk
+from ext_images import UUID, content, debugfs, find, mke2fs, replay_journal, walk
 
+from tests.unit.images import ImageFile, MemoryImage
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.ext.checksums import crc32_big_endian, crc32c, stored
 from viewfs.modules.ext.image import Image
@@ -343,7 +344,6 @@ def test_escaped_blocks() -> None:
 
 
 def test_image_reads_moved_blocks_from_where_they_are() -> None:
-    from ext_images import MemoryImage
 
     from viewfs.modules.ext.image import Moved
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.fat.fat_images import ImageFile, MemoryImage
+from tests.unit.images import ImageFile, MemoryImage
 from tests.unit.limits import not_hanging
 from viewfs.modules.api import Attributes, DirectoryEntry, FileSystem, Identities, InodeNumber, Mounting, Source
 from viewfs.modules.sources import joined

@@ -66,38 +66,6 @@ KINDS = [
 ]
 
 
-class ImageFile:
-    """A Source. It is a context manager too, and closes its descriptor."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self._descriptor).st_size
-
-    def __enter__(self) -> ImageFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-    def pread(self, size: int, offset: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
-
-
-class MemoryImage:
-    """A Source made of bytes, which counts how often it is read, and what."""
-
-    def __init__(self, data: bytes, size: int | None = None) -> None:
-        self._data = data
-        self.size = len(data) if size is None else size
-        self.requests = 0
-        self.asked = 0
-
-    def pread(self, size: int, offset: int) -> bytes:
-        self.requests += 1
-        self.asked += size
-        return self._data[offset : offset + size]
-
-
 def run(*command: str | Path, good: Iterable[int] = (0,), **environment: str) -> str:
     """The output of `command`, whose program must be there, or the test is skipped."""
     program = shutil.which(str(command[0]), path=_SEARCH)

@@ -7,9 +7,7 @@ its own, which a failure shows.
 from __future__ import annotations
 
 import errno
-import os
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,8 @@ from hypothesis import strategies as st
 from tests.unit.fat.conftest import DAMAGE, Opened, file_system
 from tests.unit.fat.exfat_writer import ExfatWriter
 from tests.unit.fat.fat_damage import Scene
-from tests.unit.fat.fat_images import MemoryImage
 from tests.unit.fat.fat_writer import FatWriter
+from tests.unit.images import MemoryImage, damaged_one_after_the_other
 from tests.unit.limits import not_hanging
 from viewfs.errors import DamagedSourceError
 
@@ -31,7 +29,6 @@ KINDS = {
     "exfat": lambda: ExfatWriter(per_cluster=1, clusters=400),
     "texfat": lambda: ExfatWriter(per_cluster=2, clusters=200, tables=2, active=1),
 }
-SECONDS = float(os.environ.get("VIEWFS_FUZZ_SECONDS", 0))
 
 
 def damage(original: bytes, used: list[int], chance: random.Random) -> bytes:
@@ -85,22 +82,15 @@ def test_bytes_changed_at_random(kind: str, tmp_path: Path) -> None:
     data = made.image()
     assert Opened(file_system(MemoryImage(data))).tree() == made.contents
     used = [place for place, byte in enumerate(data) if byte]
-    end = time.monotonic() + (SECONDS / len(KINDS) if SECONDS else 0.8)
-    seed = random.SystemRandom().randrange(1 << 30) if SECONDS else 0
-    rounds = 0
-    while time.monotonic() < end and (SECONDS or rounds < 150):
-        changed = damage(data, used, random.Random(seed))
+
+    def damaged(noise: random.Random, seed: int) -> bytes:
+        changed = damage(data, used, noise)
         if kind.endswith("exfat") and seed % 2:
             made.writer.data[:] = changed.ljust(len(data), b"\0")
             changed = made.writer.finish()[: len(changed)]  # with a right checksum of the boot region
-        try:
-            read_everything(changed)
-        except BaseException as error:
-            (tmp_path / "failed").write_bytes(changed)
-            error.add_note(f"seed {seed} of {kind}; the image is {tmp_path / 'failed'}")
-            raise
-        seed, rounds = seed + 1, rounds + 1
-    assert rounds
+        return changed
+
+    damaged_one_after_the_other(kind, 1 / len(KINDS), tmp_path, damaged, read_everything)
 
 
 @given(st.binary(max_size=700), st.sampled_from((b"\xeb\x76\x90EXFAT   ", b"\xeb\x3c\x90MSDOS5.0", b"")))

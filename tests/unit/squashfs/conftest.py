@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.images import ImageFile
 from tests.unit.limits import not_hanging
-from tests.unit.squashfs.squashfs_images import STORED, ImageFile, Member, available, member, mksquashfs_from_tar, tar
+from tests.unit.squashfs.squashfs_images import STORED, Member, available, member, mksquashfs_from_tar, tar
 from tests.unit.squashfs.squashfs_parts import Parts
 from viewfs.modules.squashfs.volume import Volume
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import errno
 import io
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.images import MemoryImage
 from viewfs.modules.api import Attributes
 from viewfs.modules.squashfs.volume import Volume
 
@@ -121,50 +121,6 @@ def superblock_says(path: Path, *options: str) -> dict[str, int]:
     }
     assert "inodes" in found, text
     return found
-
-
-# Sources
-
-
-class ImageFile:
-    """A Source. It is a context manager too, and closes its descriptor."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self._descriptor).st_size
-
-    def __enter__(self) -> ImageFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-    def pread(self, size: int, offset: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
-
-
-class MemoryImage:
-    """A Source made of bytes, which counts how often it is read; `delay` is the seconds that a read takes."""
-
-    def __init__(self, data: bytes, delay: float = 0) -> None:
-        self._data = data
-        self._delay = delay
-        self.size = len(data)
-        #: Every read fails.
-        self.broken = False
-        self.reads: list[tuple[int, int]] = []
-
-    def pread(self, size: int, offset: int) -> bytes:
-        self.reads.append((size, offset))
-        if self._delay:
-            time.sleep(self._delay)
-        if self.broken:
-            raise OSError(errno.EIO, "not now")
-        return self._data[offset : offset + size]
-
-    def times_read(self, start: int, end: int) -> int:
-        """How many reads touched these bytes."""
-        return sum(offset < end and start < offset + size for size, offset in self.reads)
 
 
 # The reader

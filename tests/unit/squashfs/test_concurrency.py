@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fuse_wire import reading
+from tests.unit.images import MemoryImage
 from tests.unit.squashfs.conftest import Opener, text
 from tests.unit.squashfs.squashfs_damage import fails
 from tests.unit.squashfs.squashfs_images import (
     COMPRESSORS,
-    MemoryImage,
     available,
     content,
     find,

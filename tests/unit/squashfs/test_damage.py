@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.unit.images import MemoryImage
 from tests.unit.squashfs.squashfs_damage import all_of, all_of_and_more, either, fails, readable, refused
-from tests.unit.squashfs.squashfs_images import COMPRESSORS, MemoryImage, content, find, opened_bytes
+from tests.unit.squashfs.squashfs_images import COMPRESSORS, content, find, opened_bytes
 from tests.unit.squashfs.squashfs_parts import (
     METADATA,
     NOTHING,

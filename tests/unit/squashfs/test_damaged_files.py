@@ -194,7 +194,8 @@ def test_data_that_becomes_too_large_or_too_small(compressor: str, plains: Calla
 MEASURE = """
 import sys
 from pathlib import Path
-from tests.unit.squashfs.squashfs_images import MemoryImage
+
+from tests.unit.images import MemoryImage
 from viewfs.modules.squashfs.volume import Volume
 
 def height():

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.images import MemoryImage
 from tests.unit.squashfs.conftest import Opener
 from tests.unit.squashfs.squashfs_images import (
     COMPRESSORS,
-    MemoryImage,
     available,
     content,
     find,

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.images import ImageFile
 from tests.unit.squashfs.conftest import Opener, text
 from tests.unit.squashfs.squashfs_images import (
     COMPRESSORS,
-    ImageFile,
     assert_same_tree,
     available,
     content,

@@ -8,10 +8,8 @@ compressed, which reach the parsers through the decompressor.
 
 from __future__ import annotations
 
-import os
 import random
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.images import MemoryImage, damaged_one_after_the_other
 from tests.unit.limits import not_hanging
 from tests.unit.squashfs.squashfs_damage import DAMAGE
-from tests.unit.squashfs.squashfs_images import COMPRESSORS, MemoryImage
+from tests.unit.squashfs.squashfs_images import COMPRESSORS
 from tests.unit.squashfs.squashfs_parts import SUPERBLOCK, Parts, packed, peek, poke
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.squashfs.volume import Volume
@@ -175,20 +174,9 @@ def test_damaged_images(kind: str, plains: Callable[[str], bytes], tmp_path: Pat
     reader = Reader(Volume.open(MemoryImage(damager.sound)))
     reader.all()
     assert not reader.failed and reader.names_left < NAMES - 120
-    longer = float(os.environ.get("VIEWFS_FUZZ_SECONDS", 0))
-    end = time.monotonic() + (longer / len(KINDS) if longer else 0.4)
-    seed = random.SystemRandom().randrange(1 << 30) if longer else 0
-    rounds = 0
-    while time.monotonic() < end and (longer or rounds < 150):
-        changed = damager.damaged(random.Random(seed))
-        try:
-            read_everything(changed)
-        except BaseException as error:
-            (tmp_path / "failed").write_bytes(changed)
-            error.add_note(f"seed {seed} of {kind}; the image is {tmp_path / 'failed'}")
-            raise
-        seed, rounds = seed + 1, rounds + 1
-    assert rounds
+    damaged_one_after_the_other(
+        kind, 1 / len(KINDS), tmp_path, lambda noise, _seed: damager.damaged(noise), read_everything, moment=0.4
+    )
 
 
 quick = settings(max_examples=40, deadline=None, database=None, derandomize=True)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.images import ImageFile, MemoryImage
 from tests.unit.squashfs.conftest import Opener
 from tests.unit.squashfs.squashfs_images import (
     COMPRESSORS,
-    ImageFile,
-    MemoryImage,
     assert_same_tree,
     available,
     content,

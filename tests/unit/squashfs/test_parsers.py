@@ -10,9 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.images import MemoryImage
 from tests.unit.squashfs.conftest import text
 from tests.unit.squashfs.squashfs_damage import DAMAGE
-from tests.unit.squashfs.squashfs_images import COMPRESSORS, MemoryImage
+from tests.unit.squashfs.squashfs_images import COMPRESSORS
 from tests.unit.squashfs.squashfs_parts import INODE, SUPERBLOCK, compress, poke, stored
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.sources import Section

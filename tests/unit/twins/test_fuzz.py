@@ -8,7 +8,6 @@ VIEWFS_FUZZ_SECONDS makes it go on for longer, with a seed of its own each time,
 
 from __future__ import annotations
 
-import os
 import random
 import resource
 import time
@@ -19,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.images import FUZZ_SECONDS
 from tests.unit.limits import not_hanging
 from tests.unit.twins.answers import PIECE, Answers, Failure, TwinImage, ask_all, differences
 from tests.unit.twins.kinds import MAKERS, Made
 from viewfs.errors import ViewfsError
 
-SECONDS = float(os.environ.get("VIEWFS_FUZZ_SECONDS", 0))
 #: Images of each kind and each sort of damage, where nobody asks for more.
 ROUNDS = 12
 #: What one image may take: bytes of memory, requests to the source and bytes of these.
@@ -86,10 +85,10 @@ Damager = Callable[[Made, random.Random], tuple[bytes, Changed]]
 
 def fuzz(kind: str, twin: Twin, directory: Path, damage: Damager, check: Callable[[Answers, bytes], None]) -> int:
     """Images with one seed after the other, each damaged and looked at; how many could be opened."""
-    end = time.monotonic() + SECONDS / (len(MAKERS) * 2 + len(STORED) + len(COVERED))
-    seed = random.SystemRandom().randrange(1 << 30) if SECONDS else 0
+    end = time.monotonic() + FUZZ_SECONDS / (len(MAKERS) * 2 + len(STORED) + len(COVERED))
+    seed = random.SystemRandom().randrange(1 << 30) if FUZZ_SECONDS else 0
     readable = rounds = 0
-    while rounds < ROUNDS or (SECONDS and time.monotonic() < end):
+    while rounds < ROUNDS or (FUZZ_SECONDS and time.monotonic() < end):
         data, changed = damage(twin[0], random.Random(seed))
         try:
             found = ask(twin, data, changed)
