@@ -42,10 +42,12 @@ class Viewfs:
         self.state = directory / "state"
         self.environment = os.environ | {"XDG_RUNTIME_DIR": str(self.runtime), "XDG_STATE_HOME": str(self.state)}
         self.environment.pop("VIEWFS_SESSION", None)
+        #: What every command begins with.
+        self.command = ["viewfs"]
 
     def __call__(self, *arguments: str | Path, check: bool = True, stdin: str | None = None) -> Result:
         done = subprocess.run(
-            ["viewfs", *map(str, arguments)],
+            [*self.command, *map(str, arguments)],
             capture_output=True,
             text=True,
             errors="surrogateescape",

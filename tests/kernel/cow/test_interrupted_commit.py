@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ CHANGING = (
     "open", "mkdir", "symlink", "mknod", "link", "rename", "unlink", "rmdir", "chmod", "utime", "setxattr",
     "removexattr", "write", "pwrite", "copy_file_range", "ftruncate", "fsync", "chown",
 )  # fmt: skip
+#: Those of them that a full disk refuses.
+TAKING_ROOM = (
+    "open", "mkdir", "symlink", "mknod", "link", "rename", "setxattr", "write", "pwrite", "copy_file_range", "fsync",
+)  # fmt: skip
 #: Those that Python has no functions for, by the module that calls them.
 CHANGING_BESIDES = (("viewfs.cow.applying", "renameat2"), ("viewfs.cow.commit", "syncfs"))
 
@@ -49,9 +54,22 @@ def killed_at(number: int) -> Callable[[], None]:
     return count
 
 
-def watch(count: Callable[[], None]) -> None:
-    """Have `count` called before every change. Only ever in a process of its own."""
-    places = [(os, name) for name in CHANGING]
+def failing_at(number: int) -> Callable[[], None]:
+    """Count calls that take room on a disk; there is none for that one."""
+    left = number
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return count
+
+
+def watch(count: Callable[[], None], names: Collection[str] = CHANGING) -> None:
+    """Have `count` called before every change by these calls. Only ever in a process of its own."""
+    places = [(os, name) for name in names]
     places += [(importlib.import_module(module), name) for module, name in CHANGING_BESIDES]
     for module, name in places:
         original = getattr(module, name)
@@ -80,16 +98,18 @@ def in_a_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def commit(cow: Cow, count: Callable[[], None] | None = None, *, keep_theirs: bool = False) -> None:
+def commit(
+    cow: Cow, count: Callable[[], None] | None = None, names: Collection[str] = CHANGING, *, keep_theirs: bool = False
+) -> None:
     from viewfs.cow.commit import Commit
     from viewfs.session.layer_access import Request, opened_layers
 
     os.environ.update(cow.viewfs.environment)
-    with opened_layers(Request("cow")) as opened:
+    with opened_layers(Request(cow.name)) as opened:
         (layer,) = opened.layers
         with layer.layer.locked():
             if count is not None:
-                watch(count)
+                watch(count, names)
             one = Commit(layer.layer, layer.lower, layer.view, layer.upper, layer.selection, keep_theirs=keep_theirs)
             one.carry_out()
 
