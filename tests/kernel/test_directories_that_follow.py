@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import View, Viewfs
+from tests.kernel.conftest import View, Viewfs, own_processes
 
 
 @pytest.fixture
@@ -136,3 +136,36 @@ def test_it_goes_with_its_view(viewfs: Viewfs, home: Path) -> None:
     script = f"echo x > {home}/file; (sleep 100 < {home}/file &) ; viewfs mount -t tmp none {home}/again; exit 3"
     done = viewfs("run", "--mount", f"none:{home}/new:tmp", "--", "sh", "-c", script, check=False)
     assert done.code == 3 and done.err == "" and (home / "file").read_text() == "x\n"
+
+
+def test_what_is_appended_goes_behind_what_others_append(view: View, home: Path) -> None:
+    """A log that is open inside, and written outside meanwhile."""
+    (home / "log").write_text("begin\n")
+    script = f"""
+        exec 3>> {home}/log; echo inside1 >&3; echo ready; read line; echo inside2 >&3
+        cat {home}/log
+    """
+    command = ["viewfs", "enter", view.name, "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=view.viewfs.environment) as inside:
+        assert inside.stdout is not None and inside.stdout.readline() == "ready\n"
+        with open(home / "log", "a") as log:
+            log.write("outside\n")
+        out, _err = inside.communicate("go\n")
+    assert out == (home / "log").read_text() == "begin\ninside1\noutside\ninside2\n"
+
+
+def test_more_files_than_may_be_open(open_view: Callable[..., View], home: Path) -> None:
+    for number in range(3000):
+        (home / f"file{number}").write_text(f"{number}\n")
+    view = open_view("--mount", f"none:{home}/new:tmp")
+    script = f"""
+        ulimit -n; cd {home}; exec 3< file0 4>> file1
+        ls -l | wc -l; cat file* | sha256sum; echo new > created; echo more >&4; cat <&3
+        mv file2 moved; ls -l file*9 | wc -l; cat moved file1
+    """
+    lines = view.sh(script).out.splitlines()[1:]
+    digest = subprocess.run(["sh", "-c", "cat file* | sha256sum"], cwd=home, capture_output=True, text=True, check=True)
+    assert lines[0] == "3007" and lines[2:] == ["0", "300", "2", "1", "more"]
+    assert len(lines[1]) == len(digest.stdout.rstrip("\n")) and (home / "created").read_text() == "new\n"
+    server = next(pid for pid, name in own_processes().items() if name == "viewfs-mirror")
+    assert len(os.listdir(f"/proc/{server}/fd")) < 1100

@@ -107,6 +107,11 @@ def test_a_file_system_inside_a_disk(viewfs: Viewfs, tmp_path: Path, tree: Path)
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20) + make(tmp_path / "image", tree).read_bytes())
     assert viewfs.sh("--mount", f"{disk}:/mnt:vfat,offset=1M", script="cat /mnt/Mixed.Txt").out == "Mixed.Txt"
+    found = viewfs.sh(script=f"viewfs mount -o offset=1M {disk} /mnt; cat /mnt/Mixed.Txt")
+    assert found.out == "Mixed.Txt", "its kind is found where it begins"
+    assert "vfat" in viewfs("inspect", "-o", "offset=1M", disk).out
+    behind = viewfs("inspect", "-o", "offset=1G", disk, check=False)
+    assert behind.code == 2 and behind.err.count("\n") == 1
 
 
 def test_inspect(viewfs: Viewfs, tmp_path: Path, tree: Path) -> None:

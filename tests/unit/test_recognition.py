@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import sqlite3
+import struct
 import subprocess
 import tarfile
 import zipfile
@@ -109,6 +110,17 @@ def test_a_disk_with_partitions_says_how_to_reach_them(label: str, tmp_path: Pat
     source.close()
     assert found is not None and "partitions" in found.kind
     assert "-t partitions disk" in found.remedy and "offset=2M" in found.remedy
+
+
+def test_an_hfs_volume(tmp_path: Path) -> None:
+    """A master directory block of 2024 (Inside Macintosh: Files, 2-60), which no tool here makes."""
+    path = tmp_path / "hfs"
+    block = struct.pack(">2sIIHHHHHIIH", b"BD", 3_800_000_000, 3_800_000_000, 0x100, 3, 3, 0, 1594, 512, 2048, 5)
+    path.write_bytes(bytes(1024) + block.ljust(512, b"\0") + bytes(1 << 20))
+    source = open_source(str(path))
+    found = recognize(source, "hfs")
+    source.close()
+    assert found is not None and found.kind == "an HFS file system"
 
 
 def test_a_boot_sector_without_partitions_is_no_disk(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import time
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from viewfs.cow.owners import Owner, owners_for, stored_owners
 from viewfs.cow.records import identity_of
 from viewfs.cow.trees import Tree, read_entry
 from viewfs.errors import UsageError, ViewfsError
+from viewfs.linux.process import PYTHON
 from viewfs.session.layer_access import OpenLayer, Request, opened_layers
 from viewfs.session.layer_settings import OWN_LAYERS
 
@@ -162,10 +162,8 @@ def _verify(tree: Tree, form: Format, made: str, owners: dict[bytes, Owner]) -> 
             lines = [line for line in lines if not line.endswith((": Uid differs", ": Gid differs"))]
     else:
         mount = f"{made.replace(':', chr(92) + ':')}:/.viewfs-image:{form.module}"
-        look = [sys.executable, "-m", "viewfs.cow", "compare", str(tree.root), "/.viewfs-image"]
-        lines = _said(
-            tree, sys.executable, "-m", "viewfs", "run", "--as-root", "--ids=one", "--mount", mount, "--", *look
-        )
+        look = [*PYTHON, "viewfs.cow", "compare", str(tree.root), "/.viewfs-image"]
+        lines = _said(tree, *PYTHON, "viewfs", "run", "--as-root", "--ids=one", "--mount", mount, "--", *look)
     if form.module is not None and owners:
         found = stored_owners(made, form.module)
         given = {path: stored.owner for path, stored in found.items()}

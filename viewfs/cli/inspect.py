@@ -29,7 +29,7 @@ def inspect(kind: str | None, options: tuple[str, ...], as_json: bool, source: s
     opened = open_source(source)
     try:
         name = absolute(kind) if kind is not None and kind.endswith(".py") else kind
-        found = find_by_content(opened, source) if name is None else find_module(name)
+        found = find_by_content(opened, source, split_options(options)) if name is None else find_module(name)
         module = found.module()
         layers = [{"type": "file", "size": f"{opened.size} bytes"}]
         layers.append({"type": module.name} | describe_source(module, opened, source, split_options(options)))

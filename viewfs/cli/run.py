@@ -16,6 +16,7 @@ import click
 from viewfs.cli.arguments import COW, LOAD, MOUNT, ChangesInOrder, cow_backend_option, layer_directory_option
 from viewfs.cli.main import tell, warn
 from viewfs.errors import UsageError
+from viewfs.linux.process import PYTHON
 from viewfs.session.agent import AgentPlan
 from viewfs.session.client import SESSION_VARIABLE
 from viewfs.session.front import InitialChange, SessionPlan, run_session
@@ -131,14 +132,14 @@ def _decide(name: str, layer_directory: str | None, answer: str | None) -> int:
     where = [] if layer_directory is None else ["--layer", layer_directory]
 
     def viewfs(*command: str, stdout: int = _STDERR) -> int:
-        return subprocess.run([sys.executable, "-m", "viewfs", *command], stdout=stdout, check=False).returncode
+        return subprocess.run([*PYTHON, "viewfs", *command], stdout=stdout, check=False).returncode
 
     directory = layer_directory or state_directory()
     if not os.path.isdir(os.path.join(directory, name)):
         tell("nothing has changed")
         return 0
     found = subprocess.run(
-        [sys.executable, "-m", "viewfs", "-q", "diff", "--name-only", "--session", name, *where],
+        [*PYTHON, "viewfs", "-q", "diff", "--name-only", "--session", name, *where],
         stdout=subprocess.PIPE,
         check=False,
     )

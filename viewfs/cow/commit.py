@@ -381,8 +381,9 @@ def _undo(lower: Tree, steps: Sequence[Step]) -> None:
             try:
                 with lower.directory(directory) as parent:
                     remove_tree(parent, name)
-            except FileNotFoundError:
-                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
 
 
 def _free_name(tree: Tree, path: bytes) -> bytes:

@@ -111,6 +111,12 @@ class Layer:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_RESTORING, dir_fd=self.fd)
 
+    def forget_interrupted(self) -> None:
+        """All that was changed is gone: nothing is left of a commit or a discard that could be finished."""
+        for name in (JOURNAL, _RESTORING):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self.fd)
+
     def clear_restoring(self, view: Tree | None) -> None:
         """Take away what an interrupted restoring has left, in the `view` where there is one. Raises OSError."""
         try:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, NamedTuple
 
 from viewfs.cow.trees import Tree
 from viewfs.errors import ViewfsError
+from viewfs.linux.process import PYTHON
 from viewfs.modules.api import OWNER_XATTR
 
 __all__ = [
@@ -61,10 +61,8 @@ def stored_owners(image: str, module: str) -> dict[bytes, Stored]:
     source = image.replace("\\", "\\\\").replace(":", "\\:")
     place = "/.viewfs-image"
     view = ["run", "--mount", f"{source}:{place}:{module},owner=tell", "--"]
-    look = [sys.executable, "-m", "viewfs.cow", "owners", place]
-    done = subprocess.run(
-        [sys.executable, "-m", "viewfs", *view, *look], stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
+    look = [*PYTHON, "viewfs.cow", "owners", place]
+    done = subprocess.run([*PYTHON, "viewfs", *view, *look], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise ViewfsError(f"cannot read whose the files in {image} are: {said[0] if said else done.returncode}")

@@ -11,6 +11,7 @@ import fcntl
 import os
 import select
 import signal
+import sys
 from collections.abc import Iterable
 
 import prctl
@@ -22,6 +23,7 @@ __all__ = [
     "CAP_SYS_PTRACE",
     "FAKE_ROOT_CAPABILITIES",
     "PIDFD_GET_INFO",
+    "PYTHON",
     "die_with_parent",
     "drop_capabilities",
     "has_capabilities",
@@ -43,6 +45,9 @@ __all__ = [
 #: the
 #: last is what a user namespace inside needs to map its root (user_namespaces(7)).
 FAKE_ROOT_CAPABILITIES = frozenset({*range(8), 31})
+
+#: What runs a module in a process of its own, and none of that name which lies in the working directory (-P).
+PYTHON = (sys.executable, "-P", "-m")
 
 CAP_SYS_PTRACE = 19
 #: chown, dac_override, dac_read_search, fowner, fsetid.

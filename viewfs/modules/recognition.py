@@ -115,7 +115,6 @@ _SIGNATURES = (
     _Signature("an APFS container", 32, b"NXSB", f"{_NO_READER}; apfs-fuse mounts it"),
     _Signature("an HFS+ file system", 1024, b"H+\0\x04", _NO_DISK_READER),
     _Signature("an HFSX file system", 1024, b"HX\0\x05", _NO_DISK_READER),
-    _Signature("an HFS file system", 1024, b"BD\0", _NO_DISK_READER),
     _Signature("a UFS file system", 9564, b"\x54\x19\x01\0", _NO_DISK_READER),
     _Signature("a UFS2 file system", 66908, b"\x19\x01\x54\x19", _NO_DISK_READER),
     _Signature("a minix file system", 1040, b"\x7f\x13", _NO_DISK_READER),
@@ -145,6 +144,17 @@ _SIGNATURES = (
 )
 
 
+#: Of a master directory block: drSigWord, and from byte 18 on drNmAlBlks and drAlBlkSiz (Inside Macintosh: Files).
+_HFS = struct.Struct(">2s16xHI")
+
+
+def _is_hfs(block: bytes) -> bool:
+    if len(block) < _HFS.size:
+        return False
+    magic, count, size = _HFS.unpack(block)
+    return bool(magic == b"BD" and count > 0 and size > 0 and size % 512 == 0)
+
+
 def recognize(source: Source, name: str) -> Recognized | None:
     """What `source`, which is called `name`, is by its magic number; None if that is not known. Raises OSError."""
     for signature in _SIGNATURES:
@@ -152,6 +162,8 @@ def recognize(source: Source, name: str) -> Recognized | None:
             return Recognized(signature.kind, signature.remedy.replace("NAME", name))
     if source.size >= 512 and source.pread(8, source.size - 512) == b"conectix":
         return Recognized("a VHD disk", _CONVERT.replace("NAME", name))
+    if _is_hfs(source.pread(_HFS.size, 1024)):
+        return Recognized("an HFS file system", _NO_DISK_READER.replace("NAME", name))
     if source.size >= 512 and source.pread(4, source.size - 512) == b"koly":
         return Recognized("an Apple disk image", f"convert it first: dmg2img {name} disk.img")
     for label, starts in (("GPT", list(_gpt(source))), ("MBR", list(_mbr(source)))):

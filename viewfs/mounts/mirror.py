@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -34,7 +35,11 @@ __all__ = ["MIRROR_SOURCE", "MirrorFileSystem"]
 
 #: What the mount table shows as the source.
 MIRROR_SOURCE = "viewfs-mirror"
-_KEPT_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
+#: (The kernel's idea of where a file ends may be old: what is appended goes where it ends then.)
+_KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
+#: Files that are kept open, at most, beside those that programs have open.
+_KEPT_OPEN = 1000
+_CLOSED = -2
 
 
 def _failed(number: int) -> OSError:
@@ -46,13 +51,19 @@ class _Node:
     """What the kernel knows: a file of the host, or a name of the view's own (`fd` is -1)."""
 
     number: InodeNumber
+    #: Of a file that has not been used for long it is closed, and opened again by its place.
     fd: int
     key: tuple[int, int] | bytes
+    #: Directory and name.
+    place: tuple[InodeNumber, bytes] | None = None
+    #: Descriptors that programs have of it.
+    opened: int = 0
 
 
 class _Handle(OpenFile):
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, node: _Node) -> None:
+        self._fd, self._node = fd, node
+        node.opened += 1
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self._fd, size, offset)
@@ -71,6 +82,7 @@ class _Handle(OpenFile):
 
     def release(self) -> None:
         os.close(self._fd)
+        self._node.opened -= 1
 
 
 class MirrorFileSystem(WritableFileSystem):
@@ -87,6 +99,8 @@ class MirrorFileSystem(WritableFileSystem):
         root = _Node(ROOT_INODE, top, (status.st_dev, status.st_ino))
         self._nodes: dict[InodeNumber, _Node] = {ROOT_INODE: root}
         self._known: dict[tuple[int, int] | bytes, _Node] = {root.key: root}
+        #: Those that are open, the root apart; what was used last comes last.
+        self._open: OrderedDict[InodeNumber, _Node] = OrderedDict()
         os.umask(0)
 
     # -- names of the view's own (asked for by another thread)
@@ -109,10 +123,38 @@ class MirrorFileSystem(WritableFileSystem):
 
     def _host(self, inode: InodeNumber) -> int:
         """The descriptor of a file of the host. Raises EROFS for the view's own names, in which there is nothing."""
-        fd = self._node(inode).fd
-        if fd == -1:
+        node = self._node(inode)
+        if node.fd == -1:
             raise _failed(errno.EROFS)
-        return fd
+        if node.fd == _CLOSED:
+            self._reopen(node)
+        elif inode != ROOT_INODE:
+            self._open.move_to_end(inode)
+        return node.fd
+
+    def _reopen(self, node: _Node) -> None:
+        """Raises ESTALE if something else has its place now: the kernel then looks the name up."""
+        assert node.place is not None
+        directory, name = node.place
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._host(directory))
+        except FileNotFoundError:
+            raise _failed(errno.ESTALE) from None
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != node.key:
+            os.close(fd)
+            raise _failed(errno.ESTALE)
+        self._keep_open(node, fd)
+
+    def _keep_open(self, node: _Node, fd: int) -> None:
+        node.fd = fd
+        self._open[node.number] = node
+        if len(self._open) > _KEPT_OPEN:
+            oldest = next((one for one in self._open.values() if not one.opened and one is not node), None)
+            if oldest is not None:
+                del self._open[oldest.number]
+                os.close(oldest.fd)
+                oldest.fd = _CLOSED
 
     def _place(self, inode: InodeNumber) -> str:
         return f"/proc/self/fd/{self._host(inode)}"
@@ -124,20 +166,23 @@ class MirrorFileSystem(WritableFileSystem):
         if self._is_own(directory, name):
             raise _failed(number)
 
-    def _remember(self, key: tuple[int, int] | bytes, fd: int) -> _Node:
+    def _remember(self, key: tuple[int, int] | bytes, fd: int, place: tuple[InodeNumber, bytes] | None) -> _Node:
         node = self._known.get(key)
-        if node is not None:
-            if fd != -1:
-                os.close(fd)
-            return node
-        node = _Node(InodeNumber(self._next), fd, key)
-        self._next += 1
-        self._nodes[node.number] = self._known[key] = node
+        if node is None:
+            node = _Node(InodeNumber(self._next), fd if fd == -1 else _CLOSED, key)
+            self._next += 1
+            self._nodes[node.number] = self._known[key] = node
+        if node.number != ROOT_INODE:
+            node.place = place
+        if node.fd == _CLOSED:
+            self._keep_open(node, fd)
+        elif fd != -1:
+            os.close(fd)
         return node
 
     def _find(self, directory: InodeNumber, name: bytes) -> Attributes | None:
         if self._is_own(directory, name):
-            return self._own_attributes(self._remember(name, -1))
+            return self._own_attributes(self._remember(name, -1, None))
         if self._node(directory).fd == -1:
             return None
         try:
@@ -149,7 +194,7 @@ class MirrorFileSystem(WritableFileSystem):
         if directory == ROOT_INODE and name in self._bound and _is_empty(fd):
             self._bound.discard(name)
             self._known.pop(key, None)
-        return self._attributes(self._remember(key, fd), status)
+        return self._attributes(self._remember(key, fd, (directory, name)), status)
 
     def _own_attributes(self, node: _Node) -> Attributes:
         assert isinstance(node.key, bytes)
@@ -183,7 +228,7 @@ class MirrorFileSystem(WritableFileSystem):
 
     def getattr(self, inode: InodeNumber) -> Attributes:
         node = self._node(inode)
-        return self._own_attributes(node) if node.fd == -1 else self._attributes(node, os.fstat(node.fd))
+        return self._own_attributes(node) if node.fd == -1 else self._attributes(node, os.fstat(self._host(inode)))
 
     def readdir(self, directory: InodeNumber, start: int) -> Iterator[DirectoryEntry]:
         node = self._node(directory)
@@ -214,14 +259,14 @@ class MirrorFileSystem(WritableFileSystem):
     def open(self, inode: InodeNumber, flags: int) -> OpenFile:
         node = self._node(inode)
         if node.fd == -1:
-            return _Handle(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            return _Handle(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), node)
         accessed = flags & _KEPT_FLAGS
         if accessed & os.O_ACCMODE == os.O_WRONLY:
             accessed = accessed & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it changes a part of
         try:
-            return _Handle(os.open(self._place(inode), accessed | os.O_NONBLOCK | os.O_CLOEXEC))
+            return _Handle(os.open(self._place(inode), accessed | os.O_NONBLOCK | os.O_CLOEXEC), node)
         except PermissionError:
-            return _Handle(os.open(self._place(inode), flags & _KEPT_FLAGS | os.O_NONBLOCK | os.O_CLOEXEC))
+            return _Handle(os.open(self._place(inode), flags & _KEPT_FLAGS | os.O_NONBLOCK | os.O_CLOEXEC), node)
 
     # -- changing
 
@@ -279,6 +324,19 @@ class MirrorFileSystem(WritableFileSystem):
         self._check_not_own(directory, name)
         self._check_not_own(new_directory, new_name)
         renameat2(self._host(directory), name, self._host(new_directory), new_name, Rename(flags))
+        self._moved(new_directory, new_name)
+        if flags & Rename.EXCHANGE:
+            self._moved(directory, name)
+
+    def _moved(self, directory: InodeNumber, name: bytes) -> None:
+        """What has this name now had another."""
+        try:
+            status = os.stat(name, dir_fd=self._host(directory), follow_symlinks=False)
+        except OSError:
+            return
+        node = self._known.get((status.st_dev, status.st_ino))
+        if node is not None:
+            node.place = directory, name
 
     def fsyncdir(self, directory: InodeNumber) -> None:
         fd = os.open(self._place(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -319,7 +377,8 @@ class MirrorFileSystem(WritableFileSystem):
             del self._nodes[inode]
             if self._known.get(node.key) is node:
                 del self._known[node.key]
-            if node.fd != -1:
+            if node.fd >= 0:
+                del self._open[inode]
                 os.close(node.fd)
 
 

@@ -10,18 +10,36 @@ from typing import Any
 from viewfs.errors import DamagedSourceError, ViewfsError
 from viewfs.linux.process import die_with_parent
 from viewfs.modules.api import Identities, Module, Mounting
-from viewfs.modules.options import parse_options
+from viewfs.modules.options import parse_options, size
 from viewfs.modules.registry import Found, probe, source_takers
-from viewfs.modules.sources import FileSource
+from viewfs.modules.sources import FileSource, checked_offset
 from viewfs.namespaces.sandbox import confine_reader
 
 __all__ = ["describe_source", "find_by_content"]
 
 
-def find_by_content(source: FileSource, name: str) -> Found:
-    """The module that knows `source`, which is called `name`. Raises `DamagedSourceError` if none does."""
+class _Rest:
+    """What lies in a source from an offset on, as a source."""
+
+    def __init__(self, source: FileSource, offset: int) -> None:
+        self._source, self._offset = source, offset
+        self.size = source.size - offset
+
+    def pread(self, size: int, offset: int) -> bytes:
+        return self._source.pread(size, self._offset + offset)
+
+
+#: What all formats that can begin elsewhere have for it.
+_OFFSET = size("offset", 0, "")
+
+
+def find_by_content(source: FileSource, name: str, options: Mapping[str, str | None]) -> Found:
+    """The module that knows `source`, which is called `name`, from the offset on that `options` have. Raises
+    `DamagedSourceError` if none does, and `UsageError`."""
     takers = source_takers()  # imported before the child that asks them can open nothing any more
-    index: int = _ask_sealed(lambda: takers.index(probe(source, name, takers)), name)
+    offset = parse_options("this", (_OFFSET,), {"offset": options["offset"]} if "offset" in options else {})["offset"]
+    part = _Rest(source, checked_offset(source, offset, name)) if offset else source
+    index: int = _ask_sealed(lambda: takers.index(probe(part, name, takers)), name)
     return takers[index]
 
 

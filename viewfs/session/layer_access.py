@@ -322,6 +322,7 @@ def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack)
             if request.discards and chosen[path] == [b""]:
                 with layer.locked():
                     layer.empty()
+                    layer.forget_interrupted()
                 messages.append(f"all that was changed in {path} is discarded ({error.message})")
             elif request.paths or len(chosen) == 1:
                 raise

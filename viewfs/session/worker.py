@@ -258,7 +258,7 @@ def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:
         return found, None
     source = open_source(path, writing=found is not None and found.module.writes_source)
     try:
-        return found or find_by_content(source, path), source
+        return found or find_by_content(source, path, request["options"]), source
     except ViewfsError:
         source.close()
         raise

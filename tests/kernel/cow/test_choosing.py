@@ -418,6 +418,21 @@ def test_the_terminal_goes_while_the_command_runs(
     assert nothing_left(viewfs)
 
 
+def test_a_module_in_the_tree_is_not_run(viewfs: Viewfs, project: Path, tmp_path: Path) -> None:
+    """Python takes what lies in the working directory for one of its own, if it is let."""
+    for name in ("click", "json", "viewfs", "subprocess"):
+        (project / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    command = (
+        f"cd {project}; viewfs run --cow . --ask -y -- sh -c 'echo new > a.c'; viewfs run --name n --cow . -- touch x"
+    )
+    done = subprocess.run(
+        ["sh", "-ec", f"{command}; viewfs commit --session n --to {tmp_path}/made.ext4"],
+        env=viewfs.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done
+    assert not (tmp_path / "ran").exists() and (project / "a.c").read_text() == "new\n"
+
+
 # What people do with `try`.
 
 

@@ -263,6 +263,37 @@ def test_a_journal_that_is_damaged(cow: Cow) -> None:
     assert result.err.count("\n") == 1
 
 
+def test_discarded_is_not_finished(cow: Cow, tree: Path, tmp_path: Path) -> None:
+    """A commit was killed when all was staged, and what it was of is away: it can be discarded, and then it is."""
+    cow.sh("echo new > text")
+    number = 0
+    while (
+        "staged" not in (cow.layer / "commit.journal").read_text() if (cow.layer / "commit.journal").exists() else True
+    ):
+        in_a_child(lambda: commit(cow, killed_at(number)))  # noqa: B023
+        number += 1
+    tree.rename(tmp_path / "away")
+    assert cow("discard").code == 0
+    (tmp_path / "away").rename(tree)
+    cow.sh("true")
+    assert (tree / "text").read_text() == "one\ntwo\nthree\n"
+
+
+def test_undone_where_a_directory_is_a_file_now(cow: Cow, tree: Path) -> None:
+    """What was staged in it went with it."""
+    cow.sh("echo new > directory/deeper/file; echo new > text")
+    for number in range(1000):
+        in_a_child(lambda: commit(cow, killed_at(number)))  # noqa: B023
+        if list((tree / "directory/deeper").glob(".viewfs-*")):
+            break
+    shutil.rmtree(tree / "directory")
+    (tree / "directory").write_text("a file\n")
+    told = cow("diff", "--name-only")
+    assert "was undone" in told.err and f"{tree}/text\n" in told.out
+    cow("commit", tree / "text")
+    assert (tree / "text").read_text() == "new\n" and (tree / "directory").read_text() == "a file\n"
+
+
 @pytest.mark.parametrize(
     "meanwhile", ["echo outside > text", "ln -f script text", "rm -f text", "touch new", "chmod 600 text"]
 )

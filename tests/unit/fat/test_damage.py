@@ -244,3 +244,65 @@ def test_a_source_that_fails(kind: str, short: bool) -> None:
 @pytest.mark.parametrize("data", [b"", b"\0" * 512, b"\xff" * 4096, b"\xeb\x76\x90EXFAT   " + bytes(600), b"MZ" * 5000])
 def test_what_is_no_file_system_is_refused(data: bytes) -> None:
     assert look(data) is None
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_chain_that_leads_into_its_own_middle(kind: str) -> None:
+    """What lies before that is read, though its clusters come in another order than in the chain."""
+    made = WRITERS[kind]()
+    size = made.cluster
+    clusters = made.allocate(7)
+    chain = [clusters[5], clusters[6], *clusters[:5]]
+    content = bytes(range(1, 8)) * size
+    fields = {"length": 9 * size, "flags": 1} if kind == "exfat" else {"size": 9 * size}
+    made.root.file("ring", b"", first=chain[0], **fields)  # type: ignore[arg-type]
+    for cluster, number in zip(chain, range(7), strict=True):
+        at = made.place(cluster)
+        made.data[at : at + size] = content[number * size : (number + 1) * size]
+    made.chain(chain)
+    made.link(chain[-1], chain[0])
+    image = made.finish() if kind == "exfat" else bytes(made.data)
+    volume = Opened(file_system(MemoryImage(image)))
+    assert b"".join(volume.read("ring", number * size, size) for number in range(7)) == content
+    with pytest.raises(OSError) as caught:
+        volume.read("ring", 7 * size, size)
+    assert caught.value.errno == errno.EUCLEAN
+
+
+def test_an_exfat_root_full_of_tables() -> None:
+    """The first of each kind counts: what a small image asks for is bounded."""
+    writer = ExfatWriter(per_cluster=8, clusters=2000)
+    at = writer.upcase_slot
+    slot = bytes(writer.data[at : at + 32])
+    writer.data[at + 4] ^= 0xFF
+    wrong = bytes(writer.data[at : at + 32])
+    for _time in range(1000):
+        writer.root.put(wrong)
+    writer.root.put(slot)
+    source = MemoryImage(writer.finish())
+    assert Opened(file_system(source)).tree() == {}
+    assert source.asked < 4 << 20
+
+
+def test_the_end_of_an_image_in_front_of_a_directory() -> None:
+    writer = FatWriter(12)
+    folder = writer.root.folder("folder")
+    folder.file("inside", b"x")
+    assert folder.clusters
+    volume = Opened(file_system(MemoryImage(bytes(writer.data[: writer.place(folder.clusters[0])]))))
+    assert volume.errors() == {"folder": errno.EIO}
+
+
+def test_a_damaged_name_does_not_take_that_of_another() -> None:
+    """One byte has made one name of exFAT another, which comes first in the directory."""
+    writer = ExfatWriter()
+    for name in ("a file 1", "a file 2"):
+        writer.root.file(name, name.encode())
+    image = bytearray(writer.finish())
+    place = image.index("a file 1".encode("utf-16-le"))
+    image[place + 14] = ord("2")
+    volume = Opened(file_system(MemoryImage(bytes(image))))
+    assert volume.names() == ["a file 2~2", "a file 2"]
+    node = volume.find("a file 2")
+    assert node is not None and volume.content(node) == b"a file 2"
+    assert volume.errors() == {"a file 2~2": errno.EUCLEAN}

@@ -34,6 +34,8 @@ from tests.unit.fat.fat_writer import (
     long_slots,
     short_slot,
 )
+from viewfs.modules.fat.names import CODEPAGE
+from viewfs.modules.fat.times import TIME_ZONE, local_zone
 
 SECOND = 1_000_000_000
 #: A name that all images of these tests have behind what is tested: it is there whatever is in front of it.
@@ -373,3 +375,42 @@ def test_times_that_there_are_not(open_image: Opener, zone: str) -> None:
 def test_slots_are_no_entries() -> None:
     """What the writer of these tests makes of a name: a check of its own."""
     assert all(len(slot) == 32 and slot[11] == LONG for slot in SLOTS) and [slot[0] for slot in SLOTS] == [0x42, 1]
+
+
+@pytest.mark.parametrize("wanted", ["straße.txt", "ﬁle.txt", "STRASSE.TXT"])
+def test_one_letter_stands_for_one(open_image: Opener, wanted: str) -> None:
+    writer = FatWriter(12)
+    writer.root.file("strasse.txt", b"two letters")
+    writer.root.file("file.txt", b"two letters")
+    volume = opened(open_image, writer)
+    assert (volume.find(wanted) is not None) == (wanted == "STRASSE.TXT")
+
+
+@pytest.mark.parametrize("codepage", ["idna", "utf-7", "raw_unicode_escape", "hex", "no-such", "utf-16"])
+def test_a_code_page_that_is_none(codepage: str) -> None:
+    with pytest.raises(ValueError, match="a code page such as"):
+        CODEPAGE.parse(codepage)
+
+
+@pytest.mark.parametrize(
+    ("zone", "hour"),
+    [
+        ("UTC", 12), ("UTC0", 12), (":UTC", 12), ("Asia/Tokyo", 3), (":/usr/share/zoneinfo/Asia/Tokyo", 3),
+        ("JST-9", 3),
+        ("<+03>-3", 9), ("CET-1CEST,M3.5.0,M10.5.0/3", 10), ("EST5EDT,M3.2.0,M11.1.0", 16), ("no zone at all", 12),
+        ("+99999999999", 12), ("/etc/passwd", 12), ("\udcff", 12),
+    ],
+)  # fmt: skip
+def test_what_the_environment_calls_a_zone(monkeypatch: pytest.MonkeyPatch, zone: str, hour: int) -> None:
+    """12 o'clock by its clocks, of a day in summer."""
+    monkeypatch.setenv("TZ", zone)
+    noon, shown = _utc(2024, 6, 30, 12) // SECOND, _utc(2024, 6, 30, hour) // SECOND
+    assert local_zone().to_utc(noon) == shown
+
+
+@pytest.mark.parametrize(
+    "zone", ["+99999999999", "+1:2:3", "+24:00", "+02:60", "+", "-:", "+１", "Nowhere/City", "JST-9x"]
+)
+def test_a_zone_that_is_none(zone: str) -> None:
+    with pytest.raises(ValueError, match="local, UTC, a zone such as"):
+        TIME_ZONE.parse(zone)

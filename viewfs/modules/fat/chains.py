@@ -176,7 +176,9 @@ class Chains:
             cluster = following
         while (again := _first_repeated(runs)) is not None:
             error = damaged(_ROUND)
-            runs = [run for run in runs if run[1] < again]
+            runs = [
+                (cluster, number, min(length, again - number)) for cluster, number, length in runs if number < again
+            ]
             done = again
         if exact and done < wanted and error is None:
             error = damaged(f"a chain ends after {done} of {wanted} clusters")
@@ -210,13 +212,18 @@ class Chains:
 
 
 def _first_repeated(runs: list[tuple[int, int, int]]) -> int | None:
-    """The number in the chain of a run that has a cluster of an earlier one; None if there is none."""
+    """The number in the chain of a cluster that an earlier place of it has too; None if there is none.
+
+    (The first, once the runs behind it are cut off: the caller asks again.)
+    """
     found: int | None = None
-    furthest, number = 0, 0
-    for cluster, first, length in sorted(runs):
-        if cluster < furthest:
-            later = max(first, number)
-            found = later if found is None else min(found, later)
-        if cluster + length > furthest:
-            furthest, number = cluster + length, first
+    before = (0, 0, 0)
+    for run in sorted(runs):
+        if run[0] < before[0] + before[2]:
+            # They overlap from the beginning of the second on: where the later one of the chain comes to that.
+            later, other = (run, before) if run[1] > before[1] else (before, run)
+            place = later[1] + max(other[0] - later[0], 0)
+            found = place if found is None else min(found, place)
+        if run[0] + run[2] > before[0] + before[2]:
+            before = run
     return found

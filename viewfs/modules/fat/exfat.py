@@ -86,21 +86,26 @@ class ExfatVolume(ClusterVolume):
 
     def _read_tables(self) -> None:
         """Find the label, the bitmap of what is in use, and which letters are the same."""
-        bitmap: list[tuple[int, int, int]] = []
+        # Of each kind the first counts, and of bitmaps the first of each number: a root can be full of them.
+        bitmap: dict[int, tuple[int, int]] = {}
+        upper: tuple[int, int, int] | None = None
         for found in self._sets(ROOT, self._root_file(), 0):
             data = found.data
             if found.kind == EntryType.LABEL:
                 self.label = decode_utf16(data[2 : 2 + 2 * min(data[1], 11)]).decode(errors="replace")
             elif found.kind == EntryType.BITMAP:
-                bitmap.append((data[1] & 1, *struct.unpack_from("<IQ", data, 20)))
-            elif found.kind == EntryType.UP_CASE and not self._upper:
-                checksum, first, length = struct.unpack_from("<I12xIQ", data, 4)
-                self._upper = self._read_upper(first, length, checksum)
+                bitmap.setdefault(data[1] & 1, struct.unpack_from("<IQ", data, 20))
+            elif found.kind == EntryType.UP_CASE:
+                upper = upper or struct.unpack_from("<I12xIQ", data, 4)
+        if upper is not None:
+            checksum, first, length = upper
+            self._upper = self._read_upper(first, length, checksum)
         if not self._upper:
             self.warnings += ("the up-case table is damaged or missing; the usual one is used",)
             self._upper = _usual_upper()
-        for which, first, length in bitmap:
-            if which == self._geometry.active and length * 8 >= self._geometry.clusters and length <= _BITMAP_COUNTED:
+        if self._geometry.active in bitmap:
+            first, length = bitmap[self._geometry.active]
+            if length * 8 >= self._geometry.clusters and length <= _BITMAP_COUNTED:
                 self._bitmap = self._chains.runs(first, -(-length // self._cluster_size), exact=True)
 
     def _read_upper(self, first: int, length: int, checksum: int) -> str:
@@ -209,13 +214,15 @@ class ExfatVolume(ClusterVolume):
                 continue
             number = (found.position // ENTRY_SIZE) * 2 + is_contiguous + _NODE_OF_PLACE
             is_directory = bool(found.data[4] & 0x10)
+            is_damaged = False
             try:
                 parsed = parse_file(found.data, self._zone)
                 name = parsed.name
                 self._files.put(number, self._as_file(parsed))
             except OSError:
+                is_damaged = True
                 name = set_name(found.data)  # as far as it is there; whoever looks at it is told what is wrong
-            yield Name(mended_name(name), found.end, number, is_directory)
+            yield Name(mended_name(name), found.end, number, is_directory, is_damaged=is_damaged)
 
     def _fold(self, name: bytes) -> str:
         """By the volume's own table, which is of UTF-16: half of a pair is a character there."""

@@ -119,7 +119,7 @@ class FatVolume(ClusterVolume):
         if node != ROOT:
             places = self._places(node, file).pieces
             # What is no directory would be read as one full of strange names.
-            if places and not begins_directory(self._section.pread_up_to(2 * ENTRY_SIZE, places[0][0])):
+            if places and not begins_directory(self._section.pread(2 * ENTRY_SIZE, places[0][0])):
                 raise damaged("what should be a directory is none")
         # A long name begins before the entry that it is of, but not before the one before that.
         for entry in parse_entries(self._pieces(node, file, start), self._text, start):

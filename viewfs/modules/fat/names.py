@@ -21,8 +21,9 @@ def _parse(value: str) -> str:
     name = f"cp{value}" if value.isdigit() else value
     try:
         b"A".decode(name)
-        codecs.lookup(name)
-    except (LookupError, UnicodeError):
+        # Every byte stands for something, whatever is before and behind it, and that can be shown.
+        codecs.lookup(name).decode(bytes(range(256)) + b"\\ud800+2AA-", "replace")[0].encode()
+    except (LookupError, ValueError):
         raise ValueError("a code page such as 437, 850 or 932") from None
     return name
 
@@ -89,9 +90,13 @@ def short_name(entry: bytes, text: Callable[[bytes], str]) -> tuple[str, str]:
 def fold(name: bytes) -> str:
     """What is the same for all names that FAT takes for the same: letters of either case, and dots at the end.
 
-    "" for what can be no name.
+    One character stands for one, so that “ß” is not “SS”. "" for what can be no name.
     """
     try:
-        return name.decode("utf-8", "surrogatepass").rstrip(".").upper()
+        text = name.decode("utf-8", "surrogatepass").rstrip(".")
     except UnicodeDecodeError:
         return ""
+    upper = text.upper()
+    if len(upper) == len(text):
+        return upper
+    return "".join(big if len(big) == 1 else one for one in text for big in (one.upper(),))

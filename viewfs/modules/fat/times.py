@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import struct
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from io import BytesIO
 from zoneinfo import ZoneInfo
 
 from viewfs.modules.options import Option
@@ -14,6 +17,7 @@ _SECOND = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1)
 #: Days before each month of a year that is no leap year. Months beyond December count as none (fs/fat/misc.c).
 _DAYS_BEFORE = (0, 0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 0, 0, 0)
+_OFFSET = re.compile(r"([+-])([0-9]{1,2})(?::?([0-5][0-9]))?")
 
 
 class Zone:
@@ -35,27 +39,39 @@ class Zone:
 
 def local_zone() -> Zone:
     """The zone of this process: that of TZ, or the machine's. (A server that is shut in can't look for it.)"""
-    name = os.environ.get("TZ", "").lstrip(":")
-    if name:
-        try:
-            return _named(name)
-        except ValueError:
-            pass
+    name = os.environ.get("TZ", "").removeprefix(":")
     try:
-        with open("/etc/localtime", "rb") as file:
-            return Zone("local", ZoneInfo.from_file(file))
+        return _named(name) if name and not name.startswith("/") else _from_file(name or "/etc/localtime")
     except (OSError, ValueError):
-        return Zone("UTC", UTC)
+        pass
+    try:
+        return _by_rule(name)
+    except ValueError:
+        return Zone("UTC", UTC)  # as the C library does
+
+
+def _from_file(path: str) -> Zone:
+    with open(path, "rb") as file:
+        return Zone("local", ZoneInfo.from_file(file))
+
+
+def _by_rule(rule: str) -> Zone:
+    """Of a rule such as “CET-1CEST,M3.5.0,M10.5.0/3” (tzset(3)): what a file of RFC 9636 ends with."""
+    header = b"TZif2" + bytes(15)
+    nothing = struct.pack(">6I", 0, 0, 0, 0, 1, 1) + bytes(6) + b"\0"  # one type of time, which no time has
+    file = BytesIO((header + nothing) * 2 + b"\n" + rule.encode("ascii", "replace") + b"\n")
+    zone = ZoneInfo.from_file(file)
+    _EPOCH.replace(tzinfo=zone).utcoffset()
+    return Zone(rule, zone)
 
 
 def _named(name: str) -> Zone:
     if name in ("UTC", "UTC0", "Etc/UTC"):
         return Zone("UTC", UTC)
-    if name[:1] in "+-" and name[1:].replace(":", "").isdigit():
-        hours, _, minutes = name[1:].partition(":")
-        offset = timedelta(hours=int(hours), minutes=int(minutes or 0))
+    if found := _OFFSET.fullmatch(name):
+        offset = timedelta(hours=int(found[2]), minutes=int(found[3] or 0))
         if offset < timedelta(hours=24):
-            return Zone(name, timezone(-offset if name[0] == "-" else offset))
+            return Zone(name, timezone(-offset if found[1] == "-" else offset))
     try:
         return Zone(name, ZoneInfo(name))
     except (OSError, ValueError):  # ZoneInfoNotFoundError is a KeyError

@@ -77,6 +77,8 @@ class Name(NamedTuple):
     is_directory: bool
     #: Another name by which it is found, or "".
     alias: str = ""
+    #: Its entry contradicts its checksum, so that this may not be its name.
+    is_damaged: bool = False
 
 
 class Places(NamedTuple):
@@ -114,7 +116,6 @@ class ClusterVolume(ABC):
         self._chains = chains
         self._files: Cache[int, File] = Cache(_FILES_CACHED)
         self._parents: Cache[int, int] = Cache(_PARENTS_CACHED)
-        self._damage: Cache[int, OSError] = Cache(_FILES_CACHED)
         self._tables = SingleFlightCache(_NAMES_CACHED, self._read_table, lambda table: 1 + len(table.shown))
         self.uid = self.gid = 0
 
@@ -200,13 +201,11 @@ class ClusterVolume(ABC):
         if self._size_of(directory, file) <= _TABLE_MAX:
             table = self._tables.get(directory)
             first = bisect_right(table.names, begin, key=lambda name: name.end)
-            listed: Iterable[Name] = islice(table.names, first, None)
+            listed: Iterator[Name] = _then(islice(table.names, first, None), table.error)
         else:
-            listed = self._names_and_damage(directory, file, begin)
+            listed = self._all_names(directory, file, begin)
         for found in listed:
             yield found.name, found.end + _DOTS, found.node, _DIRECTORY_KIND if found.is_directory else _FILE_KIND
-        if (error := self._damage.get(directory)) is not None:
-            raise _again(error)
 
     def read(self, node: int, offset: int, size: int) -> bytes:
         """As `read_pieces`, in one."""
@@ -307,40 +306,57 @@ class ClusterVolume(ABC):
         if places.error is not None:
             raise _again(places.error)
 
-    def _names_and_damage(self, node: int, file: File, start: int) -> Iterator[Name]:
-        """As `_names`; what is wrong is kept, for the end of the listing."""
-        try:
-            for found in self._names(node, file, start):
-                if found.is_directory and self._parents.get(found.node) is None:
-                    self._parents.put(found.node, node)
-                yield found
-        except OSError as error:
-            if self._damage.get(node) is None:
-                self._damage.put(node, error)
+    def _all_names(self, node: int, file: File, start: int) -> Iterator[Name]:
+        """As `_names`; it is remembered which directory the directories are in."""
+        for found in self._names(node, file, start):
+            if found.is_directory and self._parents.get(found.node) is None:
+                self._parents.put(found.node, node)
+            yield found
 
     def _read_table(self, node: int) -> _Table:
         table = _Table([], {}, {}, None)
+        error: OSError | None = None
+        try:
+            table.names.extend(self._all_names(node, self._directory(node), 0))
+        except OSError as reason:
+            error = _again(reason)
         repeated: dict[bytes, int] = {}
-        for found in self._names_and_damage(node, self._directory(node), 0):
+        # What is damaged takes no name from what is sound.
+        for place, found in sorted(enumerate(table.names), key=lambda one: one[1].is_damaged):
             if found.name in table.shown:
                 found = found._replace(name=_other_name(found.name, table.shown, repeated))
-            table.names.append(found)
+                table.names[place] = found
             table.shown[found.name] = found.node
             # By the short name first, as Linux does it.
             for alias in filter(None, (found.alias and self._fold(found.alias.encode()), self._fold(found.name))):
                 table.folded.setdefault(alias, found.node)
-        return table._replace(error=self._damage.get(node))
+        return table._replace(error=error)
 
     def _search(self, node: int, file: File, name: bytes, wanted: str) -> tuple[int | None, OSError | None]:
         """In a directory that is too large to be kept."""
-        alike: int | None = None
-        for found in self._names_and_damage(node, file, 0):
-            if found.name == name:
-                return found.node, None
-            if alike is None and wanted:
-                aliases = (self._fold(found.name), found.alias and self._fold(found.alias.encode()))
-                alike = found.node if wanted in aliases else None
-        return alike, self._damage.get(node)
+        alike: Name | None = None
+        same: Name | None = None
+        error: OSError | None = None
+        try:
+            for found in self._all_names(node, file, 0):
+                if found.name == name:
+                    same = found
+                    if not found.is_damaged:
+                        break
+                elif wanted and (alike is None or alike.is_damaged):
+                    aliases = (self._fold(found.name), found.alias and self._fold(found.alias.encode()))
+                    alike = found if wanted in aliases else alike
+        except OSError as reason:
+            error = reason
+        best = same or alike
+        return None if best is None else best.node, error
+
+
+def _then(names: Iterable[Name], error: OSError | None) -> Iterator[Name]:
+    """These, and then the error, if there is one."""
+    yield from names
+    if error is not None:
+        raise _again(error)
 
 
 def _other_name(name: bytes, taken: Mapping[bytes, int], repeated: dict[bytes, int]) -> bytes:
