@@ -10,7 +10,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from tests.kernel.conftest import Viewfs, session_processes, wait_until
+from tests.kernel.conftest import SECONDS, Viewfs, session_processes, wait_until
 
 PROMPT = r"\(term\) \S*[$#] "
 
@@ -25,7 +25,7 @@ def terminal(viewfs: Viewfs, tmp_path: Path) -> Iterator[Callable[..., pexpect.s
 
     def start(command: str, *arguments: str) -> pexpect.spawn:
         child = pexpect.spawn(
-            command, list(arguments), env=environment, cwd=str(tmp_path), encoding="utf-8", timeout=30
+            command, list(arguments), env=environment, cwd=str(tmp_path), encoding="utf-8", timeout=SECONDS
         )
         started.append(child)
         return child

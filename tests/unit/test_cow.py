@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from viewfs.cli.output import progress_bar
 from viewfs.cow.changes import Kind, differences, same_content, same_time, with_renames
 from viewfs.cow.copying import TreeCopier, decode_attributes, encode_attributes, remove_tree
 from viewfs.cow.images import FORMATS, format_of
-from viewfs.cow.journal import Journal, Operation, Planned, Step
+from viewfs.cow.journal import Journal, Moments, Operation, Planned, Staged, Step
 from viewfs.cow.layers import LayerSet
 from viewfs.cow.planning import Selection, plan_commit
 from viewfs.cow.records import LayerRecord, Lower
@@ -111,16 +112,18 @@ def test_a_journal_says_how_far_it_came(tmp_path: Path) -> None:
             Step(Operation.INSTALL, b"\xff\n", b".t"),
             Step(Operation.REMOVE, b"b", b".u", Planned(7, 0o40000, 0, 1, 2)),
         ]
-        journal.begin([b"\xff"], steps)
-        assert journal.read() == ([b"\xff"], steps, None)
+        moments = Moments(5, {b"\xff": (0o40700, 1, 2)})
+        journal.begin([b"\xff"], steps, moments)
+        assert journal.read() == ([b"\xff"], steps, None, moments)
         with open(tmp_path / "commit.journal", "ab") as file:
             file.write(b'{"stag')  # what the power's failing leaves
-        assert journal.read() == ([b"\xff"], steps, None)
+        assert journal.read() == ([b"\xff"], steps, None, moments)
         journal.end()
-        journal.begin([b""], steps)
-        journal.staged({b".t": 9, b"\xff": 1})
-        assert journal.read() == ([b""], steps, {b".t": 9, b"\xff": 1})
-        for text in (b"{}\n", b"[]\n", b"\xff\xfe", b"", b'{"schema": 2, "paths": [], "steps": 1}\n{"operation": 5}\n'):
+        journal.begin([b""], steps, moments)
+        staged = {b".t": Staged(9, 0o100644, 1, 2, 3, 4), b"\xff": Staged(1, 0o40755, 0, 0, 0, -5)}
+        journal.staged(staged, 8)
+        assert journal.read() == ([b""], steps, staged, replace(moments, staged_ns=8))
+        for text in (b"{}\n", b"[]\n", b"\xff\xfe", b"", b'{"schema": 3, "paths": [], "steps": 1}\n{"operation": 5}\n'):
             (tmp_path / "commit.journal").write_bytes(text)
             with pytest.raises(ViewfsError, match="can't be read"):
                 journal.read()
@@ -168,7 +171,7 @@ def test_a_plan_does_what_is_selected_and_no_more(tmp_path: Path) -> None:
         changes = list(differences(old, new, None))
 
         def steps(*paths: bytes) -> list[tuple[str, bytes]]:
-            plan = plan_commit(changes, Selection(paths), new, b"t", {})
+            plan = plan_commit(changes, Selection(paths), old, new, b"t", {})
             return [(step.operation.value, step.path) for step in plan.steps]
 
         assert steps(b"d/added") == [("install", b"d/added")]

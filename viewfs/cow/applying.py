@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from viewfs.cow.copying import decode_attributes, remove_tree, set_attributes
-from viewfs.cow.journal import Operation, Planned, Step
+from viewfs.cow.journal import Operation, Planned, Staged, Step
 from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.linux.files import Rename, renameat2
 
@@ -43,6 +43,8 @@ class Applied:
 
     #: Those that could not be done, with the reason.
     failed: list[tuple[bytes, str]] = field(default_factory=list)
+    #: Change times of what was done, where it is as it was to be: who changes it later has another.
+    touched: dict[bytes, int] = field(default_factory=dict)
     #: What was kept because it was not what had been planned, and under which path.
     kept: list[tuple[bytes, bytes]] = field(default_factory=list)
 
@@ -96,22 +98,27 @@ def theirs_name(name: bytes, number: int = 1) -> bytes:
     return kept + suffix
 
 
-def apply(lower: Tree, steps: Sequence[Step], staged: Mapping[bytes, int]) -> Applied:
-    """Do each step that has not been done; `staged` are inode numbers by temporary name. Raises OSError."""
+def apply(lower: Tree, steps: Sequence[Step], staged: Mapping[bytes, Staged]) -> Applied:
+    """Do each step that has not been done; `staged` says by temporary name what was. Raises OSError."""
     done = Applied()
     for step in steps:
+        inode = staged[step.temporary].inode if step.temporary in staged else None
         try:
-            kept = _do(lower, step, staged.get(step.temporary))
+            kept = _do(lower, step, inode)
             if kept is not None:
                 done.kept.append((step.path, kept))
         except _LeftError:
             done.failed.append((step.path, "its mode, owner or attributes were changed outside too, and stay so"))
         except _ChangedError:
             done.failed.append((step.path, "it was changed outside meanwhile"))
-            give_up(lower, step, staged.get(step.temporary))
+            give_up(lower, step, inode)
         except OSError as error:
             done.failed.append((step.path, os.strerror(error.errno or errno.EIO).lower()))
-            give_up(lower, step, staged.get(step.temporary))
+            give_up(lower, step, inode)
+    # Now that all is done, for a name that is put in its place changes those of the file's other names as well.
+    for step in steps:
+        if (changed_ns := _change_time(lower, step, staged.get(step.temporary))) is not None:
+            done.touched[step.path] = changed_ns
     for directory in {split(step.path)[0] for step in steps}:
         try:
             with lower.directory(directory) as fd:
@@ -120,6 +127,21 @@ def apply(lower: Tree, steps: Sequence[Step], staged: Mapping[bytes, int]) -> Ap
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.EACCES):
                 raise
     return done
+
+
+def _change_time(lower: Tree, step: Step, staged: Staged | None) -> int | None:
+    """The change time of what a step has made; None where it isn't as it was to be, since somebody has changed it."""
+    entry = lower.entry(step.path)
+    if entry is None:
+        return None
+    if step.operation is Operation.INSTALL:
+        size = 0 if entry.is_directory else entry.size
+        there = (entry.identity[1], entry.mode, entry.uid, entry.gid, size, entry.mtime_ns)
+        return entry.ctime_ns if there == staged else None
+    if step.operation is Operation.ATTRIBUTES:
+        wanted = decode_attributes(step.attributes)
+        return entry.ctime_ns if (entry.mode, entry.mtime_ns) == (wanted.mode, wanted.mtime_ns) else None
+    return None
 
 
 def _do(lower: Tree, step: Step, staged: int | None) -> bytes | None:
@@ -131,6 +153,8 @@ def _do(lower: Tree, step: Step, staged: int | None) -> bytes | None:
         if step.operation is Operation.ATTRIBUTES:
             if step.planned is not None and _inode(parent, name or b".") != step.planned.inode:
                 raise _ChangedError
+            if not _has_attributes(lower.entry(step.path), step):
+                raise _ChangedError
             set_attributes(parent, name or b".", decode_attributes(step.attributes))
             return None
         if step.operation is Operation.TIMES:
@@ -140,6 +164,18 @@ def _do(lower: Tree, step: Step, staged: int | None) -> bytes | None:
         place = _Place(lower, directory, parent, name, split(step.temporary)[1], step)
         place.clear()
         return place.install(staged) if step.operation is Operation.INSTALL else place.remove()
+
+
+def _has_attributes(there: Entry | None, step: Step) -> bool:
+    """Those that were there when it was planned, or already those that are to be?"""
+    if there is None:
+        return False
+    before, wanted = decode_attributes(step.before), decode_attributes(step.attributes)
+    if (there.mode, there.mtime_ns) == (wanted.mode, wanted.mtime_ns):
+        return True
+    # What is done in a directory changes its times.
+    is_as_old = there.is_directory or there.mtime_ns == before.mtime_ns
+    return is_as_old and (there.mode, there.uid, there.gid) == before[:3] and there.same_xattrs(before)
 
 
 class _Place:
@@ -158,6 +194,8 @@ class _Place:
         there = _inode(self._parent, self._temporary)
         if there is not None and there == staged:
             return self._put_in_place()
+        if there is None and _inode(self._parent, self._old) is None and _inode(self._parent, self._name) != staged:
+            raise _ChangedError  # it has been done, and somebody has changed that; or the directory is another one
         # It has been done: what is left of what was there before, if anything, is under one of the two names.
         return self._dispose(self._temporary if there is not None else self._old, as_before=True)
 

@@ -28,7 +28,7 @@ from viewfs.cow.changes import Change, Kind, differences, same_content, with_ren
 from viewfs.cow.conflicts import find_conflicts
 from viewfs.cow.copying import TreeCopier, decode_attributes, remove_tree, set_acls
 from viewfs.cow.filters import EVERYTHING
-from viewfs.cow.journal import Journal, Operation, Step
+from viewfs.cow.journal import Journal, Moments, Operation, Staged, Step, Written
 from viewfs.cow.layers import Layer, clock_ns
 from viewfs.cow.outside import give_owner_of
 from viewfs.cow.planning import Selection, plan_commit
@@ -93,6 +93,7 @@ class Commit:
     ) -> None:
         """Plans it, changing nothing. Raises `ViewfsError` and OSError."""
         self._layer, self._lower, self._view = layer, lower, view
+        planned_ns = clock_ns(layer.fd, lower)
         unchanged: dict[tuple[int, int], bytes] = {}
         found = list(differences(lower, view, [upper], unchanged=unchanged))
         self.conflicts = list(find_conflicts(layer.record, lower, view, upper, found, unchanged, selection))
@@ -106,11 +107,32 @@ class Commit:
 
             theirs = kept_name
         token = secrets.token_hex(4).encode()
-        self.plan = plan_commit(found, selection, view, token, unchanged, theirs, at_odds)
+        self.plan = plan_commit(found, selection, lower, view, token, unchanged, theirs, at_odds, self._is_news)
         #: The changes that are made as a person is told of them: as `diff` does.
         self.told = with_renames(self.plan.changes, lower, view)
         self._keep_groups()
+        self._moments = Moments(planned_ns, self._untouched())
         self._taken: list[bytes] = []
+
+    def _is_news(self, path: bytes, entry: Entry) -> bool:
+        """Has somebody changed what is at `path` of the lower tree since the layer was begun?"""
+        record = self._layer.record
+        return record.touched.get(os.fsdecode(path)) != entry.ctime_ns > record.base_ns(path)
+
+    def _untouched(self) -> dict[bytes, tuple[int, int, int]]:
+        """The directories in which something will be done, as far as nobody has changed them: what they then are is no
+        news. Of a commit of everything all conflicts have been looked at."""
+        found: dict[bytes, tuple[int, int, int]] = {}
+        everything = self.plan.selection.is_everything
+        after = {step.path: step.attributes for step in self.plan.steps if step.operation is Operation.ATTRIBUTES}
+        for directory in {split(step.path)[0] for step in self.plan.steps}:
+            entry = self._lower.entry(directory)
+            if entry is None:
+                continue
+            if everything or not self._is_news(directory, entry):
+                wanted = decode_attributes(after[directory]) if directory in after else entry
+                found[directory] = (wanted.mode, wanted.uid, wanted.gid)
+        return found
 
     def _keep_groups(self) -> None:
         """A name of a file with several that was renamed, and not changed, is to be a name of that file again."""
@@ -148,15 +170,16 @@ class Commit:
             # What the view has written may be in memory only. Once it is outside, the layer must not have less of it.
             if not self._layer.record.volatile:
                 syncfs(self._layer.fd)
-            journal.begin(self._paths(), self.plan.steps)
+            journal.begin(self._paths(), self.plan.steps, self._moments)
             try:
                 refused = self._stage(progress)
                 self._check_unchanged()
                 steps = [step for step in self.plan.steps if step.path not in dict(refused)]
                 staged = self._staged(steps)
-                journal.staged(staged)
+                moments = replace(self._moments, staged_ns=clock_ns(self._layer.fd, self._lower))
+                journal.staged(staged, moments.staged_ns)
             except BaseException:
-                _undo(self._lower, self.plan.steps)
+                _undo(self._layer, self._lower, self.plan.steps, self._moments)
                 journal.end()
                 raise
         except OSError as error:
@@ -166,7 +189,9 @@ class Commit:
             ) from error
         applied = apply(self._lower, steps, staged)
         failed = refused + applied.failed
-        _finish(self._layer, self._lower, journal, self._paths(), self.plan.steps, failed)
+        _finish(
+            self._layer, self._lower, journal, Written(self._paths(), self.plan.steps, staged, moments), applied, failed
+        )
         undone = {path for path, _why in failed}
         whole = {step.path for step in self.plan.steps if step.temporary} & undone  # with all that is in them
         done = [c for c in self.told if c.path not in undone and not _is_at_or_below(c.path, whole)]
@@ -264,12 +289,14 @@ class Commit:
             set_acls(b"/proc/self/fd/%d/%s" % (parent, name), old)
             os.chmod(name, stat.S_IMODE(new.mode), dir_fd=parent)
 
-    def _staged(self, steps: Sequence[Step]) -> dict[bytes, int]:
-        """The inode number of what was staged, by temporary name."""
+    def _staged(self, steps: Sequence[Step]) -> dict[bytes, Staged]:
+        """What was staged, by temporary name."""
         found = {}
         for step in steps:
-            if step.operation is Operation.INSTALL and (entry := self._lower.entry(step.temporary)) is not None:
-                found[step.temporary] = entry.identity[1]
+            if step.operation is Operation.INSTALL:
+                directory, name = split(step.temporary)
+                with contextlib.suppress(FileNotFoundError), self._lower.directory(directory) as parent:
+                    found[step.temporary] = Staged.of(os.stat(name, dir_fd=parent, follow_symlinks=False))
         return found
 
     def _check_unchanged(self) -> None:
@@ -302,14 +329,14 @@ def recover(layer: Layer, lower: Tree) -> str | None:
         return None
     where = layer.record.path
     if found.staged is None:
-        _undo(lower, found.steps)
+        _undo(layer, lower, found.steps, found.moments)
         journal.end()
         return f"an interrupted commit to {where} was undone"
     # What was refused while staging was never there to be installed.
     steps = [step for step in found.steps if step.operation is not Operation.INSTALL or step.temporary in found.staged]
     refused = [(step.path, "") for step in found.steps if step not in steps]
     applied = apply(lower, steps, found.staged)
-    _finish(layer, lower, journal, found.paths, found.steps, [*refused, *applied.failed])
+    _finish(layer, lower, journal, found, applied, [*refused, *applied.failed])
     return f"an interrupted commit to {where} was finished{_told(where, applied)}"
 
 
@@ -332,21 +359,33 @@ def _finish(
     layer: Layer,
     lower: Tree,
     journal: Journal,
-    paths: Sequence[bytes],
-    steps: Sequence[Step],
+    written: Written,
+    applied: Applied,
     failed: Sequence[tuple[bytes, str]],
 ) -> None:
+    """Write down since when changes outside are somebody else's: of all since it was planned, and of what was put in
+    its place since it was staged, but for what that itself has changed."""
+    steps, moments = written.steps, written.moments
     undone = {path for path, _why in failed}
-    done = [path for path in _bases(steps) if path not in undone] if failed else list(paths)
-    record = layer.record.rebased(done, clock_ns(layer.fd, lower))
-    if b"" not in done:
-        directories = {split(step.path)[0] for step in steps} - undone
-        entries = {directory: lower.entry(directory) for directory in directories}
-        touched = {os.fsdecode(path): entry.ctime_ns for path, entry in entries.items() if entry is not None}
-        record = replace(record, touched=record.touched | touched)
+    done = [path for path in _bases(steps) if path not in undone] if failed else list(written.paths)
+    record = layer.record.rebased(done, moments.planned_ns)
+    installed = [step.path for step in steps if step.operation is Operation.INSTALL and step.path not in undone]
+    bases = record.bases | {os.fsdecode(path): moments.staged_ns for path in installed}
+    touched = record.touched | {os.fsdecode(path): time_ns for path, time_ns in applied.touched.items()}
+    record = replace(record, bases=bases, touched=touched | _directory_times(lower, moments, undone))
     _hide_lower(layer, [step.path for step in steps if step.operation is Operation.INSTALL])
     layer.write(record)
     journal.end()
+
+
+def _directory_times(lower: Tree, moments: Moments, undone: Collection[bytes] = ()) -> dict[str, int]:
+    """Change times of directories in which this commit alone did something."""
+    found: dict[str, int] = {}
+    for directory, attributes in moments.untouched.items():
+        entry = lower.entry(directory) if directory not in undone else None
+        if entry is not None and (entry.mode, entry.uid, entry.gid) == attributes:
+            found[os.fsdecode(directory)] = entry.ctime_ns
+    return found
 
 
 def _bases(steps: Sequence[Step]) -> list[bytes]:
@@ -374,7 +413,7 @@ def _hide_lower(layer: Layer, installed: Sequence[bytes]) -> None:
                         os.setxattr(fd, OPAQUE, b"y")
 
 
-def _undo(lower: Tree, steps: Sequence[Step]) -> None:
+def _undo(layer: Layer, lower: Tree, steps: Sequence[Step], moments: Moments) -> None:
     for step in steps:
         if step.temporary:
             directory, name = split(step.temporary)
@@ -384,6 +423,10 @@ def _undo(lower: Tree, steps: Sequence[Step]) -> None:
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     raise
+    # That something lay in them for a while is no news either.
+    with contextlib.suppress(OSError):  # a full disk
+        record = layer.record
+        layer.write(replace(record, touched=record.touched | _directory_times(lower, moments)))
 
 
 def _free_name(tree: Tree, path: bytes) -> bytes:

@@ -50,7 +50,8 @@ def find_conflicts(
         if change.old is not None:
             told = inside is not None and change.path.startswith(inside + b"/")
             if not told and _changed_outside(record, change):
-                inside = change.path
+                # Where it is a directory on both sides, and open in the view, what is in it tells for itself.
+                inside = None if _stays_directory(change) else change.path
                 yield Conflict(change.path, "it was changed outside too")
         elif _was_copied_up(upper, change.path) and _something_went(record, lower, change.path):
             gone.append(Conflict(change.path, "it was removed outside"))
@@ -59,10 +60,13 @@ def find_conflicts(
         yield from (conflict for conflict in gone if conflict.path not in moved)
 
 
+def _stays_directory(change: Change) -> bool:
+    return all(entry is not None and entry.is_directory for entry in (change.old, change.new))
+
+
 def _changed_outside(record: LayerRecord, change: Change) -> bool:
     assert change.old is not None
-    is_directory = change.old.is_directory and change.new is not None and change.new.is_directory
-    if is_directory and not change.aspects & _OWN:
+    if _stays_directory(change) and not change.aspects & _OWN:
         return False  # what is in it tells for itself
     if record.touched.get(os.fsdecode(change.path)) == change.old.ctime_ns:
         return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from viewfs.cow.layers import JOURNAL
 from viewfs.errors import ViewfsError
 
-__all__ = ["Journal", "Operation", "Planned", "Step", "Written"]
+__all__ = ["Journal", "Moments", "Operation", "Planned", "Staged", "Step", "Written"]
 
 _SCHEMA = 3
 
@@ -65,8 +66,9 @@ class Step:
     planned: Planned | None = None
     #: What has to go is kept under this name.
     theirs: bytes = b""
-    #: For ATTRIBUTES and TIMES, as `copying.encode_attributes` has them.
+    #: For ATTRIBUTES and TIMES, as `copying.encode_attributes` has them; and what they were.
     attributes: dict[str, Any] = field(default_factory=dict)
+    before: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -76,6 +78,7 @@ class Step:
             "planned": None if self.planned is None else asdict(self.planned),
             "theirs": os.fsdecode(self.theirs),
             "attributes": self.attributes,
+            "before": self.before,
         }
 
     @classmethod
@@ -87,7 +90,37 @@ class Step:
             None if value["planned"] is None else Planned(**value["planned"]),
             os.fsencode(value["theirs"]),
             value["attributes"],
+            value["before"],
         )
+
+
+class Staged(NamedTuple):
+    """What was staged under a temporary name: it is what has the name afterwards, unless somebody changes that."""
+
+    inode: int
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Staged:
+        # What a directory takes is the file system's affair.
+        size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+        return cls(status.st_ino, status.st_mode, status.st_uid, status.st_gid, size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """When what was looked at, by the clock of change times in the lower tree: later changes are somebody else's."""
+
+    planned_ns: int
+    #: Directories in which something is done, and that nobody has changed since the layer was begun: mode, owner and
+    #: group.
+    untouched: dict[bytes, tuple[int, int, int]] = field(default_factory=dict)
+    #: When all was staged; 0 before that.
+    staged_ns: int = 0
 
 
 class Written(NamedTuple):
@@ -95,8 +128,9 @@ class Written(NamedTuple):
 
     paths: list[bytes]
     steps: list[Step]
-    #: The inode number of what lay under each temporary name when all was staged; None before that.
-    staged: dict[bytes, int] | None
+    #: By temporary name, when all was staged; None before that.
+    staged: dict[bytes, Staged] | None
+    moments: Moments
 
 
 class Journal:
@@ -105,9 +139,11 @@ class Journal:
     def __init__(self, layer: int) -> None:
         self._layer = layer
 
-    def begin(self, paths: Sequence[bytes], steps: Sequence[Step]) -> None:
+    def begin(self, paths: Sequence[bytes], steps: Sequence[Step], moments: Moments) -> None:
         """Write down what will be done to make `paths` what they are in the view. Raises OSError."""
-        head = {"schema": _SCHEMA, "paths": [os.fsdecode(path) for path in paths], "steps": len(steps)}
+        head: dict[str, Any] = {"schema": _SCHEMA, "paths": [os.fsdecode(path) for path in paths], "steps": len(steps)}
+        head["planned_ns"] = moments.planned_ns
+        head["untouched"] = {os.fsdecode(path): list(values) for path, values in moments.untouched.items()}
         lines = [json.dumps(line) for line in (head, *(step.to_json() for step in steps))]
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         aside = JOURNAL + ".new"
@@ -120,12 +156,12 @@ class Journal:
         os.rename(aside, JOURNAL, src_dir_fd=self._layer, dst_dir_fd=self._layer)
         os.fsync(self._layer)
 
-    def staged(self, inodes: Mapping[bytes, int]) -> None:
+    def staged(self, staged: Mapping[bytes, Staged], staged_ns: int) -> None:
         """All that is to be installed is there: from here on there is no way back. Raises OSError.
 
-        `inodes` tell what was staged from what it takes the place of, by temporary name.
+        `staged` tells it from what it takes the place of, by temporary name.
         """
-        line = {"staged": {os.fsdecode(name): inode for name, inode in inodes.items()}}
+        line = {"staged": {os.fsdecode(name): list(one) for name, one in staged.items()}, "time_ns": staged_ns}
         fd = os.open(JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=self._layer)
         with open(fd, "w", encoding="ascii") as file:
             file.write(json.dumps(line) + "\n")
@@ -148,12 +184,14 @@ class Journal:
             if len(steps) != head["steps"]:
                 raise ValueError("it is not whole")
             paths = [os.fsencode(path) for path in head["paths"]]
-            staged = _parse_staged(lines[1 + len(steps)] if len(lines) > 2 + len(steps) else "")
+            staged, staged_ns = _parse_staged(lines[1 + len(steps)] if len(lines) > 2 + len(steps) else "")
+            untouched = {os.fsencode(path): (int(a), int(b), int(c)) for path, (a, b, c) in head["untouched"].items()}
+            moments = Moments(int(head["planned_ns"]), untouched, staged_ns)
             if b"\0" in b"".join([*paths, *(step.path + step.temporary + step.theirs for step in steps)]):
                 raise ValueError("a path with a zero byte is in it")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise ViewfsError(f"the journal of an interrupted commit can't be read: {error}") from error
-        return Written(paths, steps, staged)
+        return Written(paths, steps, staged, moments)
 
     def end(self) -> None:
         """All is done, or undone. Raises OSError."""
@@ -161,10 +199,11 @@ class Journal:
         os.fsync(self._layer)
 
 
-def _parse_staged(line: str) -> dict[bytes, int] | None:
-    """What the line says; None for one that was being written when the power failed."""
+def _parse_staged(line: str) -> tuple[dict[bytes, Staged] | None, int]:
+    """What the line says, and when that was; None for one that was being written when the power failed."""
     try:
-        staged = json.loads(line)["staged"]
+        value = json.loads(line)
+        staged, time_ns = value["staged"], int(value["time_ns"])
     except (ValueError, KeyError, RecursionError):
-        return None
-    return {os.fsencode(name): int(inode) for name, inode in staged.items()}
+        return None, 0
+    return {os.fsencode(name): Staged(*map(int, one)) for name, one in staged.items()}, time_ns

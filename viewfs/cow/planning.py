@@ -71,17 +71,20 @@ class Plan:
 def plan_commit(
     changes: Iterable[Change],
     selection: Selection,
+    lower: Tree,
     view: Tree,
     token: bytes,
     unchanged: dict[tuple[int, int], bytes],
     theirs: Callable[[bytes], bytes] | None = None,
     at_odds: Collection[bytes] = (),
+    changed_outside: Callable[[bytes, Entry], bool] = lambda _path, _entry: False,
 ) -> Plan:
     """The plan that makes `changes` in the lower tree, as far as they are in `selection`.
 
     `token` makes temporary names unlike those of another commit. `theirs` gives the name under which to keep what is
     there, for paths where that is wanted, or b""; of the directories `at_odds` nothing can be kept beside, so they are
-    left. Raises `UsageError` where only a part of something indivisible was
+    left. `changed_outside` says of a directory that somebody has done something in it: its time is that then, if it is
+    later. Raises `UsageError` where only a part of something indivisible was
     selected.
     """
     changes = list(changes)
@@ -96,6 +99,7 @@ def plan_commit(
     touched: set[bytes] = set()
     attributes: dict[bytes, Entry] = {}
     there: dict[bytes, Planned] = {}
+    before: dict[bytes, Entry] = {}
     for change in changes:
         path = change.path
         if covered is not None and path.startswith(covered + b"/"):
@@ -133,6 +137,7 @@ def plan_commit(
             attributes[path] = change.new
             assert change.old is not None
             there[path] = planned(change.old)
+            before[path] = change.old
             if change.new.is_file:
                 plan.unchanged.setdefault(change.new.identity, path)
         if in_place:
@@ -147,14 +152,28 @@ def plan_commit(
             covered = path
     if covered is not None:
         plan.close(inside)
+
+    def is_later(path: bytes, old: Entry | None, entry: Entry) -> bool:
+        if old is None or not entry.is_directory or old.mtime_ns <= entry.mtime_ns:
+            return False
+        return changed_outside(path, old)
+
     # What is inside a directory comes before the directory's own times.
     steps = {
-        path: Step(Operation.ATTRIBUTES, path, planned=there[path], attributes=encode_attributes(entry))
+        path: Step(
+            Operation.ATTRIBUTES,
+            path,
+            planned=there[path],
+            attributes=encode_attributes(
+                entry._replace(mtime_ns=before[path].mtime_ns) if is_later(path, before[path], entry) else entry
+            ),
+            before=encode_attributes(before[path]),
+        )
         for path, entry in attributes.items()
     }
     for directory in filter(selection.has, touched):  # of others the kernel updates the times
-        entry = view.entry(directory)
-        if entry is not None and directory not in steps:
+        entry, old = view.entry(directory), lower.entry(directory)
+        if entry is not None and directory not in steps and not is_later(directory, old, entry):
             steps[directory] = Step(Operation.TIMES, directory, attributes=encode_attributes(entry))
     plan.steps += [steps[path] for path in sorted(steps, reverse=True)]
     return plan

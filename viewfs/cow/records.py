@@ -70,7 +70,7 @@ class LayerRecord:
     checkpoints: tuple[Checkpoint, ...] = ()
     #: As `opened_ns`, for paths that were committed or discarded by themselves since.
     bases: dict[str, int] = field(default_factory=dict)
-    #: Directories of the lower tree that commits wrote to, with the change time that they had afterwards.
+    #: What commits wrote in the lower tree, with the change time that it had afterwards: that one is no news.
     touched: dict[str, int] = field(default_factory=dict)
     #: What showed it last: the kernel's "overlay", or our own file system ("fuse").
     backend: str = "overlay"
@@ -91,7 +91,8 @@ class LayerRecord:
     def rebased(self, paths: Sequence[bytes], now_ns: int) -> LayerRecord:
         """After `paths` (b"": all of it) have been made the same in the lower tree and in the view."""
         if b"" in paths:
-            return replace(self, opened_ns=now_ns, bases={}, touched={}, unsettled=True)
+            opened_ns = max(self.opened_ns, now_ns)
+            return replace(self, opened_ns=opened_ns, bases={}, touched={}, unsettled=True)
         return replace(self, bases=self.bases | {os.fsdecode(path): now_ns for path in paths}, unsettled=True)
 
     @classmethod

@@ -14,7 +14,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from tests.kernel.conftest import Result, Viewfs, wait_until
+from tests.kernel.conftest import SECONDS, Result, Viewfs, wait_until
 from tests.kernel.cow.conftest import Cow, OpenView, snapshot
 
 BACKENDS = pytest.mark.parametrize("backend", ["overlay", "fuse"])
@@ -332,7 +332,7 @@ def terminal(viewfs: Viewfs, project: Path) -> Iterator[Callable[..., pexpect.sp
     def start(*arguments: str) -> pexpect.spawn[str]:
         environment = viewfs.environment | {"TERM": "dumb"}
         child = pexpect.spawn(
-            "viewfs", list(arguments), env=environment, cwd=str(project), encoding="utf-8", timeout=30
+            "viewfs", list(arguments), env=environment, cwd=str(project), encoding="utf-8", timeout=SECONDS
         )
         started.append(child)
         return child

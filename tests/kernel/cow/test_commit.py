@@ -157,6 +157,41 @@ def test_a_directory_that_was_closed_outside(cow: Cow, tree: Path, inside: str) 
     assert not (cow.viewfs.state / "viewfs").exists()
 
 
+def test_what_was_written_in_a_directory_that_was_closed_outside(cow: Cow, tree: Path) -> None:
+    """Both are at odds, and both are named and kept."""
+    cow.sh("echo inside > directory/gone")
+    (tree / "directory").chmod(0o700)
+    (tree / "directory/gone").write_text("precious\n")
+    refused = cow("commit", check=False)
+    assert f"{tree}/directory: it was" in refused.err and f"{tree}/directory/gone: it was" in refused.err
+    cow("commit", "--keep-theirs", check=False)
+    assert (tree / "directory/gone").read_text() == "inside\n"
+    assert (tree / "directory/gone.viewfs-theirs").read_text() == "precious\n"
+
+
+def test_a_part_is_committed_of_what_was_changed_outside(cow: Cow, tree: Path) -> None:
+    """The rest is at odds as before."""
+    (tree / "directory").chmod(0o755)
+    cow.sh("echo 2 > directory/gone; echo 2 > directory/deeper/file; echo 2 > text")
+    (tree / "directory").chmod(0o700)
+    (tree / "directory/deeper/file").unlink()
+    cow("commit", tree / "directory/gone")
+    for options in ((), ("--exclude", "text")):
+        refused = cow("commit", *options, check=False)
+        assert refused.code == 1 and f"{tree}/directory: it was changed outside too" in refused.err
+        assert f"{tree}/directory/deeper/file: it was removed outside" in refused.err
+    assert mode(tree / "directory") == "0o700" and not (tree / "directory/deeper/file").exists()
+
+
+def test_the_time_of_a_directory_in_which_something_was_done_later(cow: Cow, tree: Path) -> None:
+    cow.sh("touch -d 2020-01-01 empty; touch directory/new; mkdir made; touch -d 2021-01-01 made")
+    (tree / "directory/outside").touch()
+    later = (tree / "directory").stat().st_mtime_ns
+    cow("commit")
+    assert (tree / "directory").stat().st_mtime_ns >= later
+    assert [(tree / name).stat().st_mtime_ns // 10**9 for name in ("empty", "made")] == [1577836800, 1609459200]
+
+
 def test_a_directory_in_which_something_came_outside(cow: Cow, tree: Path) -> None:
     """Its change time has changed, and nothing else of its own."""
     cow.sh("echo new > directory/new; touch directory/deeper/other")

@@ -83,12 +83,15 @@ def test_it_can_be_got_rid_of(cow: Cow, tree: Path, damage: str) -> None:
     assert not (cow.viewfs.state / "viewfs/cow").exists() and cow.sh("cat text").out == "one\ntwo\nthree\n"
 
 
+HEAD: dict[str, object] = {"schema": 3, "planned_ns": 1, "untouched": {}, "paths": [""]}
+
+
 def journal(**changed: object) -> list[object]:
     step: dict[str, object] = {
         "operation": "install", "path": "text", "temporary": ".viewfs-0", "planned": None, "theirs": "",
-        "attributes": {},
+        "attributes": {}, "before": {},
     }  # fmt: skip
-    return [{"schema": 2, "paths": [""], "steps": 1}, step | changed, {"staged": {".viewfs-0": 1}}]
+    return [{**HEAD, "steps": 1}, step | changed, {"staged": {".viewfs-0": [1, 33188, 0, 0, 0, 0]}, "time_ns": 1}]
 
 
 JOURNALS: dict[str, list[object] | bytes] = {
@@ -99,11 +102,11 @@ JOURNALS: dict[str, list[object] | bytes] = {
     "null": [None],
     "no fields": [{}],
     "of an earlier version": [{"schema": 1, "paths": [""], "steps": 0}],
-    "cut in the steps": [{"schema": 2, "paths": [""], "steps": 3}, journal()[1]],
-    "steps is a word": [{"schema": 2, "paths": [""], "steps": "many"}],
-    "steps is negative": [{"schema": 2, "paths": [""], "steps": -1}, {}],
-    "paths is a number": [{"schema": 2, "paths": 3, "steps": 0}],
-    "paths of numbers": [{"schema": 2, "paths": [3], "steps": 0}],
+    "cut in the steps": [{**HEAD, "steps": 3}, journal()[1]],
+    "steps is a word": [{**HEAD, "steps": "many"}],
+    "steps is negative": [{**HEAD, "steps": -1}, {}],
+    "paths is a number": [{**HEAD, "paths": 3, "steps": 0}],
+    "paths of numbers": [{**HEAD, "paths": [3], "steps": 0}],
     "a path that is a number": journal(path=3),
     "an operation that is none": journal(operation="format"),
     "planned without fields": journal(planned={}),
@@ -112,6 +115,11 @@ JOURNALS: dict[str, list[object] | bytes] = {
     "a lone surrogate": journal(path="\ud800"),
     "staged is a list": [*journal()[:2], {"staged": []}],
     "staged is a number": [*journal()[:2], 3],
+    "staged has too few": [*journal()[:2], {"staged": {".viewfs-0": [1, 2]}, "time_ns": 1}],
+    "staged at no time": [*journal()[:2], {"staged": {}, "time_ns": "x"}],
+    "planned at no time": [{**HEAD, "planned_ns": None, "steps": 0}],
+    "untouched is a list": [{**HEAD, "untouched": [], "steps": 0}],
+    "untouched has too few": [{**HEAD, "untouched": {"": [1]}, "steps": 0}],
     "inodes are words": [*journal()[:2], {"staged": {".viewfs-0": "x"}}],
 }
 

@@ -257,7 +257,8 @@ def test_killed_in_a_running_view(cow: Cow, tree: Path) -> None:
 
 def test_a_journal_that_is_damaged(cow: Cow) -> None:
     cow.sh("echo x > text")
-    (cow.layer / "commit.journal").write_text('{"schema": 2, "paths": [""], "steps": 3}\nnot json\n')
+    head = {"schema": 3, "planned_ns": 1, "untouched": {}, "paths": [""], "steps": 3}
+    (cow.layer / "commit.journal").write_text(f"{json.dumps(head)}\nnot json\n")
     result = cow("commit", check=False)
     assert result.code == 1 and "the journal of an interrupted commit can't be read" in result.err
     assert result.err.count("\n") == 1
@@ -325,3 +326,101 @@ def test_what_is_changed_outside_while_it_is_staged(cow: Cow, tree: Path, meanwh
     if "outside" in meanwhile:
         assert (tree / "text").read_text() == "outside\n"
     assert cow.changes().keys() >= {"text"} and "new" in cow.changes()
+
+
+def commit_and(cow: Cow, meanwhile: Callable[[], object], *, killed: bool = False) -> None:
+    """A commit, and what somebody does outside when it has put all in its place and has not ended yet; `killed`: it
+    does not."""
+
+    def work() -> None:
+        import viewfs.cow.commit as module
+
+        applying = module.apply
+
+        def apply(*arguments: Any) -> Any:
+            done = applying(*arguments)
+            meanwhile()
+            if killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        module.apply = apply
+        commit(cow)
+
+    assert in_a_child(work) == (-signal.SIGKILL if killed else 0)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_is_changed_outside_while_it_is_put_in_its_place(cow: Cow, tree: Path, killed: bool) -> None:
+    """What the commit itself has written is no news; what comes between that and its end is, whenever the end is."""
+    cow.sh("echo new > text; mkdir made; echo 1 > made/file; chmod 700 script; echo x >> directory/deeper/file")
+
+    def meanwhile() -> None:
+        (tree / "text").write_text("precious\n")
+        (tree / "made/outside").write_text("precious\n")
+        (tree / "made/file").write_text("precious\n")
+        (tree / "script").chmod(0o600)
+
+    commit_and(cow, meanwhile, killed=killed)
+    refused = cow("commit", check=False)
+    assert refused.code == 1, refused
+    for path in ("text", "made/outside", "made/file"):
+        assert (tree / path).read_text() == "precious\n" and f"{tree}/{path}: " in refused.err, path
+    assert (tree / "script").stat().st_mode & 0o777 == 0o600
+    assert "deeper" not in refused.err, "of that nobody has changed anything"
+
+
+def test_what_both_write_while_it_is_staged(cow: Cow, tree: Path) -> None:
+    """It is none of this commit, and a conflict for the next."""
+    cow.sh("echo new > text")
+    upper = cow.layer / "upper"
+
+    def meanwhile() -> None:
+        (upper / "script").write_text("inside\n")  # as a view that runs leaves it
+        (tree / "script").write_text("precious\n")
+
+    commit_and(cow, meanwhile)
+    refused = cow("commit", check=False)
+    assert refused.code == 1 and f"{tree}/script: it was changed outside too" in refused.err
+    assert (tree / "script").read_text() == "precious\n" and (tree / "text").read_text() == "new\n"
+
+
+def killed_when_staged(cow: Cow) -> None:
+    def work() -> None:
+        import viewfs.cow.commit as module
+
+        module.apply = lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        commit(cow)
+
+    assert in_a_child(work) == -signal.SIGKILL
+
+
+def test_attributes_that_were_changed_outside_since_it_was_killed(cow: Cow, tree: Path) -> None:
+    for name in ("text", "script"):
+        (tree / name).chmod(0o644)
+    cow.sh("chmod 755 text; touch -d 2001-01-01 script; chmod 750 directory; chmod 711 empty")
+    killed_when_staged(cow)
+    (tree / "text").chmod(0o600)
+    (tree / "script").write_text("precious\n")
+    (tree / "directory").chmod(0o700)
+    os.setxattr(tree / "directory", "user.x", b"1")
+    told = cow("diff", "--name-only")
+    assert "was finished" in told.err and "it was changed outside meanwhile" in told.err
+    assert oct((tree / "text").stat().st_mode & 0o777) == "0o600"
+    assert (tree / "script").stat().st_mtime_ns > 1_700_000_000 * 10**9
+    assert oct((tree / "directory").stat().st_mode & 0o777) == "0o700" and os.listxattr(tree / "directory")
+    assert oct((tree / "empty").stat().st_mode & 0o777) == "0o711", "the others are done"
+
+
+def test_a_directory_that_was_moved_since_it_was_killed(cow: Cow, tree: Path) -> None:
+    cow.sh("echo new > directory/gone; echo new > directory/deeper/file; echo new > text")
+    killed_when_staged(cow)
+    (tree / "directory").rename(tree / "moved")
+    (tree / "directory/deeper").mkdir(parents=True)
+    (tree / "directory/gone").write_text("precious\n")
+    told = cow("diff", "--name-only")
+    assert "was finished" in told.err and "not committed" in told.err
+    assert (tree / "text").read_text() == "new\n" and (tree / "directory/gone").read_text() == "precious\n"
+    refused = cow("commit", check=False)
+    assert refused.code == 1 and f"{tree}/directory/gone: it was changed outside too" in refused.err
+    assert (tree / "directory/gone").read_text() == "precious\n"

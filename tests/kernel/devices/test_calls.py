@@ -10,7 +10,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from tests.kernel.conftest import View, wait_until
+from tests.kernel.conftest import SECONDS, View, wait_until
 from tests.kernel.devices.conftest import HERE, Program
 
 Start = Callable[..., Program]
@@ -232,7 +232,7 @@ def test_ctrl_c_at_a_terminal(probe: View) -> None:
         "viewfs",
         ["enter", probe.name, "--", "bash", "--norc"],
         env=probe.viewfs.environment | {"PS1": "now> "},
-        timeout=20,
+        timeout=SECONDS,
     )
     child.expect_exact("now> ")
     child.sendline("cat /dev/probe")
