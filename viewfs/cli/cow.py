@@ -252,7 +252,7 @@ def commit(
         print_json(changes=done, failed=failed, kept=kept)
     elif not all_changes and not failed:
         tell("nothing has changed")
-    else:
+    elif all_changes:
         click.echo(f"{'would commit' if dry_run else 'committed'}: {count_line(all_changes)}")
     for row in kept[:_FAILURES]:
         warn(f"{row['path']} was changed outside meanwhile, and that is kept as {row['as']}")

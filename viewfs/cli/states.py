@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -84,7 +83,7 @@ def rollback(session: str | None, as_json: bool, epoch: str, paths: tuple[str, .
                     undone, left = restore(layer.layer, changes, state.tree, layer.view, layer.selection, told)
                 total += undone
                 refused += [(layer.shown(change.path), why) for change, why in left]
-                layer.layer.write(replace(layer.layer.record, unsettled=True))
+                layer.layer.write(layer.layer.record.with_an_older_state())
     if as_json:
         print_json(**answer, undone=len(total))
     else:

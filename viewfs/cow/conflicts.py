@@ -74,9 +74,9 @@ def _changed_outside(record: LayerRecord, change: Change) -> bool:
 
 
 def _was_copied_up(upper: Tree, path: bytes) -> bool:
-    """Says the layer that it is of a file outside? (overlayfs.rst, trusted.overlay.origin)"""
+    """Says the layer that it is of a file or directory outside? (overlayfs.rst, trusted.overlay.origin)"""
     entry = upper.entry(path)
-    return entry is not None and entry.is_file and ORIGIN in dict(entry.xattrs)
+    return entry is not None and ORIGIN in dict(entry.xattrs)
 
 
 def _something_went(record: LayerRecord, lower: Tree, path: bytes) -> bool:

@@ -172,7 +172,7 @@ class CowFileSystem(CowNames):
                     os.chown(name, entry.uid, entry.gid, dir_fd=place)
             os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=place)
             os.utime(name, ns=(entry.atime_ns, entry.mtime_ns), dir_fd=place)
-        elif entry.is_file:
+        if entry.is_directory or entry.is_file:
             with contextlib.suppress(OSError):
                 os.setxattr(b"/proc/self/fd/%d/%s" % (place, name), ORIGIN, b"")
 

@@ -36,7 +36,7 @@ _LOCK = ".lock"
 _RESTORING = "restoring"
 #: See `viewfs.cow.journal`.
 JOURNAL = "commit.journal"
-_SCHEMA = 3
+_SCHEMA = 4
 
 
 def clock_ns(directory: int, lower: Tree) -> int:

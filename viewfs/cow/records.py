@@ -49,13 +49,16 @@ class Checkpoint:
     time_ns: int
     #: The directory below `checkpoints/`.
     directory: str
+    #: Since when changes of the lower tree are in conflict with it (`LayerRecord.opened_ns` of that time).
+    opened_ns: int
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Checkpoint:
         directory = typed(value["directory"], str)
         if not is_state_directory(directory):
             raise ValueError(f"{directory!r} is no state")
-        return cls(typed(value["epoch"], int), typed(value["name"], str), typed(value["time_ns"], int), directory)
+        epoch, name = typed(value["epoch"], int), typed(value["name"], str)
+        return cls(epoch, name, typed(value["time_ns"], int), directory, typed(value["opened_ns"], int))
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,14 @@ class LayerRecord:
         """After `paths` (b"": all of it) have been made the same in the lower tree and in the view."""
         if b"" in paths:
             opened_ns = max(self.opened_ns, now_ns)
-            return replace(self, opened_ns=opened_ns, bases={}, touched={}, unsettled=True)
+            touched = self.touched if self.checkpoints else {}  # a state of before that may come back
+            return replace(self, opened_ns=opened_ns, bases={}, touched=touched, unsettled=True)
         return replace(self, bases=self.bases | {os.fsdecode(path): now_ns for path in paths}, unsettled=True)
+
+    def with_an_older_state(self) -> LayerRecord:
+        """One that was kept has come back: what was changed since its time is in conflict, and not only since now."""
+        opened_ns = min([self.opened_ns, *(one.opened_ns for one in self.checkpoints)])
+        return replace(self, opened_ns=opened_ns, bases={}, unsettled=True)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> LayerRecord:

@@ -71,8 +71,8 @@ def _settle_emptied(upper: Tree, lower: Tree, path: bytes) -> None:
 
 
 def _is_private(change: Change) -> bool:
-    """Only what the overlay keeps for itself differs, or times."""
-    if change.old is None or change.new is None or change.aspects - {"xattrs", "times"}:
+    """Only what the overlay keeps for itself differs, or times. (In a layer a name of a file is a file of its own.)"""
+    if change.old is None or change.new is None or change.aspects - {"xattrs", "times", "links"}:
         return False
     return _same_xattrs(change.old, change.new)
 

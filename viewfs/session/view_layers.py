@@ -206,8 +206,9 @@ def _note(layer: HeldLayer, epoch: Epoch, name: str, directory: str) -> None:
     try:
         with opened.locked():
             others = tuple(one for one in opened.record.checkpoints if one.directory != directory)
-            times = [one.time_ns for one in opened.record.checkpoints if one.directory == directory]
-            state = Checkpoint(epoch, name, times[0] if times else time.time_ns(), directory)
+            known = [one for one in opened.record.checkpoints if one.directory == directory]
+            before = known[0] if known else Checkpoint(0, "", time.time_ns(), directory, opened.record.opened_ns)
+            state = replace(before, epoch=epoch, name=name)
             opened.write(replace(opened.record, checkpoints=(*others, state)))
     except OSError as error:
         raise ViewfsError(f"cannot write down the state of {layer.path}: {error.strerror}") from error

@@ -192,6 +192,19 @@ def test_the_time_of_a_directory_in_which_something_was_done_later(cow: Cow, tre
     assert [(tree / name).stat().st_mtime_ns // 10**9 for name in ("empty", "made")] == [1577836800, 1609459200]
 
 
+@pytest.mark.parametrize("outside", ["rm -r directory", "mv directory moved"])
+def test_a_directory_that_was_removed_outside(cow: Cow, tree: Path, outside: str) -> None:
+    """It does not come back as what is left of it."""
+    cow.sh("echo new > directory/new; rm directory/gone; mkdir fresh; echo new > fresh/file")
+    subprocess.run(["sh", "-ec", outside], cwd=tree, check=True)
+    before = snapshot(tree)
+    refused = cow("commit", check=False)
+    assert refused.code == 1 and f"{tree}/directory: it was removed outside" in refused.err
+    assert "fresh" not in refused.err and snapshot(tree) == before
+    cow("commit", "--force")
+    assert (tree / "directory/new").exists() and (tree / "fresh/file").exists()
+
+
 def test_a_directory_in_which_something_came_outside(cow: Cow, tree: Path) -> None:
     """Its change time has changed, and nothing else of its own."""
     cow.sh("echo new > directory/new; touch directory/deeper/other")

@@ -125,3 +125,12 @@ def test_afterwards_it_is_as_the_view_showed(viewfs: Viewfs, group: Path, what: 
     found = viewfs("run", "--", "bash", "-euc", f"cd {group}; {SHOW}").out
     assert found == shown
     assert cow.viewfs("ps", "--json").json["ended"] == []
+
+
+def test_a_name_that_was_moved_into_a_directory_made_anew(cow: Cow, tree: Path) -> None:
+    """It is a name of the same file outside, and in the layer no change any more."""
+    (tree / "other").hardlink_to(tree / "text")
+    cow.sh("rm -r directory; mkdir directory; mv text directory/moved")
+    cow("commit")
+    assert (tree / "directory/moved").samefile(tree / "other")
+    assert not (cow.viewfs.state / "viewfs").exists(), "nothing differs any more"

@@ -107,3 +107,17 @@ def test_where_the_layers_are_in_the_tree(viewfs: Viewfs, tree: Path) -> None:
     out = viewfs.sh("--name", "n", "--cow", tree.parent, script=script).out.splitlines()
     assert out[1:3] == ["x", f"{tree}/text"] and out[-1] == "x"
     assert viewfs("diff", "--session", "n", "--name-only").out == f"{tree}/text\n"
+
+
+def test_gone_back_to_what_is_older_than_an_edit_outside(cow: Cow, tree: Path) -> None:
+    """A discard and a commit have made the edit none of theirs; the state that comes back is of before."""
+    result = cow.sh("""
+        echo inside > text; viewfs checkpoint one; viewfs discard text
+    """)
+    assert result.code == 0
+    (tree / "text").write_text("precious\n")
+    cow.sh("echo new > script; viewfs commit; viewfs rollback one")
+    refused = cow("commit", check=False)
+    assert refused.code == 1 and f"{tree}/text: it was changed outside too" in refused.err
+    assert "script" not in refused.err, "the commit itself changed that"
+    assert (tree / "text").read_text() == "precious\n"
