@@ -18,7 +18,18 @@ __all__ = [
     "UsageError",
     "ViewfsError",
     "explain_os_error",
+    "printable",
 ]
+
+
+#: Characters of a text that comes from elsewhere: two paths have room in it.
+_TEXT_MAX = 10_000
+
+
+def printable(text: str) -> str:
+    """A text from elsewhere as a terminal may have it: no control characters, and not without end."""
+    return "".join(each if each.isprintable() or "\udc80" <= each <= "\udcff" else "\N{REPLACEMENT CHARACTER}"
+                   for each in text[:_TEXT_MAX])  # fmt: skip
 
 
 class ViewfsError(Exception):
@@ -42,9 +53,11 @@ class ViewfsError(Exception):
     def from_json(value: object) -> ViewfsError:
         """What the other side said was wrong, whatever form it has."""
         if not isinstance(value, dict):
-            return ViewfsError(str(value))
-        kind = BY_EXIT_CODE.get(value.get("exit_code", 1), ViewfsError)
-        return kind(str(value.get("message", "failed")), remedy=value.get("remedy"))
+            return ViewfsError(printable(str(value)))
+        code, remedy = value.get("exit_code"), value.get("remedy")
+        kind = BY_EXIT_CODE.get(code, ViewfsError) if isinstance(code, int) else ViewfsError
+        message = printable(str(value.get("message", "failed")))
+        return kind(message, remedy=None if remedy is None else printable(str(remedy)))
 
 
 class UsageError(ViewfsError):

@@ -15,6 +15,7 @@ from viewfs.errors import ViewfsError
 from viewfs.linux.process import pid_of, pidfd_send_signal
 from viewfs.session.async_channel import AsyncChannel
 from viewfs.session.protocol import Message, result_of
+from viewfs.session.reports import Decided, Found
 
 __all__ = ["AgentLink", "Child", "WorkerProcess"]
 
@@ -50,6 +51,16 @@ class WorkerProcess:
             raise ViewfsError(f"{doing}: the worker ended ({_how(self.child.status)})", remedy="see `viewfs log`")
         message, fds = received
         return result_of(message), fds
+
+    async def found(self, doing: str, decided: Decided) -> Found:
+        """What a server found that has shut itself in, and that its source may have taken over since. Raises as
+        `answer` does, and `ViewfsError` for what is none."""
+        value, fds = await self.answer(doing)
+        for fd in fds:
+            os.close(fd)
+        if fds:
+            raise ViewfsError(f"{doing}: the server sends descriptors, which nobody asked for")
+        return Found.from_json(value, has_devices=decided.has_devices)
 
 
 def _how(status: int | None) -> str:

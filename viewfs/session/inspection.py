@@ -7,15 +7,20 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from viewfs.errors import DamagedSourceError, ViewfsError
+from viewfs.errors import DamagedSourceError, ViewfsError, printable
 from viewfs.linux.process import die_with_parent
 from viewfs.modules.api import Identities, Module, Mounting
 from viewfs.modules.options import parse_options, size
 from viewfs.modules.registry import Found, probe, source_takers
 from viewfs.modules.sources import FileSource, checked_offset
 from viewfs.namespaces.sandbox import confine_reader
+from viewfs.session.serving import keep_only_these
 
 __all__ = ["describe_source", "find_by_content"]
+
+#: Bytes of an answer that are read.
+_ANSWER_MAX = 1 << 20
+_FAILED = "cannot look at {}: the process that did has failed"
 
 
 class _Rest:
@@ -39,7 +44,9 @@ def find_by_content(source: FileSource, name: str, options: Mapping[str, str | N
     takers = source_takers()  # imported before the child that asks them can open nothing any more
     offset = parse_options("this", (_OFFSET,), {"offset": options["offset"]} if "offset" in options else {})["offset"]
     part = _Rest(source, checked_offset(source, offset, name)) if offset else source
-    index: int = _ask_sealed(lambda: takers.index(probe(part, name, takers)), name)
+    index = _ask_sealed(lambda: takers.index(probe(part, name, takers)), source, name)
+    if type(index) is not int or not 0 <= index < len(takers):
+        raise ViewfsError(_FAILED.format(name))
     return takers[index]
 
 
@@ -47,11 +54,13 @@ def describe_source(module: Module, source: FileSource, name: str, options: Mapp
     """What `module` says of `source`, which is called `name`. Raises the `ViewfsError` that the module raises."""
     identities = Identities(os.getuid(), os.getgid(), frozenset(), frozenset())
     mounting = Mounting(source, name, "/", identities, parse_options(module.name, module.options, options))
-    described: dict[str, str] = _ask_sealed(lambda: dict(module.describe(mounting)), name)
-    return described
+    described = _ask_sealed(lambda: dict(module.describe(mounting)), source, name)
+    if not isinstance(described, dict) or not all(isinstance(value, str) for value in described.values()):
+        raise ViewfsError(_FAILED.format(name))
+    return {printable(key): printable(value) for key, value in described.items()}
 
 
-def _ask_sealed(question: Callable[[], Any], name: str) -> Any:
+def _ask_sealed(question: Callable[[], Any], source: FileSource, name: str) -> Any:
     """What `question` returns (as JSON has it) in a child with nothing but its memory and open descriptors.
 
     Raises the `ViewfsError` that it raises; a child that dies of what it reads is a failure like another.
@@ -63,6 +72,7 @@ def _ask_sealed(question: Callable[[], Any], name: str) -> Any:
         answer: dict[str, Any] = {}
         try:
             die_with_parent(parent)
+            keep_only_these({writing, source.fd})
             confine_reader()
             answer["ok"] = question()
         except ViewfsError as error:
@@ -74,12 +84,13 @@ def _ask_sealed(question: Callable[[], Any], name: str) -> Any:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read()
+        said = pipe.read(_ANSWER_MAX)
     os.waitpid(child, 0)
     try:
         answer = json.loads(said)
     except ValueError:
         answer = {}
-    if "ok" not in answer:
-        raise ViewfsError.from_json(answer.get("error", f"cannot look at {name}: the process that did has failed"))
+    if not isinstance(answer, dict) or "ok" not in answer:
+        answer = answer if isinstance(answer, dict) else {}
+        raise ViewfsError.from_json(answer.get("error", _FAILED.format(name)))
     return answer["ok"]

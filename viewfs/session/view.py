@@ -22,6 +22,7 @@ from viewfs.linux.process import pid_of
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.skeleton import MountPointPlan
 from viewfs.session.agent_link import AgentLink, Child, WorkerProcess
+from viewfs.session.reports import Decided, Found
 from viewfs.session.scaffold import Scaffold
 from viewfs.session.view_layers import ViewLayers
 
@@ -41,6 +42,9 @@ class ServedMount:
     """What the supervisor holds of one mount. Kernel mounts have neither server nor counters."""
 
     confinement: str
+    #: What its server said when it began; None of what no module serves.
+    decided: Decided | None = None
+    found: Found | None = None
     #: major:minor of its superblock, by which sources that lie in it are known; empty for binds.
     device: str = ""
     server: Child | None = None
@@ -53,10 +57,13 @@ class ServedMount:
     #: the request that it was mounted with.
     source_fd: int | None = None
     request: dict[str, Any] = field(default_factory=dict)
-    #: Which file the source was (`layers.identity_of`).
-    source_identity: list[int] | None = None
     #: When it was taken over, lately.
     resumed_at: list[float] = field(default_factory=list)
+
+    @property
+    def source_identity(self) -> tuple[int, ...] | None:
+        """Which file its source was."""
+        return None if self.decided is None else self.decided.source_identity
 
     def may_resume(self) -> bool:
         """Another server, once more? Not if the last few died at once: what kills them will do so again."""
@@ -162,30 +169,40 @@ class View:
     async def mount(self, request: dict[str, Any], nursery: trio.Nursery) -> Mount:
         """Mount as `request` says; `nursery` will watch the server. Raises `ViewfsError`, nothing having changed."""
         async with self._changing, self.agent.worker("mount", request) as worker:
-            report, fds = await worker.answer(f"cannot mount {request['source'] or request['type']}")
-            with _Descriptors(fds, report["descriptors"]) as opened:
-                return await self._place(request, worker, report, opened, nursery)
+            doing = f"cannot mount {request['source'] or request['type']}"
+            report, fds = await worker.answer(doing)
+            with _Descriptors(fds, report.pop("descriptors")) as opened:
+                decided = Decided.from_json(report)
+                found = await worker.found(doing, decided)
+                return await self._place(request, worker, decided, found, opened, nursery)
 
     async def _place(
         self,
         request: dict[str, Any],
         worker: WorkerProcess,
-        report: dict[str, Any],
+        decided: Decided,
+        found: Found,
         opened: _Descriptors,
         nursery: trio.Nursery,
     ) -> Mount:
         """Let the placer make the mount points, attach, record."""
-        kernel = report["confinement"] == "kernel"
-        doing = f"cannot mount on {report['path']}"
-        wanted = {name: report.get(name) for name in ("path", "type", "directory", "root_mode", "writable", "names")}
-        served = ServedMount(report["confinement"])
+        kernel = decided.is_kernel
+        doing = f"cannot mount on {decided.path}"
+        wanted = {
+            "path": decided.path,
+            "type": decided.type,
+            "source": decided.source,
+            "directory": found.is_directory and found.names is None,
+            "root_mode": None if kernel else found.root_mode,
+            "writable": found.writable,
+            "names": found.names,
+        }
+        served = ServedMount(decided.confinement, decided=decided, found=found)
         try:
             with trio.fail_after(_PLACE_SECONDS):
                 mirrors = {"mirrors": list(self._mirrors)}
                 request_fds = list(self._mirrors.values())
-                async with self.agent.worker(
-                    "place", wanted | mirrors | {"source": report["source"]}, request_fds
-                ) as placer:
+                async with self.agent.worker("place", wanted | mirrors, request_fds) as placer:
                     placed, fds = await placer.answer(doing)
                     plans = [MountPointPlan.from_json(plan) for plan in placed["plans"]]
                     count_of_rest = len(placed["rest"])
@@ -198,7 +215,7 @@ class View:
                         count = len(plans)
                         if kernel:
                             trees = [opened["tree"]]
-                        elif report.get("names") is None:
+                        elif found.names is None:
                             trees = [made[count + 1]]
                         else:
                             # What is to be attached are files of the mount, and looking at them takes its server.
@@ -223,21 +240,20 @@ class View:
         except BaseException:
             served.release()
             raise
-        if report["type"] not in _SHOWS_OTHERS:
+        if decided.type not in _SHOWS_OTHERS:
             served.device = attached["device"]
         self._snapshots[self.epochs.current] = opened.take("snapshot")
         mount = self.epochs.mount(
             plans[0].path,
-            report["type"],
-            report["source"],
-            made_from=self._mount_on_device(report["device"]),
-            uses_view=report["uses_view"],
+            decided.type,
+            decided.source,
+            made_from=self._mount_on_device(decided.device),
+            uses_view=decided.uses_view,
             also=tuple(plan.path for plan in plans[1:]),
             time_ns=time.time_ns(),
             operation=request["operation"],
         )
-        served.source_identity = report.get("source_identity")
-        served.request = request | {"type": report["type"], "path": report["path"]}
+        served.request = request | {"type": decided.type, "path": decided.path}
         self.served[mount.made_in] = served
         for plan in plans:
             self._scaffold.add(mount.made_in, plan)
@@ -259,7 +275,7 @@ class View:
         await worker.channel.send({"serve": True}, [fuse_fd])
         served.server = worker.child
         served.counters = Counters(opened.take("counters"))
-        if "source" in opened:
+        if "source" in opened and served.found is not None and served.found.resumable:
             served.source_fd = opened.take("source")
         if "control" in opened:
             served.control_fd = opened.take("control")
@@ -399,11 +415,18 @@ class View:
         served.release()
 
     async def _resume(self, served: ServedMount) -> Child:
-        assert served.source_fd is not None and served.fuse_fd is not None and served.counters is not None
+        assert (
+            served.decided is not None
+            and served.source_fd is not None
+            and served.fuse_fd is not None
+            and served.counters is not None
+        )
         served.resumed_at.append(trio.current_time())
         fds = [served.source_fd, served.counters.fd]
         async with self.agent.worker("resume", served.request, fds) as worker:
-            await worker.answer("cannot resume")
+            found = await worker.found("cannot resume", served.decided)
+            if found != served.found:
+                raise ViewfsError("what it finds is not what was mounted")
             await worker.channel.send({"serve": True}, [served.fuse_fd])
         return worker.child
 

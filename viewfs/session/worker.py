@@ -23,7 +23,7 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -51,14 +51,12 @@ from viewfs.namespaces.sandbox import Confinement, Needs, confine
 from viewfs.session.channel import Channel
 from viewfs.session.inspection import find_by_content
 from viewfs.session.mirror_server import Mirrors
+from viewfs.session.reports import MAIN_DEVICE, Decided, Found
 from viewfs.session.serving import pidfds, server_names
 
 __all__ = ["mount", "place", "resume", "tidy", "unmount"]
 
 log = logging.getLogger("viewfs.worker")
-
-#: Of several devices, the one that is at the place itself.
-MAIN_DEVICE = ".main"
 
 T = TypeVar("T")
 
@@ -78,49 +76,66 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     if path is None:
         raise UsageError(f"module {module.name} has no place of its own", remedy=f"viewfs insmod {module.name} PATH")
     mounting = _mounting(module, request, source, path)
-    opened: dict[str, Any] = {
-        "type": module.name,
-        "path": path,
-        "uses_view": module.uses_view,
+    decided = Decided(
+        type=module.name,
+        path=path,
         # A type that needs no source takes any word for it.
-        "source": request["source"] if source is not None or _takes_path(module) else "",
-        "device": None if source is None else os.fstat(source.fd).st_dev,
-        "source_identity": None if source is None else identity_of(os.fstat(source.fd)),
-    }
+        source=request["source"] if source is not None or _takes_path(module) else "",
+        uses_view=module.uses_view,
+        confinement=_confinement_shown(module),
+        has_devices=isinstance(module, DeviceModule),
+        device=None if source is None else os.fstat(source.fd).st_dev,
+        source_identity=None if source is None else identity_of(os.fstat(source.fd)),
+    )
     if isinstance(module, KernelModule):
         if not found.built_in:
             raise UsageError(f"module {module.name} wants to mount by itself, which only built-in modules may")
         if module.takes_path:
-            opened["device"] = _device_of(request["source"])
+            decided = replace(decided, device=_device_of(request["source"]))
         tree = module.mount(mounting)
-        opened["directory"] = stat.S_ISDIR(os.fstat(tree).st_mode)
-        _report(channel, opened | {"confinement": "kernel"}, {"snapshot": snapshot, "tree": tree})
+        _tell_decided(channel, decided, {"snapshot": snapshot, "tree": tree})
+        root = stat.S_IFDIR if stat.S_ISDIR(os.fstat(tree).st_mode) else stat.S_IFREG
+        channel.send({"ok": Found(root).to_json()})
         return
     counters = Counters.create()
     descriptors = {"snapshot": snapshot, "counters": counters.fd}
-    if isinstance(module, DeviceModule):
+    control = -1
+    if decided.has_devices:
         # Whoever has the other end takes the devices away by closing it.
         control, descriptors["control"] = os.pipe2(os.O_CLOEXEC)
-        serving, report = _open_devices(module, mounting, control)
-    else:
-        file_system, report = _open_confined(module, mounting)
-        serving = partial(serve, file_system)
-        # A server of this kind has no state but its source: another can take over where it died. (It must be in memory
-        # already, for reading it from the view could mean waiting for the dead one.)
-        if file_system.immutable and source is not None and found.built_in:
-            descriptors["source"] = source.fd
-    _report(channel, opened | report, descriptors)
+    elif source is not None and found.built_in:
+        # Another server may take over where this one dies. (It must be in memory already, for reading it from the view
+        # could mean waiting for the dead one.)
+        descriptors["source"] = source.fd
+    _tell_decided(channel, decided, descriptors)
     for name in {"snapshot", "control"} & set(descriptors):
         os.close(descriptors[name])
+    if isinstance(module, DeviceModule):
+        serving, seen = _open_devices(module, mounting, control)
+    else:
+        file_system, seen = _open_confined(module, mounting)
+        serving = partial(serve, file_system)
+    channel.send({"ok": seen.to_json()})
     received = channel.receive()
     if received is not None:  # else the mount was given up
         channel.close()
         serving(received[1][0], counters)
 
 
-def _report(channel: Channel, report: dict[str, Any], descriptors: dict[str, int]) -> None:
-    """Tell the supervisor what was found, and give it `descriptors`, by name."""
-    channel.send({"ok": report | {"descriptors": list(descriptors)}}, list(descriptors.values()))
+def _tell_decided(channel: Channel, decided: Decided, descriptors: dict[str, int]) -> None:
+    """Tell the supervisor what is to be mounted, and give it `descriptors`, by name."""
+    channel.send({"ok": decided.to_json() | {"descriptors": list(descriptors)}}, list(descriptors.values()))
+
+
+def _confinement_shown(module: Module) -> str:
+    if isinstance(module, KernelModule):
+        return "kernel"
+    with_memory = isinstance(module, DeviceModule) and module.uses_caller_memory
+    return _confinement_of(module).value + ("+caller memory" if with_memory else "")
+
+
+def _confinement_of(module: Module) -> Confinement:
+    return Confinement.of(uses_view=module.uses_view, uses_network=module.uses_network)
 
 
 def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
@@ -129,8 +144,8 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     unshare(CloneFlags.NEWNS)
     module = registry.find_module(request["type"]).module()
     source = FileSource(source_fd, os.lseek(source_fd, 0, os.SEEK_END))
-    file_system, report = _open_confined(module, _mounting(module, request, source, request["path"]))
-    channel.send({"ok": report})
+    file_system, seen = _open_confined(module, _mounting(module, request, source, request["path"]))
+    channel.send({"ok": seen.to_json()})
     received = channel.receive()
     if received is not None:
         channel.close()
@@ -150,9 +165,9 @@ def _mounting(module: Module, request: dict[str, Any], source: FileSource | None
     )
 
 
-def _shut_in(module: Module, mounting: Mounting) -> Confinement:
+def _shut_in(module: Module, mounting: Mounting) -> None:
     """Shut this process in, as `module` allows."""
-    confinement = Confinement.of(uses_view=module.uses_view, uses_network=module.uses_network)
+    confinement = _confinement_of(module)
     set_name(f"viewfs-{module.name}")
     import trio  # noqa: F401  # while it can be read; as a rule it is in memory already, for the agent has it
 
@@ -168,7 +183,6 @@ def _shut_in(module: Module, mounting: Mounting) -> Confinement:
         confine(confinement, needs)
     else:
         confine(confinement)
-    return confinement
 
 
 def _read_time_zone() -> None:
@@ -178,31 +192,28 @@ def _read_time_zone() -> None:
     time.tzset()
 
 
-def _open_confined(module: Module, mounting: Mounting) -> tuple[FileSystem, dict[str, Any]]:
+def _open_confined(module: Module, mounting: Mounting) -> tuple[FileSystem, Found]:
     """Shut this process in, and only then let the module look at its source: the file system, and what to report."""
-    confinement = _shut_in(module, mounting)
+    _shut_in(module, mounting)
     try:
         file_system = module.open(mounting)
         root_mode = _answer_now(file_system.getattr(file_system.root)).mode
     except OSError as error:
         raise DamagedSourceError(f"cannot read {mounting.source_name}: {error.strerror or error}") from error
-    return file_system, {
-        "confinement": confinement.value,
-        "directory": stat.S_ISDIR(root_mode),
-        "root_mode": root_mode,
-        "writable": isinstance(file_system, WritableFileSystem),
-    }
+    return file_system, Found(
+        root_mode, writable=isinstance(file_system, WritableFileSystem), resumable=file_system.immutable
+    )
 
 
 def _open_devices(
     module: DeviceModule, mounting: Mounting, control: int
-) -> tuple[Callable[[int, Counters], None], dict[str, Any]]:
+) -> tuple[Callable[[int, Counters], None], Found]:
     """Shut this process in, and only then let the module make its devices: what serves them, and what to report.
 
     One device is a mount of its own. Several are files of one mount that is attached nowhere; their mount points show
     one each. They are called as what is appended to the place, the one at the place itself “.main”.
     """
-    confinement = _shut_in(module, mounting)
+    _shut_in(module, mounting)
     try:
         devices = module.devices(mounting)
     except OSError as error:
@@ -212,13 +223,7 @@ def _open_devices(
     if list(devices) != [""]:
         devices = {name or MAIN_DEVICE: device for name, device in devices.items()}
     serving = partial(serve_devices, devices, control=control, has_memory=module.uses_caller_memory)
-    return serving, {
-        "confinement": "+".join([confinement.value, *(["caller memory"] if module.uses_caller_memory else [])]),
-        "directory": False,
-        "root_mode": stat.S_IFREG if "" in devices else stat.S_IFDIR,
-        "writable": True,
-        "names": list(devices),
-    }
+    return serving, Found(stat.S_IFREG if "" in devices else stat.S_IFDIR, writable=True, names=list(devices))
 
 
 def _answer_now(answer: Answer[T]) -> T:
