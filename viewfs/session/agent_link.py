@@ -60,7 +60,10 @@ class WorkerProcess:
             os.close(fd)
         if fds:
             raise ViewfsError(f"{doing}: the server sends descriptors, which nobody asked for")
-        return Found.from_json(value, has_devices=decided.has_devices)
+        try:
+            return Found.from_json(value, has_devices=decided.has_devices)
+        except ViewfsError as error:
+            raise ViewfsError(f"{doing}: {error.message}") from None
 
 
 def _how(status: int | None) -> str:

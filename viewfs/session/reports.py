@@ -71,10 +71,10 @@ class Found:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any], *, has_devices: bool) -> Found:
+    def from_json(cls, value: object, *, has_devices: bool) -> Found:
         """Raises `ViewfsError` for what no honest server says."""
         try:
-            if set(value) != {each.name for each in fields(cls)}:
+            if not isinstance(value, dict) or set(value) != {each.name for each in fields(cls)}:
                 raise ValueError("other fields than there are")
             found = cls(**value)
             found._check(has_devices)

@@ -1,0 +1,77 @@
+"""Servers that their input has taken over, and what they say to the supervisor then."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import Viewfs
+
+#: A module whose `open`, which runs sealed, plays the part of one that was taken over: it writes what it likes to every
+#: socket that it has.
+MODULE = """
+import array, json, os, socket, stat, struct
+from viewfs.modules.api import FileSystem, Module
+
+MESSAGE = %s
+
+class Hostile(Module):
+    name = "hostile"
+    takes_source = False
+
+    def open(self, mounting):
+        body = json.dumps(MESSAGE).encode()
+        for fd in range(3, 100):
+            try:
+                if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    continue
+            except OSError:
+                continue
+            rights = []
+            if MESSAGE.get("fds"):
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd] * MESSAGE["fds"]))]
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+            sock.sendmsg([struct.pack(">I", len(body)) + body], rights)
+            sock.detach()
+        os._exit(0)
+"""
+
+DIRECTORY = 0o40755
+FOUND = {"root_mode": DIRECTORY, "writable": False, "resumable": True, "names": None}
+MESSAGES = {
+    "another place": {"ok": FOUND | {"path": "/usr/bin", "source": "/"}},
+    "another module": {"ok": FOUND | {"type": "EVIL"}},
+    "what a server says first": {
+        "ok": {
+            "type": "EVIL", "path": "/usr/bin", "source": "", "uses_view": False, "confinement": "kernel",
+            "has_devices": False, "device": 1, "source_identity": None, "descriptors": [],
+        }
+    },
+    "devices": {"ok": FOUND | {"names": ["../../usr/bin/ls"]}},
+    "descriptors": {"ok": FOUND, "fds": 5},
+    "an error with colours": {"error": {"exit_code": 1, "message": "\x1b[31mred\nsecond line", "remedy": "\x07"}},
+    "no object": {"ok": [1]},
+    "a number": {"ok": 7},
+    "an error that is none": {"error": [[]]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_what_it_says_has_no_consequences(viewfs: Viewfs, tmp_path: Path, message: str) -> None:
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    text = repr(MESSAGES[message]).replace("'EVIL'", repr(str(evil)))
+    (tmp_path / "hostile.py").write_text(MODULE % text)
+    script = f"""
+        viewfs mount -t {tmp_path}/hostile.py none /mnt && echo mounted
+        ls /usr/bin/env; grep -c hostile /proc/self/mountinfo || true
+        viewfs insmod hello /mnt/h && cat /mnt/h; viewfs lsmod --json
+    """
+    result = viewfs.sh("--mount", "none:/mnt:tmp", script=script.replace("&& echo mounted", "&& echo mounted || true"))
+    lines = result.out.splitlines()
+    assert lines[:2] == ["/usr/bin/env", "0"], result
+    assert "Hello from viewfs!" in result.out
+    assert result.err.count("\n") == 1 and "\x1b" not in result.err and "Traceback" not in result.err, result
+    assert not (tmp_path / "ran").exists() and os.path.exists("/usr/bin/env")
