@@ -7,7 +7,8 @@ point, and the FUSE mount for a root of the kind that the server found; it reads
 the one to the other.
 
     server                     supervisor                    placer
-    snapshot, open, confine ─▶ opened: root mode, …
+    snapshot, open ───────────▶ decided: type, path, …
+    confine, look ────────────▶ found: root mode, …
                                place, root mode  ──────────▶ mount point, /dev/fuse, fsmount
                                fuse, mount, place descriptors ◀─┘
     serve ◀── fuse descriptor  (agent: attach)
