@@ -223,6 +223,7 @@ def commit(
                     layer.upper,
                     layer.selection,
                     keep_theirs=keep_theirs and not dry_run,
+                    force=force,
                 )
             )
         at_odds = [

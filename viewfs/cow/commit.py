@@ -89,17 +89,28 @@ class Commit:
     """One commit of a layer; the caller holds the layer's lock, and has called `recover`."""
 
     def __init__(
-        self, layer: Layer, lower: Tree, view: Tree, upper: Tree, selection: Selection, *, keep_theirs: bool
+        self,
+        layer: Layer,
+        lower: Tree,
+        view: Tree,
+        upper: Tree,
+        selection: Selection,
+        *,
+        keep_theirs: bool,
+        force: bool = False,
     ) -> None:
-        """Plans it, changing nothing. Raises `ViewfsError` and OSError."""
+        """Plans it, changing nothing; `force`: as if there were no conflicts. Raises `ViewfsError` and OSError."""
         self._layer, self._lower, self._view = layer, lower, view
         planned_ns = clock_ns(layer.fd, lower)
         unchanged: dict[tuple[int, int], bytes] = {}
         found = list(differences(lower, view, [upper], unchanged=unchanged))
-        self.conflicts = list(find_conflicts(layer.record, lower, view, upper, found, unchanged, selection))
+        conflicts = list(find_conflicts(layer.record, lower, view, upper, found, unchanged, selection))
+        #: A directory that is at odds is left as it is outside, which is in the way of nothing in it.
+        self.conflicts = [conflict for conflict in conflicts if not conflict.is_own]
+        left = [conflict.path for conflict in conflicts if conflict.is_own and not force]
         theirs: Callable[[bytes], bytes] | None = None
-        at_odds = [conflict.path for conflict in self.conflicts] if keep_theirs else []
         if keep_theirs:
+            at_odds = [conflict.path for conflict in self.conflicts]
 
             def kept_name(path: bytes) -> bytes:
                 concerned = any(one == path or one.startswith(path + b"/") for one in at_odds)
@@ -107,7 +118,7 @@ class Commit:
 
             theirs = kept_name
         token = secrets.token_hex(4).encode()
-        self.plan = plan_commit(found, selection, lower, view, token, unchanged, theirs, at_odds, self._is_news)
+        self.plan = plan_commit(found, selection, lower, view, token, unchanged, theirs, left, self._is_news)
         #: The changes that are made as a person is told of them: as `diff` does.
         self.told = with_renames(self.plan.changes, lower, view)
         self._keep_groups()
@@ -372,7 +383,11 @@ def _finish(
     installed = [step.path for step in steps if step.operation is Operation.INSTALL and step.path not in undone]
     bases = record.bases | {os.fsdecode(path): moments.staged_ns for path in installed}
     touched = record.touched | {os.fsdecode(path): time_ns for path, time_ns in applied.touched.items()}
-    record = replace(record, bases=bases, touched=touched | _directory_times(lower, moments, undone))
+    # What was put in the place of a directory, or in one, is what the layer is over from now on.
+    gone = {step.path for step in steps if step.temporary and step.path not in undone}
+    known = {path: one for path, one in record.directories.items() if not _is_at_or_below(os.fsencode(path), gone)}
+    touched |= _directory_times(lower, moments, undone)
+    record = replace(record, bases=bases, touched=touched, directories=known)
     _hide_lower(layer, [step.path for step in steps if step.operation is Operation.INSTALL])
     layer.write(record)
     journal.end()

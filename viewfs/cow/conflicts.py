@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from viewfs.cow.changes import Change, Kind, with_renames
 from viewfs.cow.planning import Selection
 from viewfs.cow.records import LayerRecord
+from viewfs.cow.replaced import replaced_directories
 from viewfs.cow.trees import Tree, split
 from viewfs.mounts.overlay import ORIGIN
 
@@ -30,6 +31,8 @@ class Conflict:
 
     path: bytes
     why: str
+    #: Of a directory: its mode, owner or attributes, and not what is in it.
+    is_own: bool = False
 
 
 def find_conflicts(
@@ -42,6 +45,7 @@ def find_conflicts(
     selection: Selection,
 ) -> Iterator[Conflict]:
     """Those among `changes` that are in `selection`. `unchanged` are files whose other names are no news."""
+    others = replaced_directories(record, lower)
     gone: list[Conflict] = []
     inside: bytes | None = None
     for change in changes:
@@ -52,12 +56,18 @@ def find_conflicts(
             if not told and _changed_outside(record, change):
                 # Where it is a directory on both sides, and open in the view, what is in it tells for itself.
                 inside = None if _stays_directory(change) else change.path
-                yield Conflict(change.path, "it was changed outside too")
+                yield Conflict(change.path, "it was changed outside too", _stays_directory(change))
+            elif not told and others and not _stays_directory(change) and _is_in(change.path, others):
+                yield Conflict(change.path, "its directory is another one outside")
         elif _was_copied_up(upper, change.path) and _something_went(record, lower, change.path):
             gone.append(Conflict(change.path, "it was removed outside"))
     if gone:
         moved = _moved(lower, view, changes, unchanged, {conflict.path for conflict in gone})
         yield from (conflict for conflict in gone if conflict.path not in moved)
+
+
+def _is_in(path: bytes, directories: Sequence[bytes]) -> bool:
+    return any(not one or path.startswith(one + b"/") for one in directories)
 
 
 def _stays_directory(change: Change) -> bool:

@@ -76,14 +76,14 @@ def plan_commit(
     token: bytes,
     unchanged: dict[tuple[int, int], bytes],
     theirs: Callable[[bytes], bytes] | None = None,
-    at_odds: Collection[bytes] = (),
+    left: Collection[bytes] = (),
     changed_outside: Callable[[bytes, Entry], bool] = lambda _path, _entry: False,
 ) -> Plan:
     """The plan that makes `changes` in the lower tree, as far as they are in `selection`.
 
     `token` makes temporary names unlike those of another commit. `theirs` gives the name under which to keep what is
-    there, for paths where that is wanted, or b""; of the directories `at_odds` nothing can be kept beside, so they are
-    left. `changed_outside` says of a directory that somebody has done something in it: its time is that then, if it is
+    there, for paths where that is wanted, or b""; the directories `left` stay as they are, but for what is in
+    them. `changed_outside` says of a directory that somebody has done something in it: its time is that then, if it is
     later. Raises `UsageError` where only a part of something indivisible was
     selected.
     """
@@ -130,7 +130,7 @@ def plan_commit(
                 continue
         else:
             plan.changes.append(change)
-        if in_place and change.is_directory and path in at_odds:
+        if in_place and change.is_directory and path in left:
             plan.steps.append(Step(Operation.LEAVE, path))
         elif in_place:
             assert change.new is not None

@@ -75,6 +75,8 @@ class LayerRecord:
     bases: dict[str, int] = field(default_factory=dict)
     #: What commits wrote in the lower tree, with the change time that it had afterwards: that one is no news.
     touched: dict[str, int] = field(default_factory=dict)
+    #: Inode numbers of the directories of the lower tree that it has directories over (`cow.replaced`).
+    directories: dict[str, int] = field(default_factory=dict)
     #: What showed it last: the kernel's "overlay", or our own file system ("fuse").
     backend: str = "overlay"
     #: The upper directory has entries that are no changes any more, because they were committed or discarded.
@@ -96,7 +98,7 @@ class LayerRecord:
         if b"" in paths:
             opened_ns = max(self.opened_ns, now_ns)
             touched = self.touched if self.checkpoints else {}  # a state of before that may come back
-            return replace(self, opened_ns=opened_ns, bases={}, touched=touched, unsettled=True)
+            return replace(self, opened_ns=opened_ns, bases={}, touched=touched, directories={}, unsettled=True)
         return replace(self, bases=self.bases | {os.fsdecode(path): now_ns for path in paths}, unsettled=True)
 
     def with_an_older_state(self) -> LayerRecord:
@@ -114,6 +116,7 @@ class LayerRecord:
             checkpoints=tuple(Checkpoint.from_json(one) for one in typed(value["checkpoints"], list)),
             bases=_times(value["bases"]),
             touched=_times(value["touched"]),
+            directories=_times(value["directories"]),
             backend=typed(value["backend"], str),
             unsettled=typed(value["unsettled"], bool),
             volatile=typed(value["volatile"], bool),

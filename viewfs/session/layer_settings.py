@@ -128,15 +128,17 @@ class LayerSettings:
             if lock is None:
                 stack.callback(os.close, lock_session(layers.fd, self.name, where="which is ending"))
             if self.is_kept:
-                _settle_unsettled(layers)
+                _settle(layers)
                 layers.tidy()
             else:
                 layers.remove()
                 _remove_older(self.directory)
 
 
-def _settle_unsettled(layers: LayerSet) -> None:
-    """Take out of `layers`, which no view has, what was committed or discarded while one had them."""
+def _settle(layers: LayerSet) -> None:
+    """Take out of `layers`, which no view has any more, what was committed or discarded while one had them; and
+    remember what is left was over."""
+    from viewfs.cow.replaced import remember_directories
     from viewfs.cow.settling import settle
     from viewfs.cow.trees import Tree
 
@@ -146,11 +148,14 @@ def _settle_unsettled(layers: LayerSet) -> None:
                 with layer.locked():
                     layer.empty()
                 continue
-            if layer.record.unsettled and layer.record.lower.is_host and not layer.has_journal:
+            if layer.record.lower.is_host and not layer.has_journal:
                 lower = os.open(layer.record.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     with layer.locked():
-                        settle(layer, Tree(lower, has_secrets=True))
+                        tree = Tree(lower, has_secrets=True)
+                        if layer.record.unsettled:
+                            settle(layer, tree)
+                        remember_directories(layer, tree)
                 finally:
                     os.close(lower)
         except (OSError, ViewfsError):
