@@ -53,11 +53,11 @@ class ViewfsError(Exception):
     def from_json(value: object) -> ViewfsError:
         """What the other side said was wrong, whatever form it has."""
         if not isinstance(value, dict):
-            return ViewfsError(printable(str(value)))
+            return ViewfsError(str(value)[:_TEXT_MAX])
         code, remedy = value.get("exit_code"), value.get("remedy")
         kind = BY_EXIT_CODE.get(code, ViewfsError) if isinstance(code, int) else ViewfsError
-        message = printable(str(value.get("message", "failed")))
-        return kind(message, remedy=None if remedy is None else printable(str(remedy)))
+        message = str(value.get("message", "failed"))[:_TEXT_MAX]
+        return kind(message, remedy=None if remedy is None else str(remedy)[:_TEXT_MAX])
 
 
 class UsageError(ViewfsError):
