@@ -123,7 +123,7 @@ def test_a_journal_says_how_far_it_came(tmp_path: Path) -> None:
         staged = {b".t": Staged(9, 0o100644, 1, 2, 3, 4), b"\xff": Staged(1, 0o40755, 0, 0, 0, -5)}
         journal.staged(staged, 8)
         assert journal.read() == ([b""], steps, staged, replace(moments, staged_ns=8))
-        for text in (b"{}\n", b"[]\n", b"\xff\xfe", b"", b'{"schema": 3, "paths": [], "steps": 1}\n{"operation": 5}\n'):
+        for text in (b"{}\n", b"[]\n", b"\xff\xfe", b"", b'{"schema": 4, "paths": [], "steps": 1}\n{"operation": 5}\n'):
             (tmp_path / "commit.journal").write_bytes(text)
             with pytest.raises(ViewfsError, match="can't be read"):
                 journal.read()

@@ -27,6 +27,7 @@ from viewfs.cow.changes import Change, Kind, with_renames
 from viewfs.cow.commit import Commit
 from viewfs.cow.filters import Filter
 from viewfs.cow.layers import clock_ns
+from viewfs.cow.settling import note_same
 from viewfs.cow.trees import Tree
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.client import find_session
@@ -224,6 +225,7 @@ def commit(
                     layer.selection,
                     keep_theirs=keep_theirs and not dry_run,
                     force=force,
+                    live=layer.live,
                 )
             )
         at_odds = [
@@ -312,7 +314,7 @@ def discard(session: str | None, layer_directory: str | None, as_json: bool, pat
         all_locked(opened.layers),
     ):
         for layer in opened.layers:
-            undone = list(layer.changes())
+            undone = list(layer.all_differences())
             if not layer.live and layer.selection.paths == (b"",):
                 layer.layer.empty()
             else:
@@ -323,6 +325,8 @@ def discard(session: str | None, layer_directory: str | None, as_json: bool, pat
                 layer.layer.write(
                     layer.layer.record.rebased(layer.selection.paths, clock_ns(layer.layer.fd, layer.lower))
                 )
+                if layer.live:
+                    note_same(layer.layer, layer.lower, layer.upper, layer.selection.paths)
             except OSError as error:
                 reason = (error.strerror or "").lower()
                 warn(f"what was discarded in {layer.path} can't be written down ({reason}); it is gone all the same")

@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from viewfs.cow.applying import Applied, apply, as_planned, give_up, theirs_name
-from viewfs.cow.changes import Change, Kind, differences, same_content, with_renames
+from viewfs.cow.changes import Change, Kind, same_content, same_time, with_renames
 from viewfs.cow.conflicts import find_conflicts
 from viewfs.cow.copying import TreeCopier, decode_attributes, remove_tree, set_acls
 from viewfs.cow.filters import EVERYTHING
@@ -32,6 +32,7 @@ from viewfs.cow.journal import Journal, Moments, Operation, Staged, Step, Writte
 from viewfs.cow.layers import Layer, clock_ns
 from viewfs.cow.outside import give_owner_of
 from viewfs.cow.planning import Selection, plan_commit
+from viewfs.cow.settled import Settled, is_whiteout, own_changes
 from viewfs.cow.trees import Entry, Tree, join, split
 from viewfs.errors import ViewfsError
 from viewfs.linux.files import syncfs
@@ -98,12 +99,15 @@ class Commit:
         *,
         keep_theirs: bool,
         force: bool = False,
+        live: bool = False,
     ) -> None:
-        """Plans it, changing nothing; `force`: as if there were no conflicts. Raises `ViewfsError` and OSError."""
-        self._layer, self._lower, self._view = layer, lower, view
+        """Plans it, changing nothing; `force`: as if there were no conflicts; `live`: programs may be using the view,
+        so that the layer is settled later. Raises `ViewfsError` and OSError."""
+        self._layer, self._lower, self._view, self._upper = layer, lower, view, upper
         planned_ns = clock_ns(layer.fd, lower)
+        self._settled_ns = clock_ns(layer.fd, upper) if live else None
         unchanged: dict[tuple[int, int], bytes] = {}
-        found = list(differences(lower, view, [upper], unchanged=unchanged))
+        found = list(own_changes(layer, lower, view, upper, unchanged=unchanged))
         conflicts = list(find_conflicts(layer.record, lower, view, upper, found, unchanged, selection))
         #: A directory that is at odds is left as it is outside, which is in the way of nothing in it.
         self.conflicts = [conflict for conflict in conflicts if not conflict.is_own]
@@ -118,17 +122,13 @@ class Commit:
 
             theirs = kept_name
         token = secrets.token_hex(4).encode()
-        self.plan = plan_commit(found, selection, lower, view, token, unchanged, theirs, left, self._is_news)
+        is_news = layer.record.is_news
+        self.plan = plan_commit(found, selection, lower, view, token, unchanged, theirs, left, is_news)
         #: The changes that are made as a person is told of them: as `diff` does.
         self.told = with_renames(self.plan.changes, lower, view)
         self._keep_groups()
-        self._moments = Moments(planned_ns, self._untouched())
+        self._moments = Moments(planned_ns, self._untouched(), linked=self._linked())
         self._taken: list[bytes] = []
-
-    def _is_news(self, path: bytes, entry: Entry) -> bool:
-        """Has somebody changed what is at `path` of the lower tree since the layer was begun?"""
-        record = self._layer.record
-        return record.touched.get(os.fsdecode(path)) != entry.ctime_ns > record.base_ns(path)
 
     def _untouched(self) -> dict[bytes, tuple[int, int, int]]:
         """The directories in which something will be done, as far as nobody has changed them: what they then are is no
@@ -140,10 +140,28 @@ class Commit:
             entry = self._lower.entry(directory)
             if entry is None:
                 continue
-            if everything or not self._is_news(directory, entry):
+            if everything or not self._layer.record.is_news(directory, entry):
                 wanted = decode_attributes(after[directory]) if directory in after else entry
                 found[directory] = (wanted.mode, wanted.uid, wanted.gid)
         return found
+
+    def _linked(self) -> tuple[Staged, ...]:
+        """See `Moments`; those of which no name was changed outside since the layer was begun."""
+        record = self._layer.record
+        concerned = [(change.path, change.old) for change in self.plan.changes]
+        concerned += [(path, self._lower.entry(path)) for path in self.plan.unchanged.values()]
+        after = {step.path: step.attributes for step in self.plan.steps if step.operation is Operation.ATTRIBUTES}
+        found: dict[int, Staged] = {}
+        for path, old in concerned:
+            if old is None or old.is_directory or (old.nlink == 1 and path not in self.plan.unchanged.values()):
+                continue
+            if old.ctime_ns > record.opened_ns and not record.was_linked(old):
+                continue
+            wanted = decode_attributes(after[path]) if path in after else old
+            number = old.identity[1]
+            if path in after or number not in found:
+                found[number] = Staged(number, wanted.mode, wanted.uid, wanted.gid, old.size, wanted.mtime_ns)
+        return tuple(found.values())
 
     def _keep_groups(self) -> None:
         """A name of a file with several that was renamed, and not changed, is to be a name of that file again."""
@@ -204,11 +222,30 @@ class Commit:
             self._layer, self._lower, journal, Written(self._paths(), self.plan.steps, staged, moments), applied, failed
         )
         undone = {path for path, _why in failed}
+        self._note_settled(_done(self.plan.steps, self._paths(), undone))
         whole = {step.path for step in self.plan.steps if step.temporary} & undone  # with all that is in them
         done = [c for c in self.told if c.path not in undone and not _is_at_or_below(c.path, whole)]
         # Times of a directory follow from what was done in it, if anything was.
         told = {change.path for change in self.plan.changes if not (change.is_directory and change.only_times)}
         return Outcome(done, [(path, why) for path, why in failed if path in told], applied.kept, self._taken)
+
+    def _note_settled(self, done: Sequence[bytes]) -> None:
+        """What the view had when this was planned, and has as it was, is no change of its own any more."""
+        if self._settled_ns is None:
+            return
+        planned_ns = self._settled_ns
+
+        def is_settled(path: bytes, entry: Entry) -> bool:
+            other = self._lower.entry(path)
+            if is_whiteout(entry) or other is None:
+                return is_whiteout(entry) and other is None
+            if entry.is_directory:
+                return (other.mode, other.uid, other.gid) == (entry.mode, entry.uid, entry.gid)
+            is_same = (other.kind, other.size) == (entry.kind, entry.size) and same_time(other.mtime_ns, entry.mtime_ns)
+            return is_same and entry.ctime_ns < planned_ns
+
+        with contextlib.suppress(OSError):  # (a full disk)
+            Settled(self._layer).note(self._upper, done, is_settled)
 
     def _paths(self) -> list[bytes]:
         """What is the same outside and in the view afterwards."""
@@ -378,8 +415,7 @@ def _finish(
     its place since it was staged, but for what that itself has changed."""
     steps, moments = written.steps, written.moments
     undone = {path for path, _why in failed}
-    done = [path for path in _bases(steps) if path not in undone] if failed else list(written.paths)
-    record = layer.record.rebased(done, moments.planned_ns)
+    record = layer.record.rebased(_done(steps, written.paths, undone), moments.planned_ns)
     installed = [step.path for step in steps if step.operation is Operation.INSTALL and step.path not in undone]
     bases = record.bases | {os.fsdecode(path): moments.staged_ns for path in installed}
     touched = record.touched | {os.fsdecode(path): time_ns for path, time_ns in applied.touched.items()}
@@ -387,10 +423,15 @@ def _finish(
     gone = {step.path for step in steps if step.temporary and step.path not in undone}
     known = {path: one for path, one in record.directories.items() if not _is_at_or_below(os.fsencode(path), gone)}
     touched |= _directory_times(lower, moments, undone)
-    record = replace(record, bases=bases, touched=touched, directories=known)
+    linked = record.linked | _linked_until(moments, clock_ns(layer.fd, lower))
+    record = replace(record, bases=bases, touched=touched, linked=linked, directories=known)
     _hide_lower(layer, [step.path for step in steps if step.operation is Operation.INSTALL])
     layer.write(record)
     journal.end()
+
+
+def _linked_until(moments: Moments, now_ns: int) -> dict[str, tuple[int, ...]]:
+    return {str(one.inode): (now_ns, *one[1:]) for one in moments.linked}
 
 
 def _directory_times(lower: Tree, moments: Moments, undone: Collection[bytes] = ()) -> dict[str, int]:
@@ -401,6 +442,11 @@ def _directory_times(lower: Tree, moments: Moments, undone: Collection[bytes] = 
         if entry is not None and (entry.mode, entry.uid, entry.gid) == attributes:
             found[os.fsdecode(directory)] = entry.ctime_ns
     return found
+
+
+def _done(steps: Sequence[Step], paths: Sequence[bytes], undone: Collection[bytes]) -> list[bytes]:
+    """Of `paths`, which the steps were to make the same, what they did but for those `undone`."""
+    return [path for path in _bases(steps) if path not in undone] if undone else list(paths)
 
 
 def _bases(steps: Sequence[Step]) -> list[bytes]:
@@ -441,7 +487,9 @@ def _undo(layer: Layer, lower: Tree, steps: Sequence[Step], moments: Moments) ->
     # That something lay in them for a while is no news either.
     with contextlib.suppress(OSError):  # a full disk
         record = layer.record
-        layer.write(replace(record, touched=record.touched | _directory_times(lower, moments)))
+        touched = record.touched | _directory_times(lower, moments)
+        linked = record.linked | _linked_until(moments, clock_ns(layer.fd, lower))
+        layer.write(replace(record, touched=touched, linked=linked))
 
 
 def _free_name(tree: Tree, path: bytes) -> bytes:

@@ -78,9 +78,7 @@ def _changed_outside(record: LayerRecord, change: Change) -> bool:
     assert change.old is not None
     if _stays_directory(change) and not change.aspects & _OWN:
         return False  # what is in it tells for itself
-    if record.touched.get(os.fsdecode(change.path)) == change.old.ctime_ns:
-        return False
-    return change.old.ctime_ns > record.base_ns(change.path)
+    return record.is_news(change.path, change.old)
 
 
 def _was_copied_up(upper: Tree, path: bytes) -> bool:

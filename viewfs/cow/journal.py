@@ -22,7 +22,7 @@ from viewfs.errors import ViewfsError
 
 __all__ = ["Journal", "Moments", "Operation", "Planned", "Staged", "Step", "Written"]
 
-_SCHEMA = 3
+_SCHEMA = 4
 
 
 class Operation(StrEnum):
@@ -121,6 +121,9 @@ class Moments:
     untouched: dict[bytes, tuple[int, int, int]] = field(default_factory=dict)
     #: When all was staged; 0 before that.
     staged_ns: int = 0
+    #: Files that gain or lose names, or get other attributes, that nobody has changed either, as they are afterwards:
+    #: the change time is that of all their names.
+    linked: tuple[Staged, ...] = ()
 
 
 class Written(NamedTuple):
@@ -144,6 +147,7 @@ class Journal:
         head: dict[str, Any] = {"schema": _SCHEMA, "paths": [os.fsdecode(path) for path in paths], "steps": len(steps)}
         head["planned_ns"] = moments.planned_ns
         head["untouched"] = {os.fsdecode(path): list(values) for path, values in moments.untouched.items()}
+        head["linked"] = [list(one) for one in moments.linked]
         lines = [json.dumps(line) for line in (head, *(step.to_json() for step in steps))]
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         aside = JOURNAL + ".new"
@@ -186,7 +190,8 @@ class Journal:
             paths = [os.fsencode(path) for path in head["paths"]]
             staged, staged_ns = _parse_staged(lines[1 + len(steps)] if len(lines) > 2 + len(steps) else "")
             untouched = {os.fsencode(path): (int(a), int(b), int(c)) for path, (a, b, c) in head["untouched"].items()}
-            moments = Moments(int(head["planned_ns"]), untouched, staged_ns)
+            linked = tuple(Staged(*map(int, one)) for one in head["linked"])
+            moments = Moments(int(head["planned_ns"]), untouched, staged_ns, linked)
             if b"\0" in b"".join([*paths, *(step.path + step.temporary + step.theirs for step in steps)]):
                 raise ValueError("a path with a zero byte is in it")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:

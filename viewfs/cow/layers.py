@@ -28,7 +28,7 @@ from viewfs.cow.session_lock import LOCK_FILE
 from viewfs.cow.trees import Entry, Tree, split
 from viewfs.errors import UsageError, ViewfsError, explain_os_error
 
-__all__ = ["Layer", "LayerSet", "clock_ns", "has_changes"]
+__all__ = ["Layer", "LayerSet", "clock_ns", "has_changes", "read_text", "write_whole"]
 
 _RECORD = "layer.json"
 _LOCK = ".lock"
@@ -36,7 +36,7 @@ _LOCK = ".lock"
 _RESTORING = "restoring"
 #: See `viewfs.cow.journal`.
 JOURNAL = "commit.journal"
-_SCHEMA = 4
+_SCHEMA = 5
 
 
 def clock_ns(directory: int, lower: Tree) -> int:
@@ -83,7 +83,7 @@ class Layer:
     def open(cls, fd: int) -> Layer:
         """The layer in an open directory. Raises `ViewfsError` for what is none."""
         try:
-            text = _read(fd, _RECORD)
+            text = read_text(fd, _RECORD)
             value = typed(json.loads(text), dict)
             if value.get("schema") != _SCHEMA:
                 raise ViewfsError(f"a layer of another version of viewfs (schema {value.get('schema')})")
@@ -120,7 +120,7 @@ class Layer:
     def clear_restoring(self, view: Tree | None) -> None:
         """Take away what an interrupted restoring has left, in the `view` where there is one. Raises OSError."""
         try:
-            token = _read(self.fd, _RESTORING).encode()
+            token = read_text(self.fd, _RESTORING).encode()
         except FileNotFoundError:
             return
         with self.open_upper() as upper:
@@ -322,7 +322,8 @@ def _directory_name(path: str) -> str:
     return f"{last or 'root'}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
 
 
-def _read(directory: int, name: str) -> str:
+def read_text(directory: int, name: str) -> str:
+    """What is in a file of a layer. Raises OSError, and ValueError for what is no text."""
     with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), encoding="utf-8") as file:
         return file.read()
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from viewfs.cow.trees import Entry
+
 __all__ = ["Checkpoint", "LayerRecord", "Lower", "identity_of", "is_state_directory", "typed"]
 
 T = TypeVar("T")
@@ -75,6 +77,9 @@ class LayerRecord:
     bases: dict[str, int] = field(default_factory=dict)
     #: What commits wrote in the lower tree, with the change time that it had afterwards: that one is no news.
     touched: dict[str, int] = field(default_factory=dict)
+    #: Files that commits gave names or took some from, by inode number: until when, and what they then were (as
+    #: `journal.Staged` has it). All names of a file have one change time.
+    linked: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: Inode numbers of the directories of the lower tree that it has directories over (`cow.replaced`).
     directories: dict[str, int] = field(default_factory=dict)
     #: What showed it last: the kernel's "overlay", or our own file system ("fuse").
@@ -93,12 +98,24 @@ class LayerRecord:
         here = os.fsdecode(path)
         return max([self.opened_ns, *(time for base, time in self.bases.items() if _covers(base, here))])
 
+    def is_news(self, path: bytes, entry: Entry) -> bool:
+        """Has somebody changed `entry`, which is at `path` of the lower tree, since the base of that?"""
+        if self.touched.get(os.fsdecode(path)) == entry.ctime_ns or entry.ctime_ns <= self.base_ns(path):
+            return False
+        return not self.was_linked(entry)
+
+    def was_linked(self, entry: Entry) -> bool:
+        """Is its change time that of a commit, which gave it a name or took one away?"""
+        until_ns, *attributes = self.linked.get(str(entry.identity[1]), (0,))
+        return entry.ctime_ns <= until_ns and attributes == [*entry[:3], entry.size, entry.mtime_ns]
+
     def rebased(self, paths: Sequence[bytes], now_ns: int) -> LayerRecord:
         """After `paths` (b"": all of it) have been made the same in the lower tree and in the view."""
         if b"" in paths:
             opened_ns = max(self.opened_ns, now_ns)
-            touched = self.touched if self.checkpoints else {}  # a state of before that may come back
-            return replace(self, opened_ns=opened_ns, bases={}, touched=touched, directories={}, unsettled=True)
+            after = replace(self, opened_ns=opened_ns, bases={}, directories={}, unsettled=True)
+            # With a state of before that may come back.
+            return after if self.checkpoints else replace(after, touched={}, linked={})
         return replace(self, bases=self.bases | {os.fsdecode(path): now_ns for path in paths}, unsettled=True)
 
     def with_an_older_state(self) -> LayerRecord:
@@ -116,6 +133,10 @@ class LayerRecord:
             checkpoints=tuple(Checkpoint.from_json(one) for one in typed(value["checkpoints"], list)),
             bases=_times(value["bases"]),
             touched=_times(value["touched"]),
+            linked={
+                number: tuple(typed(one, int) for one in typed(values, list))
+                for number, values in typed(value["linked"], dict).items()
+            },
             directories=_times(value["directories"]),
             backend=typed(value["backend"], str),
             unsettled=typed(value["unsettled"], bool),

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from viewfs.cow.changes import Change, differences, is_opaque, same_content, same_owner, same_time
 from viewfs.cow.copying import remove_tree
 from viewfs.cow.layers import Layer, clock_ns
+from viewfs.cow.settled import Settled, is_whiteout
 from viewfs.cow.trees import Entry, Tree, join, split
-from viewfs.mounts.overlay import PRIVATE, WHITEOUT
+from viewfs.cow.workdir import hide_lower
+from viewfs.mounts.overlay import OPAQUE, PRIVATE
 
-__all__ = ["settle"]
+__all__ = ["note_same", "settle"]
 
 #: Where in the layer a directory is on its way out.
 _ASIDE = b"settled"
@@ -31,13 +33,30 @@ def settle(layer: Layer, lower: Tree) -> None:
     """
     with layer.open_upper() as upper:
         if layer.record.unsettled:
-            _settle_directory(upper, lower, b"", layer.fd)
+            settled = Settled(layer)
+            _settle_directory(upper, lower, b"", layer.fd, settled)
             layer.write(replace(layer.record, unsettled=False))
+            settled.forget()
         if not upper.names(b"") and not layer.record.checkpoints:
-            layer.write(replace(layer.record, opened_ns=clock_ns(layer.fd, lower), bases={}, touched={}))
+            layer.write(replace(layer.record, opened_ns=clock_ns(layer.fd, lower), bases={}, touched={}, linked={}))
 
 
-def _settle_directory(upper: Tree, lower: Tree, top: bytes, layer: int) -> None:
+def note_same(layer: Layer, lower: Tree, upper: Tree, paths: Collection[bytes]) -> None:
+    """Write down what at and below `paths` is the same in the lower tree, and can't be taken out now.
+
+    The caller holds the layer's lock. Raises OSError.
+    """
+
+    def is_settled(path: bytes, entry: Entry) -> bool:
+        if entry.is_directory:
+            other = lower.entry(path)
+            return other is not None and _same_attributes(entry, other)
+        return _is_same(upper, entry, lower, path)
+
+    Settled(layer).note(upper, paths, is_settled)
+
+
+def _settle_directory(upper: Tree, lower: Tree, top: bytes, layer: int, settled: Settled) -> None:
     """Each directory after what is in it."""
     waiting: list[tuple[bytes, bool]] = [(top, False)]
     while waiting:
@@ -47,9 +66,14 @@ def _settle_directory(upper: Tree, lower: Tree, top: bytes, layer: int) -> None:
             continue
         if path != top and is_opaque(upper, path):
             # It holds all that is seen of it.
-            if all(_is_private(change) for change in differences(lower, upper, None, path)):
+            changes = list(differences(lower, upper, None, path))
+            if all(map(_is_private, changes)):
                 _remove_at_once(upper, path, layer)
-            continue
+                continue
+            # What came into it outside since it was committed is to be seen from now on.
+            came = any(settled.never_had(change.path, upper) for change in changes if change.new is None)
+            if not came or not _make_merged(upper, lower, path, settled):
+                continue
         waiting.append((path, True))
         for name in upper.names(path):
             here = join(path, name)
@@ -57,8 +81,12 @@ def _settle_directory(upper: Tree, lower: Tree, top: bytes, layer: int) -> None:
             if entry is None:
                 continue
             if entry.is_directory:
-                waiting.append((here, False))
-            elif _is_same(upper, entry, lower, here):
+                there = lower.entry(here)
+                if there is not None and there.is_directory:
+                    waiting.append((here, False))
+                elif settled.has_all(here, upper):
+                    _remove_at_once(upper, here, layer)
+            elif settled.has(here, entry) or _is_same(upper, entry, lower, here):
                 _remove(upper, here)
 
 
@@ -87,9 +115,28 @@ def _shown(entry: Entry) -> Entry:
     return entry._replace(xattrs=kept)
 
 
+def _make_merged(upper: Tree, lower: Tree, path: bytes, settled: Settled) -> bool:
+    """Have an opaque directory show what is in the lower one too, but for what was deleted in it, if that can be."""
+    mine = set(upper.names(path))
+    with upper.directory(path) as fd, _as_before(fd):
+        for name in mine:
+            if (entry := upper.entry(join(path, name))) is not None and entry.is_directory:
+                hide_lower(fd, name)
+        for name in lower.names(path):
+            if name in mine or settled.never_had(join(path, name), upper):
+                continue
+            try:
+                os.mknod(name, stat.S_IFCHR, dir_fd=fd)  # a whiteout (overlayfs.rst)
+            except PermissionError:
+                return False  # in an overlay, which keeps those for itself
+        os.removexattr(fd, OPAQUE)
+    return True
+
+
 def _is_same(upper: Tree, mine: Entry, lower: Tree, path: bytes) -> bool:
+    """Is what the layer has at `path`, no directory, in the lower tree too? Raises OSError."""
     other = lower.entry(path)
-    if (stat.S_ISCHR(mine.mode) and mine.rdev == 0) or (mine.size == 0 and WHITEOUT in dict(mine.xattrs)):
+    if is_whiteout(mine):
         return other is None  # a whiteout of what is gone
     if other is None or mine.kind != other.kind or not _same_attributes(mine, other):
         return False

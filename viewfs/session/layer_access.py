@@ -21,6 +21,7 @@ from viewfs.cow.layers import Layer, LayerSet
 from viewfs.cow.outside import outside
 from viewfs.cow.planning import Selection
 from viewfs.cow.session_lock import lock_session
+from viewfs.cow.settled import own_changes
 from viewfs.cow.settling import settle
 from viewfs.cow.trees import Tree
 from viewfs.errors import MachineError, NotFoundError, UsageError, ViewfsError, explain_os_error
@@ -94,12 +95,16 @@ class OpenLayer:
         return os.path.join(self.path, os.fsdecode(path)) if path else self.path
 
     def changes(self) -> Iterator[Change]:
-        """What differs from the lower tree to the view, in the selection."""
+        """What the view has changed, in the selection."""
         for path in _tops(self.selection.paths):
-            yield from filter(self._is_meant, differences(self.lower, self.view, [self.upper], path))
+            yield from filter(self._is_meant, own_changes(self.layer, self.lower, self.view, self.upper, path))
 
     def _is_meant(self, change: Change) -> bool:
         return self.selection.only.passes(change.path)
+
+    def all_differences(self) -> Iterator[Change]:
+        """What differs from the lower tree to the view, in the selection, whoever has changed it."""
+        yield from self.changes_between(self.before, self.now)
 
     def changes_between(self, old: State, new: State) -> Iterator[Change]:
         """What differs between two states, in the selection."""

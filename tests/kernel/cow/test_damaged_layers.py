@@ -31,6 +31,8 @@ RECORDS: dict[str, Callable[[dict[str, object]], object]] = {
     "a checkpoint is elsewhere": lambda record: record | {
         "checkpoints": [{"epoch": 1, "name": "one", "directory": "../upper", "time_ns": 1}]
     },
+    "linked is a list": lambda record: record | {"linked": [[1, 2]]},
+    "linked is one number": lambda record: record | {"linked": {"1": 2}},
     "not UTF-8": lambda _record: b"\xff\xfe{}",
     "nested": lambda _record: "[" * 100_000,
     "of a later version": lambda record: record | {"schema": 999},
@@ -83,7 +85,7 @@ def test_it_can_be_got_rid_of(cow: Cow, tree: Path, damage: str) -> None:
     assert not (cow.viewfs.state / "viewfs/cow").exists() and cow.sh("cat text").out == "one\ntwo\nthree\n"
 
 
-HEAD: dict[str, object] = {"schema": 3, "planned_ns": 1, "untouched": {}, "paths": [""]}
+HEAD: dict[str, object] = {"schema": 4, "planned_ns": 1, "untouched": {}, "linked": [], "paths": [""]}
 
 
 def journal(**changed: object) -> list[object]:
@@ -120,6 +122,8 @@ JOURNALS: dict[str, list[object] | bytes] = {
     "planned at no time": [{**HEAD, "planned_ns": None, "steps": 0}],
     "untouched is a list": [{**HEAD, "untouched": [], "steps": 0}],
     "untouched has too few": [{**HEAD, "untouched": {"": [1]}, "steps": 0}],
+    "linked is a number": [{**HEAD, "linked": 3, "steps": 0}],
+    "linked has too few": [{**HEAD, "linked": [[1, 2]], "steps": 0}],
     "inodes are words": [*journal()[:2], {"staged": {".viewfs-0": "x"}}],
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.kernel.conftest import Viewfs
 from tests.kernel.cow.conftest import Cow
+from tests.kernel.cow.test_interrupted_commit import commit, in_a_child
 
 BACKENDS = ["overlay", "fuse"]
 
@@ -134,3 +136,53 @@ def test_a_name_that_was_moved_into_a_directory_made_anew(cow: Cow, tree: Path) 
     cow("commit")
     assert (tree / "directory/moved").samefile(tree / "other")
     assert not (cow.viewfs.state / "viewfs").exists(), "nothing differs any more"
+
+
+@pytest.mark.parametrize(
+    "work", ["ln a new", "ln script new", "mv b moved", "rm b", "chmod 600 b", "touch -d 2020-01-01 b"]
+)
+def test_a_commit_of_one_name_is_no_news_for_the_others(cow: Cow, group: Path, work: str) -> None:
+    """All names of a file have one change time, which linking and removing change."""
+    cow.sh(f"{work}; echo kept > kept")
+    (name,) = {"new", "moved", "b"} & set(cow.changes())
+    cow("commit", group / name, *([group / "b"] if name == "moved" else []))
+    cow.sh("echo x > a; echo x > directory/c; echo x > script")
+    cow("commit")
+    assert (group / "a").read_text() == (group / "directory/c").read_text() == (group / "script").read_text() == "x\n"
+
+
+def test_somebody_elses_change_of_a_file_is_still_news_then(cow: Cow, group: Path) -> None:
+    cow.sh("ln a new; echo kept > kept")
+    cow("commit", group / "new")
+    (group / "b").write_text("outside\n")
+    cow.sh("echo x > a")
+    assert "a: it was changed outside too" in cow("commit", check=False).err
+    assert (group / "a").read_text() == "outside\n"
+
+
+def test_a_change_outside_before_is_still_news(cow: Cow, group: Path) -> None:
+    cow.sh("rm b; echo x > a")
+    (group / "directory/c").chmod(0o600)  # of the same file
+    assert "b: it was changed outside too" in cow("commit", group / "b", check=False).err
+    cow("commit", "--force", group / "b")
+    assert "a: it was changed outside too" in cow("commit", check=False).err
+
+
+def test_a_commit_that_was_undone_is_no_news(cow: Cow, group: Path) -> None:
+    """It had links made while it staged."""
+    cow.sh("ln a new; echo x > directory/c; echo y > script")
+    before = (group / "a").stat().st_ctime_ns
+
+    def work() -> None:
+        from viewfs.cow.commit import Commit
+
+        def full(_commit: Commit) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        Commit._check_unchanged = full  # type: ignore[method-assign]
+        commit(cow)
+
+    assert in_a_child(work) == 1 and not list(group.rglob(".viewfs-*"))
+    assert (group / "a").stat().st_ctime_ns > before and not (group / "new").exists()
+    cow("commit")
+    assert (group / "directory/c").read_text() == "x\n" and (group / "new").samefile(group / "a")

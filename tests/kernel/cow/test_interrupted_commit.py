@@ -257,7 +257,7 @@ def test_killed_in_a_running_view(cow: Cow, tree: Path) -> None:
 
 def test_a_journal_that_is_damaged(cow: Cow) -> None:
     cow.sh("echo x > text")
-    head = {"schema": 3, "planned_ns": 1, "untouched": {}, "paths": [""], "steps": 3}
+    head = {"schema": 4, "planned_ns": 1, "untouched": {}, "linked": [], "paths": [""], "steps": 3}
     (cow.layer / "commit.journal").write_text(f"{json.dumps(head)}\nnot json\n")
     result = cow("commit", check=False)
     assert result.code == 1 and "the journal of an interrupted commit can't be read" in result.err
