@@ -84,6 +84,8 @@ class EpochStack:
 
     mounts: dict[Epoch, Mount] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
+    #: Mounts that have gone out of use altogether; the log knows them.
+    past: dict[Epoch, Mount] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, time_ns: int) -> EpochStack:
@@ -131,6 +133,14 @@ class EpochStack:
         epoch = Epoch(self.current + 1)
         self.changes.append(Change(epoch, time_ns, operation, source=source))
         return epoch
+
+    def mount_of(self, made_in: Epoch) -> Mount | None:
+        """The mount that was made in that epoch, whatever has become of it."""
+        return self.mounts.get(made_in) or self.past.get(made_in)
+
+    def retire(self, mount: Mount) -> None:
+        """It is in no epoch that anybody asks for any more."""
+        self.past[mount.made_in] = self.mounts.pop(mount.made_in)
 
     def in_epoch(self, epoch: Epoch) -> list[Mount]:
         """What is mounted in `epoch`, oldest first."""

@@ -249,3 +249,14 @@ def test_the_view_is_found_by_its_namespace(viewfs: Viewfs) -> None:
         "--name", "a", script="env -u VIEWFS_SESSION viewfs mount -t tmp n /x; VIEWFS_SESSION=b viewfs lsmod"
     )
     assert "/x" in done.out
+
+
+@pytest.mark.parametrize("covered", ["{runtime}", "/tmp"])
+def test_a_session_is_found_whatever_its_view_covers(viewfs: Viewfs, covered: str) -> None:
+    place = covered.format(runtime=viewfs.runtime)
+    script = "cd /; unset VIEWFS_SESSION; viewfs lsmod --json; viewfs insmod hello /hello && cat /hello"
+    done = viewfs.sh("--name", "covered", "--mount", f"none:{place}:tmp", script=script)
+    assert place in done.out and done.out.endswith("Hello from viewfs!\n")
+    assert (
+        viewfs.sh("--mount", f"none:{place}:tmp", script="viewfs lsmod --session $VIEWFS_SESSION | wc -l").out == "2\n"
+    )

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.kernel.conftest import View, kill, own_processes, wait_until
+from tests.kernel.conftest import SECONDS, View, kill, own_processes, wait_until
 
 Image = Callable[..., Path]
 
@@ -53,7 +53,8 @@ def test_a_reader_does_not_notice_that_servers_are_killed(open_view: Callable[..
 
 
 def test_a_server_that_dies_again_and_again_is_given_up(open_view: Callable[..., View], image: Image) -> None:
-    view = open_view("--mount", f"{image(file='content')}:/mnt")
+    view = open_view()
+    view("mount", "-o", "deadline=1", image(file="content"), "/mnt")
 
     def dead() -> bool:
         for pid, name in own_processes().items():
@@ -64,4 +65,63 @@ def test_a_server_that_dies_again_and_again_is_given_up(open_view: Callable[...,
     wait_until(dead, "it is given up")
     assert view.sh("cat /mnt/file", check=False).code
     view("umount", "/mnt")
+    assert view.json("lsmod")["modules"] == []
+
+
+LOOPS = """
+import os, time
+from viewfs.modules.api import Module
+from viewfs.modules.nodes import computed_file
+
+class Loops(Module):
+    name = "loops"
+
+    def open(self, mounting):
+        if mounting.options["where"] == "open":
+            time.sleep(1000)
+        return computed_file(lambda: time.sleep(1000))
+
+    from viewfs.modules.options import text
+    options = (text("where", "read", "where it hangs"),)
+"""
+
+
+def test_a_read_that_hangs_is_ended_at_the_deadline(open_view: Callable[..., View], tmp_path: Path) -> None:
+    """Nobody can take over from a module of one's own; whoever reads gets an error instead of waiting."""
+    (tmp_path / "loops.py").write_text(LOOPS)
+    view = open_view()
+    view("insmod", "-o", "deadline=1", tmp_path / "loops.py", "/loops")
+    read = view.sh("cat /loops", check=False)
+    assert read.code == 1 and read.out == ""
+    assert "has not answered for 1 s: it is ended" in view("log").out
+    view("umount", "/loops")
+
+
+def test_a_module_that_hangs_when_it_opens(open_view: Callable[..., View], tmp_path: Path) -> None:
+    """It keeps nobody else from mounting meanwhile, and is given up at the deadline."""
+    (tmp_path / "loops.py").write_text(LOOPS)
+    view = open_view()
+    arguments = ["insmod", "--session", view.name, "-o", "deadline=5,where=open", str(tmp_path / "loops.py"), "/loops"]
+    waiting = subprocess.Popen(["viewfs", *arguments], stderr=subprocess.PIPE, text=True, env=view.viewfs.environment)
+    wait_until(lambda: "viewfs-loops" in own_processes().values(), "it opens")
+    view("insmod", "hello", "/hello")
+    assert waiting.poll() is None and view.sh("cat /hello").out == "Hello from viewfs!\n"
+    _out, err = waiting.communicate()
+    assert waiting.returncode == 1 and "no answer after 5 seconds" in err and err.count("\n") == 1
+    assert [row["path"] for row in view.json("lsmod")["modules"]] == ["/hello"]
+    wait_until(lambda: "viewfs-loops" not in own_processes().values(), "its server is gone")
+
+
+def test_a_hung_server_is_taken_away_by_force(open_view: Callable[..., View], tmp_path: Path) -> None:
+    """Whoever waits gets an error; asking for it by its path waits for nothing."""
+    (tmp_path / "loops.py").write_text(LOOPS)
+    view = open_view()
+    view("insmod", tmp_path / "loops.py", "/loops")
+    command = ["viewfs", "enter", view.name, "--", "sh", "-c", "echo begin; cat /loops"]
+    reading = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=view.viewfs.environment)
+    assert reading.stdout is not None and reading.stdout.readline() == b"begin\n"
+    shown = view.sh("viewfs resolve --json /loops; viewfs umount --force /loops; viewfs lsmod --json")
+    assert '"type": "loops"' in shown.out.replace('"type":"', '"type": "') and shown.out.count("/loops") >= 2
+    _out, err = reading.communicate(timeout=SECONDS)
+    assert reading.returncode == 1 and err.startswith(b"cat: ")
     assert view.json("lsmod")["modules"] == []

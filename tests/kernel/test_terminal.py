@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -182,3 +184,12 @@ def test_listings_have_colour_on_a_terminal_only(terminal: Callable[..., pexpect
     shown = run.read()
     assert "\x1b[1m" in shown
     assert "\x1b" not in viewfs("lsmod", "--available").out
+
+
+@pytest.mark.parametrize("module", ["useless", "tmp"])
+def test_terminals_can_be_made_where_the_view_has_a_name_in_dev(viewfs: Viewfs, module: str) -> None:
+    """/dev/ptmx looks for a devpts beside itself, in the mount that it was opened in."""
+    python = "import os, pty; one, other = pty.openpty(); print(os.isatty(other))"
+    script = f"{sys.executable} -c '{python}'; script -qc 'echo here' /dev/null; ls -l /dev/ptmx"
+    done = viewfs.sh("--mount", f"none:/dev/viewfs-test:{module}", script=script)
+    assert re.match(r"True\nhere\r?\n", done.out), done

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -85,3 +87,28 @@ def test_whoever_gets_in_all_the_same_is_told_nothing(session: Path) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(session))
         assert connection.recv(1000) == b"", "root is another user, too"
+
+
+def test_programs_with_file_capabilities(session: Path) -> None:
+    """As ping is one: they run, and have none of them (capabilities(7), no_new_privs)."""
+    runtime = session.parent.parent
+    program = runtime / "true"
+    shutil.copy("/bin/cat", program)
+    program.chmod(0o755)
+    # struct vfs_cap_data of linux/capability.h, version 2: effective, CAP_NET_RAW.
+    os.setxattr(program, "security.capability", struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0))
+    owner = os.environ.get("VIEWFS_TEST_ACCOUNT", "viewfs-test")
+    checkout = pwd.getpwnam(owner).pw_dir + "/checkout"
+    code = f"import sys; sys.path.insert(0, {checkout!r}); from viewfs.cli.main import main; main()"
+
+    def run(*command: str) -> str:
+        environment = {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(runtime)}
+        arguments = ["runuser", "-u", owner, "--", *command]
+        return subprocess.run(arguments, env=environment, cwd="/", capture_output=True, text=True, check=True).stdout
+
+    reading = [str(program), "/proc/self/status"]
+    assert "CapEff:\t0000000000002000\n" in run(*reading), "outside it has it"
+    for options in ((), ("--as-root",), ("--pid",)):
+        status = run(sys.executable, "-c", code, "run", *options, "--", *reading)
+        (effective,) = re.findall(r"^CapEff:\t([0-9a-f]+)$", status, re.MULTILINE)
+        assert not int(effective, 16) & 1 << 13, options

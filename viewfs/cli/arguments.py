@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ __all__ = [
     "parse_cow",
     "parse_load",
     "parse_mount",
+    "resolved",
     "session_option",
 ]
 
@@ -41,6 +44,33 @@ _UNESCAPED_COLON = re.compile(r"(?<!\\):")
 
 def absolute(path: str) -> str:
     """`path` seen from the working directory, without following symbolic links."""
+    return os.path.abspath(path)
+
+
+#: Bytes of the longest path, links resolved.
+_PATHS_MAX = 1 << 16
+#: Seconds that walking a path may take.
+_WALK_SECONDS = 2.0
+
+
+def resolved(path: str) -> str:
+    """`path` without symbolic links, as far as that can be told: a file system on the way may not answer, and what is
+    taken away then is that."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, os.fsencode(os.path.realpath(path)))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    try:
+        if select.select([reading], [], [], _WALK_SECONDS)[0] and (found := os.read(reading, _PATHS_MAX)):
+            return os.fsdecode(found)
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     return os.path.abspath(path)
 
 

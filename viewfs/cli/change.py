@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from viewfs.cli.arguments import absolute, complete_modules, load_request, module_option, session_option
+from viewfs.cli.arguments import absolute, complete_modules, load_request, module_option, resolved, session_option
 from viewfs.cli.main import tell
 from viewfs.cli.output import json_option, print_json
 from viewfs.modules.options import split_options
@@ -65,18 +65,20 @@ def mount(
 
 @click.command()
 @click.option("-l", "--lazy", is_flag=True, help="Take it out of the view now, though processes still use it.")
+@click.option("-f", "--force", is_flag=True, help="The same, and end its server: whoever waits for it gets an error.")
 @session_option
 @json_option
 @click.argument("directory")
-def umount(lazy: bool, session: str | None, as_json: bool, directory: str) -> None:
+def umount(lazy: bool, force: bool, session: str | None, as_json: bool, directory: str) -> None:
     """Take the newest mount on DIRECTORY out of the view. What a later mount was made from goes on working for it.
 
     \b
-    Example:
+    Examples:
       viewfs umount /mnt
+      viewfs umount --force /mnt
     """
-    path = os.path.realpath(directory)
-    _change(session, "umount", as_json, {"path": path, "lazy": lazy})
+    path = resolved(directory)
+    _change(session, "umount", as_json, {"path": path, "lazy": lazy, "force": force})
 
 
 @click.command()
@@ -98,17 +100,18 @@ def insmod(options: tuple[str, ...], session: str | None, as_json: bool, module:
 
 @click.command()
 @click.option("-l", "--lazy", is_flag=True, help="Take it out of the view now, though processes still use it.")
+@click.option("-f", "--force", is_flag=True, help="The same, and end its server: whoever waits for it gets an error.")
 @session_option
 @json_option
 @click.argument("module")
-def rmmod(lazy: bool, session: str | None, as_json: bool, module: str) -> None:
+def rmmod(lazy: bool, force: bool, session: str | None, as_json: bool, module: str) -> None:
     """Remove MODULE, named as `viewfs lsmod` shows it or by the place where it is.
 
     \b
     Example:
       viewfs rmmod hello
     """
-    arguments: dict[str, Any] = {"module": module, "lazy": lazy, "operation": "rmmod"}
+    arguments: dict[str, Any] = {"module": module, "lazy": lazy, "force": force, "operation": "rmmod"}
     if "/" in module:
-        arguments["path"] = os.path.realpath(module)
+        arguments["path"] = resolved(module)
     _change(session, "umount", as_json, arguments)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from viewfs.cli.arguments import session_option
+from viewfs.cli.arguments import resolved, session_option
 from viewfs.cli.main import printable
 from viewfs.cli.output import json_option, print_json, print_table
 from viewfs.session.client import find_session
@@ -153,7 +152,7 @@ def resolve(epoch: int | None, session: str | None, as_json: bool, path: str) ->
     Example:
       viewfs resolve /mnt/image
     """
-    answer = _ask(session, "resolve", path=os.path.realpath(path), epoch=epoch)
+    answer = _ask(session, "resolve", path=resolved(path), epoch=epoch)
     if as_json:
         print_json(**answer)
         return

@@ -24,7 +24,7 @@ from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.host import serve
 from viewfs.mounts.skeleton import build_root, make_mount_point, plan_mount_point
 from viewfs.namespaces.enter import open_namespace
-from viewfs.namespaces.sandbox import Confinement, confine
+from viewfs.namespaces.sandbox import Confinement, Limits, confine
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 
 __all__ = ["Report", "StepFailedError", "attempt"]
@@ -134,7 +134,7 @@ def _serve_a_file(step: StepContext) -> None:
         def shut_in() -> None:
             os.close(mount_fd)
             unshare(CloneFlags.NEWNS)
-            confine(Confinement.SEALED)
+            confine(Confinement.SEALED, limits=Limits())
 
         counters = Counters.create()
         server = _fork(shut_in, then=lambda: serve(file_system, fuse, counters))

@@ -17,6 +17,7 @@ from viewfs.linux.numbers import syscall_number
 __all__ = ["check", "function", "path_bytes", "syscall"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_locked_libc = ctypes.PyDLL(None, use_errno=True)
 
 
 def function(name: str, *argument_types: Any) -> Callable[..., int]:
@@ -24,10 +25,17 @@ def function(name: str, *argument_types: Any) -> Callable[..., int]:
     return ctypes.CFUNCTYPE(ctypes.c_int, *argument_types, use_errno=True)((name, _libc))
 
 
-def syscall(name: str, *argument_types: Any) -> Callable[..., int]:
-    """System call `name` by number. The number is looked up at the first call, so that importing never fails."""
-    prototype = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, *argument_types, use_errno=True)
-    entry = prototype(("syscall", _libc))
+def syscall(name: str, *argument_types: Any, holds_lock: bool = False) -> Callable[..., int]:
+    """System call `name` by number. The number is looked up at the first call, so that importing never fails.
+
+    `holds_lock`: Python's own lock is not let go meanwhile.
+    """
+    entry: Any
+    if holds_lock:
+        entry = _locked_libc["syscall"]
+        entry.restype, entry.argtypes = ctypes.c_long, (ctypes.c_long, *argument_types)
+    else:
+        entry = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, *argument_types, use_errno=True)(("syscall", _libc))
     number: int | None = None
 
     def call(*arguments: Any) -> int:

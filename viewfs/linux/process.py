@@ -17,6 +17,7 @@ from collections.abc import Iterable
 import prctl
 
 from viewfs.linux.libc import check, function, syscall
+from viewfs.linux.namespaces import CloneFlags
 
 __all__ = [
     "CAPS_OF_OWNERS",
@@ -26,8 +27,11 @@ __all__ = [
     "PYTHON",
     "die_with_parent",
     "drop_capabilities",
+    "forget_environment",
+    "fork_into",
     "has_capabilities",
     "has_no_new_privileges",
+    "hide_memory",
     "keep_for_programs",
     "no_new_privileges",
     "pid_of",
@@ -37,6 +41,7 @@ __all__ = [
     "process_vm_readv",
     "process_vm_writev",
     "set_name",
+    "show_memory",
     "thread_group_of",
 ]
 
@@ -96,6 +101,7 @@ _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _capset = syscall("capset", _c.c_void_p, _c.c_void_p)
 _capget = syscall("capget", _c.c_void_p, _c.c_void_p)
+_clone = syscall("clone", *[_c.c_ulong] * 5, holds_lock=True)
 _vm_arguments = (_c.c_int, _c.c_void_p, _c.c_ulong, _c.c_void_p, _c.c_ulong, _c.c_ulong)
 _process_vm_readv = function("process_vm_readv", *_vm_arguments)
 _process_vm_writev = function("process_vm_writev", *_vm_arguments)
@@ -183,15 +189,18 @@ def _is_main_thread(tid: int) -> bool:
     return True
 
 
-def drop_capabilities(keep: Iterable[int] = ()) -> None:
-    """Leave this process only the capabilities `keep`, and what it executes no way to gain another.
+def drop_capabilities(keep: Iterable[int] = (), *, bounding: bool = True) -> None:
+    """Leave this process only the capabilities `keep`, and (`bounding`) what it executes no way to gain another.
+
+    With no_new_privs nothing is gained anyway. Without its bounding set a process can't even execute a program that
+    has file capabilities, which then has none of them (capabilities(7)).
 
     Removes everything else from the bounding set, then sets the other sets at once; with the inheritable set the
     ambient
     one is emptied, which must be part of it (capabilities(7)).
     """
     kept = frozenset(keep)
-    for capability in range(64):
+    for capability in range(64) if bounding else ():
         # The package's own capbset_drop stops at the last capability that its headers knew.
         if capability not in kept and _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break  # past the last one the kernel knows; or no CAP_SETPCAP, so nothing to lose
@@ -202,6 +211,23 @@ def drop_capabilities(keep: Iterable[int] = ()) -> None:
         _CapData(mask >> 32, mask >> 32, 0),
     )
     check(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
+
+
+def fork_into(kinds: CloneFlags) -> int:
+    """As `os.fork`, the child being in new namespaces of these kinds (clone(2)). Raises OSError.
+
+    Only for a process with one thread: the C library is not asked to prepare for it. Python is, as for any fork.
+    """
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = int(_clone(int(kinds) | signal.SIGCHLD, 0, 0, 0, 0))
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0
+    number = ctypes.get_errno()
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(number, f"clone: {os.strerror(number)}")
+    return pid
 
 
 def has_capabilities(wanted: Iterable[int]) -> bool:
@@ -229,6 +255,18 @@ def no_new_privileges() -> None:
     prctl.set_no_new_privs(1)
 
 
+def hide_memory() -> None:
+    """PR_SET_DUMPABLE 0: no process of the same user may trace this one, read its memory or open its descriptors, but
+    with CAP_SYS_PTRACE in the user namespace in which the program was executed (ptrace(2)). Children inherit it until
+    they execute something."""
+    prctl.set_dumpable(0)
+
+
+def show_memory() -> None:
+    """Take `hide_memory` back."""
+    prctl.set_dumpable(1)
+
+
 def has_no_new_privileges() -> bool:
     """PR_GET_NO_NEW_PRIVS: does a set-user-ID program run as its user only?"""
     return bool(prctl.get_no_new_privs())
@@ -237,21 +275,40 @@ def has_no_new_privileges() -> bool:
 def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
     """PR_SET_PDEATHSIG, and at once if `parent` is gone already. Must be called again after a change of credentials."""
     prctl.set_pdeathsig(number)
-    if os.getppid() != parent:
+    if os.getppid() not in (parent, 0):  # 0: it is outside of this process's pid namespace
         os.kill(os.getpid(), number)
+
+
+def forget_environment(kept: Iterable[str] = ()) -> None:
+    """Have no variable but `kept`, and overwrite where others were in memory (proc_pid_stat(5), fields 50 and 51)."""
+    left = {name: os.environ[name] for name in kept if name in os.environ}
+    values = list(os.environ._data.values())  # type: ignore[attr-defined]
+    os.environ.clear()
+    for value in values:
+        if len(value) > 1:  # shorter ones are everybody's
+            ctypes.memset(id(value) + bytes.__basicsize__ - 1, 0, len(value))
+    start, end = _places_of_arguments()[2:]
+    ctypes.memset(start, 0, end - start)
+    os.environ.update(left)
+
+
+def _places_of_arguments() -> tuple[int, int, int, int]:
+    """Where the kernel put arguments and environment: begin and end of each; equal where that can't be told."""
+    try:
+        with open("/proc/self/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        arguments, end_of_arguments, environment, end_of_environment = map(int, fields[45:49])
+    except (OSError, ValueError):
+        return 0, 0, 0, 0  # a view may have something else on /proc
+    return arguments, max(arguments, end_of_arguments), environment, max(environment, end_of_environment)
 
 
 def set_name(name: str) -> None:
     """What `ps` shows: the command name (prctl(2), PR_SET_NAME), and in place of the arguments what fits there."""
     prctl.set_name(name[:15])
-    try:
-        with open("/proc/self/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return  # a view may have something else on /proc
-    # Where the kernel put the arguments, and reads them from (proc_pid_stat(5), fields 48 and 49).
-    start, end = int(fields[45]), int(fields[46])
-    if 0 < start < end:
+    # Where the kernel reads them from.
+    start, end = _places_of_arguments()[:2]
+    if start < end:
         ctypes.memset(start, 0, end - start)
         text = name.encode()[: end - start - 1]
         ctypes.memmove(start, text, len(text))

@@ -31,13 +31,15 @@ def deny(number: int) -> int:
 @dataclass(frozen=True)
 class ArgumentRule:
     """`then` where argument `index`, masked with `mask`, equals `value` or one of several (low 32 bits of all), else
-    `otherwise`."""
+    `otherwise`. A kernel that takes an int looks at these bits only; a pointer has more, so 0 is compared whole."""
 
     index: int
     value: int | tuple[int, ...]
     then: int
     otherwise: int
     mask: int = 0xFFFFFFFF
+    #: It is a pointer.
+    is_pointer: bool = False
 
 
 #: BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_JMP|BPF_JGE|BPF_K, BPF_ALU|BPF_AND|BPF_K, BPF_RET|BPF_K
@@ -70,6 +72,18 @@ def compile_filter(rules: Mapping[str, int | ArgumentRule], default: int) -> byt
             program += [emit(_JUMP_EQUAL, 0, 1, number), emit(_RETURN, 0, 0, rule)]
         else:
             values = rule.value if isinstance(rule.value, tuple) else (rule.value,)
+            if rule.is_pointer:
+                low = _ARGUMENTS + 8 * rule.index
+                program += [
+                    emit(_JUMP_EQUAL, 0, 6, number),
+                    emit(_LOAD, 0, 0, low),
+                    emit(_JUMP_EQUAL, 0, 2, values[0]),
+                    emit(_LOAD, 0, 0, low + 4),
+                    emit(_JUMP_EQUAL, 1, 0, 0),
+                    emit(_RETURN, 0, 0, rule.otherwise),
+                    emit(_RETURN, 0, 0, rule.then),
+                ]
+                continue
             program += [
                 emit(_JUMP_EQUAL, 0, 4 + len(values), number),
                 emit(_LOAD, 0, 0, _ARGUMENTS + 8 * rule.index),

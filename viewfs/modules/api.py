@@ -364,6 +364,11 @@ class Module:
     uses_network: ClassVar[bool] = False
 
     @classmethod
+    def memory(cls, options: Mapping[str, Any]) -> int:
+        """Bytes that `options` ask it to keep in memory: they do not count to what its server may use besides."""
+        return 0
+
+    @classmethod
     def probe(cls, source: Source) -> bool:
         """Does `source` look like something that this module can mount? Must be quick, and must not raise."""
         return False

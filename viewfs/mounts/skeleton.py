@@ -72,12 +72,19 @@ __all__ = [
 
 #: What the mount table shows as the source of a skeleton.
 SKELETON_SOURCE = "viewfs-skeleton"
+#: Where a skeleton has what it covers as it is, if anything in that needs its neighbours.
+WHOLE = ".viewfs"
+#: Major and minor number of /dev/ptmx (Documentation/admin-guide/devices.txt).
+_PTMX = os.makedev(5, 2)
 #: With more children than that a directory is covered with an overlay: every later epoch copies the mount table.
 _CROWD = 1000
 
 
 def _show_children(old: int, new: str, opened: dict[str, int], *, leave_out: frozenset[str] = frozenset()) -> None:
     """Make directory `new` show what directory `old` (a descriptor) shows; `opened` has trees that are open already."""
+    if (whole := opened.get(WHOLE)) is not None:
+        os.mkdir(os.path.join(new, WHOLE), 0o755)
+        move_mount(whole, "", AT_FDCWD, os.path.join(new, WHOLE), MoveMount.F_EMPTY_PATH)
     with os.scandir(old) as entries:
         for entry in entries:
             place = os.path.join(new, entry.name)
@@ -87,6 +94,9 @@ def _show_children(old: int, new: str, opened: dict[str, int], *, leave_out: fro
                 if entry.is_symlink():
                     os.symlink(os.readlink(entry.name, dir_fd=old), place)
                     continue
+                if WHOLE in opened and _makes_terminals(entry):
+                    os.symlink(f"{WHOLE}/{entry.name}", place)
+                    continue
                 tree = opened.pop(entry.name, None) or open_tree(old, entry.name, OpenTree.CLONE | AT_RECURSIVE)
             except FileNotFoundError:
                 continue  # removed since it was listed
@@ -95,6 +105,23 @@ def _show_children(old: int, new: str, opened: dict[str, int], *, leave_out: fro
                 move_mount(tree, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
             finally:
                 os.close(tree)
+
+
+def _makes_terminals(entry: os.DirEntry[str]) -> bool:
+    """Is it the device that looks for a devpts beside itself, in the mount that it was opened in (pts(4))?"""
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _PTMX
+
+
+def _whole(directory: int) -> dict[str, int]:
+    """All of a directory as a tree, if anything in it needs its neighbours; to be taken before anything covers it."""
+    with os.scandir(directory) as entries:
+        if not any(map(_makes_terminals, entries)):
+            return {}
+    return {WHOLE: open_tree(directory, "", OpenTree.CLONE | AT_RECURSIVE | AT_EMPTY_PATH)}
 
 
 @contextmanager
@@ -350,6 +377,7 @@ def _cover(plan: MountPointPlan, live_namespace: int, *, is_directory: bool) -> 
     with scratch_namespace(live_namespace), _opened_directory(directory) as old:
         shown = os.listdir(old)
         crowded = len(shown) > _CROWD
+        opened = {} if crowded else _whole(old)
         skeleton = detached_tmpfs(SKELETON_SOURCE, {"mode": f"{stat.S_IMODE(status.st_mode):o}"})
         move_mount(skeleton, "", AT_FDCWD, directory, MoveMount.F_EMPTY_PATH)
         _make_missing(plan.missing, skeleton, is_directory=is_directory)
@@ -357,8 +385,9 @@ def _cover(plan: MountPointPlan, live_namespace: int, *, is_directory: bool) -> 
         if crowded:
             _lay_over(directory, old)
         else:
-            _show_children(old, directory, {})
-        os.close(skeleton)
+            _show_children(old, directory, opened)
+        for fd in (skeleton, *opened.values()):
+            os.close(fd)
         tree = open_tree(AT_FDCWD, directory, OpenTree.CLONE | AT_RECURSIVE)
     try:
         mount_setattr(tree, "", AT_EMPTY_PATH, set_attributes=MountAttr.RDONLY)

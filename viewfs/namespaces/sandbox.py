@@ -2,20 +2,26 @@
 
 A server is treated as if its input had taken it over. It keeps no capability, gains no privilege, and dies with
 the agent. A *sealed* server (every module that does not say it needs more) also has an empty root, and may make only
-the system calls that serving from open descriptors takes: it can't open, connect, execute or signal anything. A
-server that
-uses the view or the network keeps them, and is denied what no file system needs.
+the system calls that serving from open descriptors takes: it can't open, connect, execute or signal anything. A server
+that uses the view or the network keeps them, and is denied what no file system needs.
 
+What one barrier lets through meets another: namespaces (no network but for who needs it, no System V IPC, a user
+namespace without any id in which it counts its threads alone), Landlock, the filter of system calls, resource limits.
 The mount namespace that is emptied is the server's alone; the epoch it was copied from is kept elsewhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum, Flag, auto
 
+from viewfs.linux.landlock import Scope, restrict_self
 from viewfs.linux.mount import (
     AT_FDCWD,
     MountAttr,
@@ -26,10 +32,20 @@ from viewfs.linux.mount import (
     pivot_root,
     umount2,
 )
-from viewfs.linux.process import CAP_SYS_PTRACE, CAPS_OF_OWNERS, PIDFD_GET_INFO, drop_capabilities, no_new_privileges
+from viewfs.linux.namespaces import CloneFlags, unshare
+from viewfs.linux.process import (
+    CAP_SYS_PTRACE,
+    CAPS_OF_OWNERS,
+    PIDFD_GET_INFO,
+    drop_capabilities,
+    forget_environment,
+    hide_memory,
+    no_new_privileges,
+    show_memory,
+)
 from viewfs.linux.seccomp import ALLOW, ArgumentRule, compile_filter, deny, install_filter
 
-__all__ = ["Confinement", "Needs", "confine", "confine_reader", "sealed_rules", "view_rules"]
+__all__ = ["Confinement", "Limits", "Needs", "confine", "confine_reader", "sealed_rules", "view_rules"]
 
 _CLONE_THREAD = 0x00010000
 _CLONE_NEWUSER = 0x10000000
@@ -37,16 +53,39 @@ _AF_UNIX = 1
 _AF_ALG = 38
 #: asm-generic/ioctls.h: how Python makes a descriptor non-blocking.
 _FIONBIO = 0x5421
+#: TIOCSTI, TIOCLINUX: typing for the user.
+_IOCTLS_OF_TERMINALS = (0x5412, 0x541C)
+
+#: All that a sealed server knows of the environment: how to show texts and times.
+_VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "TZ")
 
 #: What Python, its threads and an event loop need to serve descriptors that are open already.
 _SERVING = """
     read write readv writev splice pread64 pwrite64 preadv fsync fdatasync close fstat newfstatat lseek mmap munmap
     mprotect mremap madvise brk futex rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack clock_gettime
     clock_nanosleep nanosleep gettimeofday time getpid gettid getppid getuid geteuid getgid getegid exit exit_group
-    epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 poll ppoll select pselect6 dup fcntl
-    restart_syscall sched_yield sched_getaffinity getrandom rseq set_robust_list membarrier recvfrom recvmsg sendmsg
-    sendto getsockopt setsockopt uname getrusage times timerfd_create timerfd_settime arch_prctl set_tid_address
+    epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 poll ppoll select pselect6 dup
+    restart_syscall sched_yield sched_getaffinity getrandom rseq set_robust_list membarrier recvfrom recvmsg
+    getsockopt uname getrusage times timerfd_create timerfd_settime arch_prctl set_tid_address
 """.split()
+
+#: What fcntl(2) may be asked for: nothing that sends signals (F_SETOWN, F_SETSIG) or waits for others (locks, leases).
+_FCNTL = (
+    fcntl.F_DUPFD,
+    fcntl.F_DUPFD_CLOEXEC,
+    fcntl.F_GETFD,
+    fcntl.F_SETFD,
+    fcntl.F_GETFL,
+    fcntl.F_SETFL,
+    fcntl.F_GETPIPE_SZ,
+    fcntl.F_SETPIPE_SZ,
+)
+#: How a process gets others signalled by the kernel: F_SETOWN, F_SETOWN_EX, F_SETSIG.
+_FCNTL_SIGNALS = (fcntl.F_SETOWN, 15, fcntl.F_SETSIG)
+#: SO_SNDBUF and SO_RCVBUF of asm-generic/socket.h.
+_SO_BUFFERS = (7, 8)
+#: MAP_SHARED | MAP_ANONYMOUS: memory that RLIMIT_DATA does not count.
+_SHARED_MEMORY = 0x21
 
 #: What no file system needs, and a program that was taken over would like to have.
 _NEVER = """
@@ -55,12 +94,20 @@ _NEVER = """
     request_key userfaultfd open_by_handle_at name_to_handle_at open_tree move_mount fsopen fsconfig fsmount
     fspick mount_setattr io_uring_setup io_uring_enter io_uring_register swapon swapoff reboot acct quotactl
     quotactl_fd settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname syslog pidfd_getfd
-    kcmp personality
+    kcmp personality modify_ldt memfd_secret process_mrelease
 """.split()
+#: What no process asks of prctl(2) that does not mean to be traced or to rise: PR_SET_DUMPABLE, PR_SET_MM,
+#: PR_CAP_AMBIENT, PR_SET_PTRACER.
+_PRCTL = (4, 35, 47, 0x59616D61)
 
 
-#: With setsockopt and messages, which everybody may use, all that AF_ALG takes.
-_ALG_SOCKETS = ("bind", "accept", "accept4")
+#: What AF_ALG takes.
+_ALG_SOCKETS = ("bind", "accept", "accept4", "setsockopt", "sendmsg")
+#: What file systems of viewfs's own never do, which have the view for its files alone.
+_NOT_FOR_FILES = """
+    execve execveat kill tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal socket connect bind
+    fanotify_init mq_open fork vfork pidfd_open
+""".split()
 #: How a device follows the pointers that its callers give it.
 _CALLER_MEMORY = ("process_vm_readv", "process_vm_writev")
 
@@ -94,6 +141,51 @@ class Needs(Flag):
     OWN_FILES = auto()
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How much a server may use (setrlimit(2)); images that are what they seem never come near it."""
+
+    #: Bytes beyond those that it has when it is shut in.
+    memory: int = 1 << 30
+    #: Threads.
+    processes: int = 256
+    #: Open descriptors.
+    descriptors: int = 1024
+    #: Bytes up to which it may write a file; None: any number.
+    file_size: int | None = 0
+
+    def apply(self) -> None:
+        """For this process, from now on. Raises OSError."""
+        address_space, data = _memory_used()
+        _limit(resource.RLIMIT_DATA, data + self.memory)
+        # Address space is not memory: each thread takes some for its stack and its part of the heap.
+        _limit(resource.RLIMIT_AS, address_space + self.memory + _ADDRESSES_FOR_THREADS)
+        _limit(resource.RLIMIT_NOFILE, self.descriptors)
+        if self.file_size is not None:
+            _limit(resource.RLIMIT_FSIZE, self.file_size)
+
+    def apply_to_threads(self) -> None:
+        """In a user namespace of one's own, where nobody else's count. Raises OSError."""
+        _limit(resource.RLIMIT_NPROC, self.processes)
+
+
+_ADDRESSES_FOR_THREADS = 4 << 30
+
+
+def _limit(which: int, most: int) -> None:
+    hard = resource.getrlimit(which)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(which, (most, most))
+
+
+def _memory_used() -> tuple[int, int]:
+    """Address space, and what counts as data, in bytes (proc_pid_statm(5)); 0 where a view has something else there."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/self/statm") as file:
+        fields = file.read().split()
+        return int(fields[0]) * resource.getpagesize(), int(fields[5]) * resource.getpagesize()
+    return 0, 0
+
+
 def sealed_rules(needs: Needs = Needs.NONE) -> tuple[dict[str, int | ArgumentRule], int]:
     """Rules and default for a sealed server. A filter can't see clone3's flags: ENOSYS makes libc use clone."""
     rules: dict[str, int | ArgumentRule] = dict.fromkeys(_SERVING, ALLOW)
@@ -110,6 +202,11 @@ def sealed_rules(needs: Needs = Needs.NONE) -> tuple[dict[str, int | ArgumentRul
         rules["socket"] = ArgumentRule(0, _AF_ALG, ALLOW, deny(errno.EPERM))
     rules["tgkill"] = ArgumentRule(0, os.getpid(), ALLOW, deny(errno.EPERM))
     rules["socketpair"] = ArgumentRule(0, _AF_UNIX, ALLOW, deny(errno.EPERM))
+    # To whom a socket is connected, and nobody else. (In a message, sendmsg's, an address can't be seen by a filter.)
+    rules["sendto"] = ArgumentRule(4, 0, ALLOW, deny(errno.EPERM), is_pointer=True)
+    rules.setdefault("setsockopt", ArgumentRule(2, _SO_BUFFERS, ALLOW, deny(errno.EPERM)))  # of event loops
+    rules["fcntl"] = ArgumentRule(1, _FCNTL, ALLOW, deny(errno.EPERM))
+    rules["mmap"] = ArgumentRule(3, _SHARED_MEMORY, deny(errno.EPERM), ALLOW, mask=_SHARED_MEMORY)
     return rules, deny(errno.EPERM)
 
 
@@ -121,6 +218,14 @@ def view_rules(*, network: bool, needs: Needs = Needs.NONE) -> tuple[dict[str, i
             del rules[name]
     rules["clone"] = ArgumentRule(0, 0, ALLOW, deny(errno.EPERM), mask=_CLONE_NEWUSER)
     rules["clone3"] = deny(errno.ENOSYS)
+    rules["fcntl"] = ArgumentRule(1, _FCNTL_SIGNALS, deny(errno.EPERM), ALLOW)
+    rules["ioctl"] = ArgumentRule(1, _IOCTLS_OF_TERMINALS, deny(errno.EPERM), ALLOW)
+    rules["prctl"] = ArgumentRule(0, _PRCTL, deny(errno.EPERM), ALLOW)
+    rules["prlimit64"] = ArgumentRule(0, 0, ALLOW, deny(errno.EPERM))
+    if Needs.OWN_FILES in needs:
+        rules |= dict.fromkeys(_NOT_FOR_FILES, deny(errno.EPERM))
+        rules["clone"] = ArgumentRule(0, _CLONE_THREAD, ALLOW, deny(errno.EPERM), mask=_CLONE_THREAD)
+        return rules, ALLOW
     if not network:
         families = (_AF_UNIX, _AF_ALG) if Needs.KERNEL_CRYPTO in needs else (_AF_UNIX,)
         rules["socket"] = ArgumentRule(0, families, ALLOW, deny(errno.EPERM))
@@ -130,29 +235,89 @@ def view_rules(*, network: bool, needs: Needs = Needs.NONE) -> tuple[dict[str, i
 def confine_reader() -> None:
     """Leave this process nothing but its open descriptors and memory: for looking at a source outside a view."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hide_memory()
+    forget_environment(_VARIABLES)
+    Limits().apply()
     drop_capabilities()
     no_new_privileges()
+    restrict_self(files=True, network=True, scoped=Scope.ABSTRACT_SOCKETS | Scope.SIGNALS)
     install_filter(compile_filter(*sealed_rules()))
 
 
-def confine(confinement: Confinement, needs: Needs = Needs.NONE) -> None:
+def confine(confinement: Confinement, needs: Needs = Needs.NONE, limits: Limits | None = None) -> None:
     """Shut this process in. It must be single-threaded, in a mount namespace of its own, with CAP_SYS_ADMIN there.
 
     A server that reaches into its callers' memory keeps CAP_SYS_PTRACE in the session's user namespace, without which
     programs that keep privileges, or an administrator's choice (Yama's ptrace_scope), would be out of its reach.
+    `limits`: how much it may use; None: as much as any process of the user.
     """
     sealed = confinement is Confinement.SEALED
-    if sealed:
-        _empty_root()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    has_network = confinement is Confinement.NETWORK
     kept = {CAP_SYS_PTRACE} if Needs.CALLER_MEMORY in needs else set()
-    drop_capabilities(kept | CAPS_OF_OWNERS if Needs.OWN_FILES in needs else kept)
+    kept |= CAPS_OF_OWNERS if Needs.OWN_FILES in needs else set()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _leave(CloneFlags.NEWIPC)
+    if not has_network:
+        _leave(CloneFlags.NEWNET)
+    if sealed or Needs.OWN_FILES in needs:
+        forget_environment(_VARIABLES)
+    if limits is not None:
+        limits.apply()
+    with _own_directory() as proc:
+        if sealed:
+            _empty_root()
+        uid, gid = os.getuid(), os.getgid()
+        if limits is not None and not kept and proc is not None and _leave(CloneFlags.NEWUSER):
+            _map_ids(proc, uid, gid)
+            limits.apply_to_threads()
+    hide_memory()
+    drop_capabilities(kept)
     no_new_privileges()
+    if Needs.CALLER_MEMORY not in needs:  # Landlock leaves nobody the memory of others
+        scoped = Scope.SIGNALS if has_network else Scope.SIGNALS | Scope.ABSTRACT_SOCKETS
+        restrict_self(files=sealed, network=not has_network, scoped=scoped)
     if sealed:
         rules, default = sealed_rules(needs)
     else:
-        rules, default = view_rules(network=confinement is Confinement.NETWORK, needs=needs)
+        rules, default = view_rules(network=has_network, needs=needs)
     install_filter(compile_filter(rules, default))
+
+
+def _leave(kind: CloneFlags) -> bool:
+    """Go into a new namespace of that kind, empty, if the kernel and its limits (namespaces(7)) let one have it."""
+    try:
+        unshare(kind)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSPC, errno.EPERM, errno.EUSERS, errno.ENOMEM):
+            raise
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _own_directory() -> Iterator[int | None]:
+    """This process's directory of /proc; None where a view has something else there."""
+    try:
+        proc = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.close(os.open("uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc))
+    except OSError:
+        yield None
+        return
+    try:
+        yield proc
+    finally:
+        os.close(proc)
+
+
+def _map_ids(proc: int, uid: int, gid: int) -> None:
+    """In a new user namespace, be who one was (user_namespaces(7)). Raises OSError."""
+    show_memory()  # else these files are not this user's
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
 
 
 def _empty_root() -> None:

@@ -9,6 +9,7 @@ which the supervisor can give up on. It ends when the supervisor does, and takes
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -23,6 +24,8 @@ from viewfs.errors import MachineError, ViewfsError, explain_os_error
 from viewfs.linux.namespaces import CloneFlags, namespace_id, setns, unshare
 from viewfs.linux.process import (
     die_with_parent,
+    fork_into,
+    hide_memory,
     set_name,
 )
 from viewfs.mounts.attach import attach
@@ -32,6 +35,7 @@ from viewfs.namespaces.members import end_members, wait_for_ends
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session import owners_outside
 from viewfs.session.channel import Channel, socket_pair
+from viewfs.session.command_file import read_command
 from viewfs.session.execution import drop_privileges_for_command, exec_command
 from viewfs.session.protocol import Message, failure, result_of, success
 from viewfs.session.running import LIGHT
@@ -106,6 +110,8 @@ def agent_main(
         for fd in (itself, *namespaces[1:], *kept):
             os.close(fd)
         _log_to_standard_error()
+        if not os.environ.get(DEBUG_VARIABLE):
+            hide_memory()  # from programs of the view, which have the same user
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         set_name("viewfs-agent")
@@ -316,7 +322,7 @@ class _Agent:
             given = [*fds, self._owners.fileno()]
         ours, theirs = socket_pair()
         agent = os.getpid()
-        pid = os.fork()
+        pid = self._fork_apart() if request["apart"] else os.fork()
         if pid == 0:
             _become_worker(request, theirs, agent, given)
         theirs.close()
@@ -327,6 +333,15 @@ class _Agent:
         with ours:
             self._link.send(success(request, pid=pid), [ours.fileno(), pidfd])
         os.close(pidfd)
+
+    def _fork_apart(self) -> int:
+        """Fork a process to which no other has a number, if the kernel and its limits (namespaces(7)) allow that."""
+        try:
+            return fork_into(CloneFlags.NEWPID)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSPC, errno.EPERM):
+                raise
+            return os.fork()
 
     def _attach(self, request: Message, fds: list[int]) -> None:
         attach(fds[0], fds[1])
@@ -375,7 +390,8 @@ def keep_only(*fds: int) -> None:
 
 
 def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bool) -> NoReturn:
-    """`fds`: the three standard streams, then the mount namespace to run in, if it isn't the live one."""
+    """`fds`: the three standard streams, a file that says what to run (`command_file`), then the mount
+    namespace to run in, if it isn't the live one."""
     status = 126
     try:
         die_with_parent(agent)
@@ -384,15 +400,18 @@ def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bo
             signal.signal(number, signal.SIG_DFL)
         for target, fd in enumerate(fds[:3]):
             os.dup2(fd, target)
-        for fd in fds[3:]:
+        command = read_command(fds[3])
+        for fd in fds[4:]:
             setns(fd, CloneFlags.NEWNS)
         try:
             os.setpgid(0, request["group"])  # with the client, so that both stop, go on and end together
         except OSError:
             os.setpgid(0, 0)  # the client lives in another terminal session, and passes signals on
         drop_privileges_for_command(as_root=as_root)
-        exec_command(request["argv"], request["env"], request["cwd"])
+        exec_command(command["argv"], command["env"], command["cwd"])
     except OSError as error:
         os.write(2, f"viewfs: {explain_os_error('cannot run the command', error)}\n".encode())
+    except ValueError as error:
+        os.write(2, f"viewfs: cannot run the command: {error}\n".encode())
     finally:
         os._exit(status)

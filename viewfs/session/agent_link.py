@@ -23,12 +23,22 @@ __all__ = ["AgentLink", "Child", "WorkerProcess"]
 class Child:
     """A process that the agent started. `status` is None until it has ended, then as `os.waitstatus_to_exitcode`."""
 
-    def __init__(self, pidfd: int) -> None:
+    def __init__(self, pidfd: int, *, is_waited_for: bool = False) -> None:
+        """The descriptor is its own, and closed when it has ended; where a client waits for it, by that client's task
+        (`is_waited_for`)."""
         self.pidfd = pidfd
+        self._keeps_pidfd = is_waited_for
         #: As the supervisor sees it, for people to read.
         self.pid = pid_of(pidfd)
         self.status: int | None = None
         self.ended = trio.Event()
+
+    def end(self, status: int) -> None:
+        """It has ended."""
+        self.status = status
+        if not self._keeps_pidfd:
+            os.close(self.pidfd)
+        self.ended.set()
 
     def kill(self) -> None:
         if self.status is None:
@@ -82,10 +92,19 @@ class AgentLink:
         self._waiting: dict[int, trio.Event] = {}
         #: By the number that the agent knows them by.
         self._children: dict[int, Child] = {}
+        self._is_gone = False
         self._ended_early: dict[int, int] = {}
 
     async def run(self) -> None:
-        """Pass on what the agent says, until it is gone."""
+        """Pass on what the agent says, until it is gone; then whoever waits for an answer is told so."""
+        try:
+            await self._pass_on()
+        finally:
+            self._is_gone = True
+            for event in self._waiting.values():
+                event.set()
+
+    async def _pass_on(self) -> None:
         while (received := await self._channel.receive()) is not None:
             message, fds = received
             if "ended" in message:
@@ -104,8 +123,7 @@ class AgentLink:
         if child is None:
             self._ended_early[pid] = status
             return
-        child.status = status
-        child.ended.set()
+        child.end(status)
 
     async def call(self, op: str, fds: list[int] | None = None, /, **arguments: Any) -> tuple[Message, list[int]]:
         """Ask the agent, which answers at once: it waits for nothing. Raises the `ViewfsError` that it answers with."""
@@ -113,13 +131,19 @@ class AgentLink:
         number = self._next_id
         self._waiting[number] = event = trio.Event()
         with trio.CancelScope(shield=True):  # a reply that nobody waits for would lose its descriptors
-            await self._channel.send({"id": number, "op": op} | arguments, fds)
-            await event.wait()
+            if not self._is_gone:
+                try:
+                    await self._channel.send({"id": number, "op": op} | arguments, fds)
+                    await event.wait()
+                except trio.BrokenResourceError:
+                    pass
+        if number not in self._replies:
+            raise ViewfsError("the session is ending: its agent is gone", remedy="start another")
         message, received = self._replies.pop(number)
         return result_of(message), received
 
-    def _adopt(self, pid: int, pidfd: int) -> Child:
-        child = Child(pidfd)
+    def _adopt(self, pid: int, pidfd: int, *, is_waited_for: bool = False) -> Child:
+        child = Child(pidfd, is_waited_for=is_waited_for)
         self._children[pid] = child
         if pid in self._ended_early:
             self._end(pid, self._ended_early.pop(pid))
@@ -127,10 +151,13 @@ class AgentLink:
 
     @asynccontextmanager
     async def worker(
-        self, kind: str, request: dict[str, Any], fds: list[int] | None = None
+        self, kind: str, request: dict[str, Any], fds: list[int] | None = None, *, apart: bool = False
     ) -> AsyncIterator[WorkerProcess]:
-        """A worker of that kind. It is killed where the block is left by an exception, and left alone otherwise."""
-        result, (channel_fd, pidfd) = await self.call("fork", fds, kind=kind, request=request)
+        """A worker of that kind. It is killed where the block is left by an exception, and left alone otherwise.
+
+        `apart`: in a pid namespace of its own.
+        """
+        result, (channel_fd, pidfd) = await self.call("fork", fds, kind=kind, request=request, apart=apart)
         child = self._adopt(result["pid"], pidfd)
         with AsyncChannel(socket.socket(fileno=channel_fd)) as channel:
             try:
@@ -142,4 +169,4 @@ class AgentLink:
     async def spawn(self, request: dict[str, Any], fds: list[int]) -> Child:
         """A command of a client inside the view, with its standard streams (and a mount namespace) in `fds`."""
         result, (pidfd,) = await self.call("spawn", fds, **request)
-        return self._adopt(result["pid"], pidfd)
+        return self._adopt(result["pid"], pidfd, is_waited_for=True)

@@ -39,12 +39,12 @@ class AsyncChannel:
         """The next message; None when the other end has closed."""
         while not self._inbox:
             try:
-                data, ancillary, _flags, _address = await self._socket.recvmsg(
+                data, ancillary, flags, _address = await self._socket.recvmsg(
                     1 << 16, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
                 )
             except ConnectionError:
                 return None
-            self._inbox.add(data, ancillary)
+            self._inbox.add(data, ancillary, flags)
             if not data:
                 return None
         return self._inbox.pop()

@@ -35,6 +35,9 @@ class Channel:
     def send(self, message: Message, fds: list[int] | None = None) -> None:
         """Raises OSError if the other end is gone."""
         data = encode(message, len(fds or ()))
+        if not fds:
+            self.socket.sendall(data, socket.MSG_NOSIGNAL)  # all that a sealed process may send with
+            return
         # Not socket.send_fds and recv_fds: Python 3.11 takes their flags and does not pass them on.
         for piece, with_it in in_pieces(data, fds):
             sent = self.socket.sendmsg([piece], rights(with_it), socket.MSG_NOSIGNAL)
@@ -45,12 +48,10 @@ class Channel:
         """The next message; None when the other end has closed."""
         while not self._inbox:
             try:
-                data, ancillary, _flags, _address = self.socket.recvmsg(
-                    1 << 16, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC
-                )
+                data, ancillary, flags, _address = self.socket.recvmsg(1 << 16, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
             except ConnectionResetError:
                 return None  # it has closed without having read all that it was sent
-            self._inbox.add(data, ancillary)
+            self._inbox.add(data, ancillary, flags)
             if not data:
                 return None
         return self._inbox.pop()

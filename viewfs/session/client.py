@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from viewfs.errors import NotFoundError, ViewfsError
 from viewfs.session.channel import Channel
+from viewfs.session.command_file import write_command
 from viewfs.session.protocol import VERSION
-from viewfs.session.runtime import RuntimeDirectory
+from viewfs.session.runtime import RuntimeDirectory, connect_in_view
 
 if TYPE_CHECKING:
     from viewfs.namespaces.enter import Namespaces
@@ -19,6 +20,10 @@ __all__ = ["SESSION_VARIABLE", "Session", "find_session", "sessions"]
 
 #: Set in every command of a view. A hint: what counts is the namespace that a process lives in.
 SESSION_VARIABLE = "VIEWFS_SESSION"
+
+
+#: How long a session may take to say who it is: one that hangs keeps nobody from asking others.
+_GREETING_SECONDS = 20.0
 
 
 class Session:
@@ -32,15 +37,31 @@ class Session:
     @classmethod
     def connect(cls, directory: RuntimeDirectory, name: str) -> Session:
         """Raises OSError where nobody answers, `ViewfsError` where the answer is not understood."""
-        channel = Channel(directory.connect(name))
+        return cls.greeted(Channel(directory.connect(name, _GREETING_SECONDS)), f"session {name}")
+
+    @classmethod
+    def of_view(cls) -> Session:
+        """That whose view this process lives in. Raises as `connect`."""
+        return cls.greeted(Channel(connect_in_view()), "the session of this view")
+
+    @classmethod
+    def greeted(cls, channel: Channel, called: str) -> Session:
+        """Over a connection of which nothing has been read; what it is `called` is for messages."""
+        channel.socket.settimeout(_GREETING_SECONDS)
         try:
             greeting = channel.receive()
             if greeting is None or greeting[0].get("viewfs") != VERSION:
-                raise ViewfsError(f"session {name} is of another version of viewfs")
+                raise ViewfsError(f"{called} is of another version of viewfs")
             status, _fds = channel.call("status")
+        except TimeoutError:
+            channel.close()
+            raise ViewfsError(
+                f"{called} does not answer", remedy="is it stopped? its supervisor can be killed"
+            ) from None
         except BaseException:
             channel.close()
             raise
+        channel.socket.settimeout(None)
         return cls(channel, status)
 
     def request(self, op: str, fds: list[int] | None = None, /, **arguments: Any) -> dict[str, Any]:
@@ -66,8 +87,11 @@ class Session:
 
         Returns its pidfd, and the number by which `wait_for_end` knows it.
         """
-        arguments = {"argv": argv, "env": dict(os.environ), "cwd": os.getcwd(), "epoch": epoch, "group": group}
-        _result, (pidfd,) = self._channel.call("spawn", [0, 1, 2], **arguments)
+        file = write_command(argv, dict(os.environ), os.getcwd())
+        try:
+            _result, (pidfd,) = self._channel.call("spawn", [0, 1, 2, file], epoch=epoch, group=group)
+        finally:
+            os.close(file)
         return pidfd, self._channel.last_id
 
     def wait_for_end(self, number: int) -> int:
@@ -116,6 +140,10 @@ def find_session(name: str | None) -> Session:
                     return Session.connect(directory, name)
                 except OSError:
                     continue
+        if (session := _session_of_view()) is not None:
+            if session.name == name:
+                return session
+            session.close()
         raise NotFoundError(f"no session is called {name}", remedy="`viewfs ps` lists them")
     hint = os.environ.get(SESSION_VARIABLE)
     if hint is not None:
@@ -131,4 +159,14 @@ def find_session(name: str | None) -> Session:
         if session.is_view_of_caller():
             return session
         session.close()
+    if (session := _session_of_view()) is not None:
+        return session
     raise NotFoundError("this is not inside a view", remedy="start one with `viewfs shell`, or name one with --session")
+
+
+def _session_of_view() -> Session | None:
+    """Found whatever the view has covered: its runtime directory, say."""
+    try:
+        return Session.of_view()
+    except (OSError, ViewfsError):
+        return None

@@ -13,7 +13,7 @@ __all__ = ["drop_privileges_for_command", "exec_command"]
 
 def drop_privileges_for_command(*, as_root: bool) -> None:
     """Leave a command of the view nothing, or what a program that takes itself for root does to its own files."""
-    drop_capabilities(FAKE_ROOT_CAPABILITIES if as_root else ())
+    drop_capabilities(FAKE_ROOT_CAPABILITIES if as_root else (), bounding=False)
     no_new_privileges()
 
 

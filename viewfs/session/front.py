@@ -238,7 +238,8 @@ class _Front:
             if not done:
                 continue
             if os.WIFSTOPPED(status):
-                os.kill(os.getpid(), signal.SIGSTOP)
+                if name == "command":
+                    os.kill(os.getpid(), signal.SIGSTOP)
             else:
                 self._ended[name] = os.waitstatus_to_exitcode(status)
 

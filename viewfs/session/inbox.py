@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Iterable
 
 from viewfs.linux.scm import MAX_WITH_ONE, Ancillary, descriptors_in, room_for
-from viewfs.session.protocol import FrameDecoder, Message
+from viewfs.session.protocol import FrameDecoder, Message, ProtocolError
 
 __all__ = ["ANCILLARY_SIZE", "Inbox", "Received"]
 
@@ -29,9 +30,12 @@ class Inbox:
         """Is a whole message there?"""
         return bool(self._messages)
 
-    def add(self, data: bytes, ancillary: Iterable[Ancillary]) -> None:
-        """What one recvmsg(2) gave. Raises `ProtocolError` on bytes that can't be messages."""
+    def add(self, data: bytes, ancillary: Iterable[Ancillary], flags: int = 0) -> None:
+        """What one recvmsg(2) gave. Raises `ProtocolError` on bytes that can't be messages, and where descriptors were
+        lost."""
         self._fds.extend(descriptors_in(ancillary))
+        if flags & socket.MSG_CTRUNC:
+            raise ProtocolError("no descriptor is free: too many files are open", remedy="see `ulimit -n`")
         self._messages.extend(self._decoder.feed(data))
 
     def pop(self) -> Received:

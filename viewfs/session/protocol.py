@@ -28,7 +28,7 @@ __all__ = [
     "success",
 ]
 
-VERSION = 1
+VERSION = 2
 #: Bytes; room for the largest environment that execve(2) takes, several times over.
 MAX_FRAME = 16 << 20
 #: Descriptors with one message: three for each mount that is made copy-on-write. (A process can have 1,024, as a rule.)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+#: Three streams, and the file that says what is to be run.
+_SPAWN_FDS = 4
+
 Result = tuple[dict[str, Any], list[int]]
 
 
@@ -164,7 +167,10 @@ class Connection:
     async def _umount(self, request: Message, _fds: list[int]) -> Result:
         mount = self._named_mount(request)
         epoch = await self._view.unmount(
-            mount, lazy=bool(request.get("lazy")), operation=request.get("operation", "umount")
+            mount,
+            lazy=bool(request.get("lazy")),
+            force=bool(request.get("force")),
+            operation=request.get("operation", "umount"),
         )
         return {"epoch": epoch, "path": mount.path}, []
 
@@ -204,7 +210,7 @@ class Connection:
                     "also": list(mount.also),
                     "source": mount.source,
                     "epoch": mount.made_in,
-                    "state": self._state_of(mount, served.server is not None and not running),
+                    "state": self._state_of(mount, served.server is not None and not running, served.fuse_fd is None),
                     "pinned_by": sorted(other.made_in for other in epochs.pins(mount)),
                     "server": server.pid if server is not None and running else None,
                     "confinement": served.confinement,
@@ -238,9 +244,9 @@ class Connection:
             )
         return {"servers": rows}, []
 
-    def _state_of(self, mount: Mount, dead: bool) -> str:
-        if dead:
-            return "dead"
+    def _state_of(self, mount: Mount, ended: bool, given_up: bool) -> str:
+        if ended:
+            return "dead" if given_up else "restarting"
         if mount.removed_in is not None:
             return "unmounted"
         return "shadowed" if self._view.epochs.is_shadowed(mount) else "mounted"
@@ -250,7 +256,7 @@ class Connection:
         enterable = self._view.enterable()
         rows = []
         for change in epochs.changes:
-            mount = epochs.mounts.get(change.mount) if change.mount is not None else None
+            mount = epochs.mount_of(change.mount) if change.mount is not None else None
             made_here = mount is not None and mount.made_in == change.epoch
             live = mount is not None and mount.removed_in is None
             rows.append(
@@ -296,11 +302,12 @@ class Connection:
     async def _spawn(self, request: Message, fds: list[int]) -> Result:
         """Run a command for a client that may not; the end is announced when it comes."""
         epoch = self._epoch(request)
-        streams = list(fds[:3])
+        if len(fds) != _SPAWN_FDS:
+            raise UsageError("a malformed request: three streams and the command are descriptors")
+        streams = list(fds)
         if epoch != self._view.epochs.current:
             streams.append(self._view.namespace_of(epoch))
-        wanted = {name: request[name] for name in ("argv", "env", "cwd", "group")}
-        child = await self._supervisor.agent.spawn(wanted, streams)
+        child = await self._supervisor.agent.spawn({"group": request["group"]}, streams)
         self._supervisor.nursery.start_soon(self._announce_end, child, request.get("id"))
         return {}, [os.dup(child.pidfd)]
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 
 from viewfs.errors import UsageError, ViewfsError
 
-__all__ = ["RUNTIME_VARIABLE", "RuntimeDirectory", "check_name"]
+__all__ = ["RUNTIME_VARIABLE", "RuntimeDirectory", "check_name", "connect_in_view", "listen_in_view"]
 
 #: Set in commands of a view: where its session can be found, if not where this process would look.
 RUNTIME_VARIABLE = "VIEWFS_RUNTIME_DIR"
@@ -25,6 +27,39 @@ def check_name(name: str) -> str:
             f"“{name}” can't name a session", remedy="letters, digits, dot, dash and underscore, at most 64 of them"
         )
     return name
+
+
+def _address_in(user_namespace: tuple[int, int]) -> bytes:
+    """What the socket is called by which a view's processes find its session whatever they have covered: abstract
+    (unix(7)), by their user namespace. Others may call a socket so, but not as this user, whom both sides look for."""
+    return b"\0viewfs/%d.%d" % user_namespace
+
+
+def listen_in_view(user_namespace: tuple[int, int]) -> socket.socket | None:
+    """For who is in that user namespace; None where the name can't be had."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(_address_in(user_namespace))
+        listener.listen(64)
+    except OSError:
+        listener.close()
+        return None
+    return listener
+
+
+def connect_in_view() -> socket.socket:
+    """To the session whose view this process lives in. Raises OSError, PermissionError if another user answers."""
+    status = os.stat("/proc/self/ns/user")
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(_address_in((status.st_dev, status.st_ino)))
+        _pid, uid, _gid = struct.unpack("=iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "that is somebody else's")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class RuntimeDirectory:
@@ -162,9 +197,10 @@ class RuntimeDirectory:
             return False
         return True
 
-    def connect(self, name: str) -> socket.socket:
-        """Connect to a session's control socket. Raises OSError."""
+    def connect(self, name: str, seconds: float | None = None) -> socket.socket:
+        """Connect to a session's control socket, and wait for no longer than that. Raises OSError."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(seconds)
         try:
             connection.connect(f"/proc/self/fd/{self.fd}/{name}{_SUFFIX}")
         except OSError:

@@ -41,8 +41,8 @@ class Scaffold:
         live = [mount.path for mount in epochs.live()]
         due: list[MountPointPlan] = []
         for item in reversed(self._made.copy()):
-            mount, plan = epochs.mounts[item[0]], item[1]
-            if mount.removed_in is None:
+            mount, plan = epochs.mount_of(item[0]), item[1]
+            if mount is None or mount.removed_in is None:
                 continue
             if not plan.needs_skeleton and (mount.made_in in needed or any(mount.in_epoch(epoch) for epoch in kept)):
                 continue

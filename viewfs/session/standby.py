@@ -22,7 +22,7 @@ from viewfs.session.agent import DEBUG_VARIABLE, AgentPlan, keep_only
 from viewfs.session.channel import Channel
 from viewfs.session.ending import end_session
 from viewfs.session.layer_settings import LayerSettings, take_servers
-from viewfs.session.runtime import RuntimeDirectory
+from viewfs.session.runtime import RuntimeDirectory, listen_in_view
 
 __all__ = ["SessionHandles", "supervisor_main"]
 
@@ -53,6 +53,8 @@ class SessionHandles:
     runtime: RuntimeDirectory
     #: The process that was forked to be the agent: itself, or the parent of the pid namespace's first process.
     agent_process: int
+    #: Where programs of the view find it that have covered its directory, if that could be had.
+    inside: socket.socket | None = None
     #: The session goes on without the process that the user started.
     kept: bool = False
 
@@ -99,8 +101,9 @@ def _told_to_end(_number: int, _frame: object) -> None:
 def _poll(handles: SessionHandles) -> set[int]:
     """What there is to read, after a moment; being told to end is as good as the front being gone."""
     poll = select.poll()
-    for end in (handles.listener, handles.front, handles.link):
-        poll.register(end, select.POLLIN)
+    for end in (handles.listener, handles.inside, handles.front, handles.link):
+        if end is not None:
+            poll.register(end, select.POLLIN)
     try:
         events = {fd for fd, _event in poll.poll(_IDLE_MILLISECONDS)}
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until there is an event loop to hear it
@@ -126,6 +129,7 @@ def _stand_by(handles: SessionHandles) -> int:
         rest = rest[len(names) :]
     # The agent may know its own number only in a pid namespace that isn't ours.
     own = {handles.agent_process, pid_of(agent_pidfd)}
+    handles.inside = listen_in_view(namespace_id(namespaces["user"]))
     events = _poll(handles)
     if handles.front.fileno() in events:
         told = handles.front.receive()

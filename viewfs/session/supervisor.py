@@ -19,6 +19,7 @@ from viewfs.linux.namespaces import namespace_id
 from viewfs.session.agent_link import AgentLink
 from viewfs.session.async_channel import AsyncChannel
 from viewfs.session.ending import end_session
+from viewfs.session.left_layers import raise_descriptor_limit
 from viewfs.session.protocol import ProtocolError
 from viewfs.session.requests import Connection
 from viewfs.session.root_names import follow_root
@@ -74,7 +75,9 @@ class Supervisor:
             nursery.start_soon(self._read_log)
             nursery.start_soon(follow_root, self.view, self.log)
             await self.view.take_up_states()
-            nursery.start_soon(self._accept)
+            for listener in (self.handles.listener, self.handles.inside):
+                if listener is not None:
+                    nursery.start_soon(self._accept, trio.socket.from_stdlib_socket(listener))
             await self.ending.wait()
             nursery.cancel_scope.cancel()
 
@@ -122,8 +125,7 @@ class Supervisor:
             for line in lines:
                 self.log(line.decode(errors="replace"))
 
-    async def _accept(self) -> None:
-        listener = trio.socket.from_stdlib_socket(self.handles.listener)
+    async def _accept(self, listener: trio.socket.SocketType) -> None:
         while True:
             try:
                 connected, _address = await listener.accept()
@@ -148,6 +150,7 @@ def run_supervisor(
     handles: SessionHandles, namespaces: dict[str, int], covers: list[Cover], agent_pidfd: int, own: set[int]
 ) -> None:
     """Own the session until it ends."""
+    raise_descriptor_limit()  # each mount takes some
     supervisor = Supervisor(handles, namespaces, covers, agent_pidfd, own)
     try:
         trio.run(supervisor.run)

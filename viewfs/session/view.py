@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import trio
@@ -24,6 +24,8 @@ from viewfs.mounts.skeleton import MountPointPlan
 from viewfs.session.agent_link import AgentLink, Child, WorkerProcess
 from viewfs.session.reports import Decided, Found
 from viewfs.session.scaffold import Scaffold
+from viewfs.session.served import LIFE_SECONDS, ServedMount
+from viewfs.session.server_options import ServerOptions
 from viewfs.session.view_layers import ViewLayers
 
 __all__ = ["ServedMount", "View"]
@@ -31,58 +33,18 @@ __all__ = ["ServedMount", "View"]
 #: Seconds that walking to a mount point may take; a file system on the way that does not answer is not waited for
 #: longer.
 _PLACE_SECONDS = 20
-#: A server that dies is replaced so often within so many seconds.
-_RESUME_TIMES, _RESUME_SECONDS = 5, 10.0
 #: Modules whose mount is of other mounts' superblocks, so that its device says nothing about it.
 _SHOWS_OTHERS = ("bind", "unreal")
 
 
-@dataclass
-class ServedMount:
-    """What the supervisor holds of one mount. Kernel mounts have neither server nor counters."""
-
-    confinement: str
-    #: What its server said when it began; None of what no module serves.
-    decided: Decided | None = None
-    found: Found | None = None
-    #: major:minor of its superblock, by which sources that lie in it are known; empty for binds.
-    device: str = ""
-    server: Child | None = None
-    #: A duplicate of the server's descriptor: its death then does not end the connection before we say so.
-    fuse_fd: int | None = None
-    counters: Counters | None = None
-    #: Devices are there as long as this is open.
-    control_fd: int | None = None
-    #: What another server needs to go on where this one died, if its file system has no state: the source, open, and
-    #: the request that it was mounted with.
-    source_fd: int | None = None
-    request: dict[str, Any] = field(default_factory=dict)
-    #: When it was taken over, lately.
-    resumed_at: list[float] = field(default_factory=list)
-
-    @property
-    def source_identity(self) -> tuple[int, ...] | None:
-        """Which file its source was."""
-        return None if self.decided is None else self.decided.source_identity
-
-    def may_resume(self) -> bool:
-        """Another server, once more? Not if the last few died at once: what kills them will do so again."""
-        now = trio.current_time()
-        self.resumed_at = [time for time in self.resumed_at if now - time < _RESUME_SECONDS]
-        return self.source_fd is not None and self.fuse_fd is not None and len(self.resumed_at) < _RESUME_TIMES
-
-    def withdraw(self) -> None:
-        """Take devices away, for those too who have them open. Other mounts have nothing of that kind."""
-        if self.control_fd is not None:
-            os.close(self.control_fd)
-            self.control_fd = None
-
-    def release(self) -> None:
-        self.withdraw()
-        for fd in (self.fuse_fd, self.source_fd):
-            if fd is not None:
-                os.close(fd)
-        self.fuse_fd = self.source_fd = None
+@contextlib.contextmanager
+def _answering(doing: str, seconds: float, remedy: str) -> Iterator[None]:
+    """Wait for no answer longer than that. Raises `ViewfsError`."""
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise ViewfsError(f"{doing}: no answer after {seconds} seconds", remedy=remedy) from None
 
 
 class _Descriptors:
@@ -126,6 +88,8 @@ class View:
         self.served: dict[Epoch, ServedMount] = {}
         self._live_namespace = live_namespace
         self._snapshots: dict[Epoch, int] = {}
+        #: Epochs in which the same was mounted as in an earlier one, which stands for them.
+        self._same_as: dict[Epoch, Epoch] = {}
         self._scaffold = Scaffold()
         self._keep_history = keep_history
         self._log = log
@@ -144,8 +108,10 @@ class View:
             )
         if epoch == self.epochs.current:
             return self._live_namespace
-        if epoch not in self._snapshots:
-            gone = [mount for mount in self.epochs.in_epoch(epoch) if mount.made_in not in self.epochs.alive()]
+        snapshot = self._snapshots.get(self._same_as.get(epoch, epoch))
+        if snapshot is None:
+            gone = [mount for mount in self.epochs.past.values() if mount.in_epoch(epoch)]
+            gone += [mount for mount in self.epochs.in_epoch(epoch) if mount.made_in not in self.epochs.alive()]
             what = (
                 f"{gone[-1].path} ({gone[-1].type}) was unmounted in epoch {gone[-1].removed_in}" if gone else "freed"
             )
@@ -153,10 +119,20 @@ class View:
                 f"epoch {epoch} can't be entered any more: {what}",
                 remedy="a session started with --history keeps what is unmounted",
             )
-        return self._snapshots[epoch]
+        return snapshot
 
     def enterable(self) -> set[Epoch]:
-        return {*self._snapshots, self.epochs.current}
+        return {*self._snapshots, *self._same_as, self.epochs.current}
+
+    def _keep_snapshot(self, namespace: int) -> None:
+        """`namespace` shows the current epoch, which is about to end."""
+        mounts = {mount.made_in for mount in self.epochs.live()}
+        for epoch in self._snapshots:
+            if epoch not in self.layers.names and {mount.made_in for mount in self.epochs.in_epoch(epoch)} == mounts:
+                self._same_as[self.epochs.current] = epoch
+                os.close(namespace)
+                return
+        self._snapshots[self.epochs.current] = namespace
 
     def server_pids(self) -> set[int]:
         servers = {
@@ -168,13 +144,22 @@ class View:
 
     async def mount(self, request: dict[str, Any], nursery: trio.Nursery) -> Mount:
         """Mount as `request` says; `nursery` will watch the server. Raises `ViewfsError`, nothing having changed."""
-        async with self._changing, self.agent.worker("mount", request) as worker:
-            doing = f"cannot mount {request['source'] or request['type']}"
-            report, fds = await worker.answer(doing)
-            with _Descriptors(fds, report.pop("descriptors")) as opened:
-                decided = Decided.from_json(report)
-                found = await worker.found(doing, decided)
-                return await self._place(request, worker, decided, found, opened, nursery)
+        doing = f"cannot mount {request['source'] or request['type']}"
+        deadline = ServerOptions.of(request["options"]).deadline
+        for apart in (True, False):
+            # What takes its time to open keeps nobody else from changing the view.
+            async with self.agent.worker("mount", request | {"apart": apart}, apart=apart) as worker:
+                with _answering(doing, deadline, "is it damaged, or on a file system that hangs? -o deadline=SECONDS"):
+                    report, fds = await worker.answer(doing)
+                if report.get("needs_callers"):
+                    continue
+                with _Descriptors(fds, report.pop("descriptors")) as opened:
+                    decided = Decided.from_json(report)
+                    with _answering(doing, deadline, "is it damaged? -o deadline=SECONDS waits longer"):
+                        found = await worker.found(doing, decided)
+                    async with self._changing:
+                        return await self._place(request, worker, decided, found, opened, nursery)
+        raise AssertionError("a worker that is not apart needs no other")
 
     async def _place(
         self,
@@ -198,8 +183,10 @@ class View:
             "names": found.names,
         }
         served = ServedMount(decided.confinement, decided=decided, found=found)
+        plans: list[MountPointPlan] = []
+        done = 0  # how many of them have something attached
         try:
-            with trio.fail_after(_PLACE_SECONDS):
+            with _answering(doing, _PLACE_SECONDS, "does a file system on the way there hang?"):
                 mirrors = {"mirrors": list(self._mirrors)}
                 request_fds = list(self._mirrors.values())
                 async with self.agent.worker("place", wanted | mirrors, request_fds) as placer:
@@ -216,33 +203,34 @@ class View:
                         if kernel:
                             trees = [opened["tree"]]
                         elif found.names is None:
-                            trees = [made[count + 1]]
+                            trees = [made[count + 2]]
                         else:
                             # What is to be attached are files of the mount, and looking at them takes its server.
-                            await self._let_serve(worker, served, made.take(count), opened)
+                            await self._let_serve(worker, served, made.take(count + 1), opened)
                             await placer.channel.send({"served": True})
                             _ok, trees = await placer.answer(doing)
                             stack.enter_context(_Descriptors(trees))
                         # From here on there is no giving up: what is attached gets recorded.
                         with trio.CancelScope(shield=True):
-                            for number, tree in enumerate(trees):
+                            for number, tree in enumerate(trees, 1):
                                 await self.agent.call("attach", [tree, made[number]])
+                                done = number
                             if not kernel and served.server is None:
-                                await self._let_serve(worker, served, made.take(count), opened)
+                                await self._let_serve(worker, served, made.take(count + 1), opened)
                             await placer.channel.send({"attached": True})
-                            attached, _none = await placer.answer(doing)
+                            with _answering(doing, _PLACE_SECONDS, "see `viewfs log`"):
+                                attached, _none = await placer.answer(doing)
+                        snapshot = made.take(0)
                         self._adopt_mirrors(placed, rest)
-        except trio.TooSlowError:
-            served.release()
-            raise ViewfsError(
-                f"{doing}: no answer after {_PLACE_SECONDS} seconds", remedy="does a file system on the way there hang?"
-            ) from None
         except BaseException:
             served.release()
+            if done:
+                with trio.CancelScope(shield=True):
+                    await self._take_back([plan.path for plan in plans[:done]])
             raise
         if decided.type not in _SHOWS_OTHERS:
             served.device = attached["device"]
-        self._snapshots[self.epochs.current] = opened.take("snapshot")
+        self._keep_snapshot(snapshot)
         mount = self.epochs.mount(
             plans[0].path,
             decided.type,
@@ -260,7 +248,18 @@ class View:
         self._free()
         if served.server is not None:
             nursery.start_soon(self._watch_server, mount, served, served.server)
+            if not decided.has_devices:  # which may have callers wait for as long as they like
+                nursery.start_soon(self._watch_answers, mount, served)
         return mount
+
+    async def _take_back(self, paths: list[str]) -> None:
+        """Detach what was attached by a mount that failed in the middle."""
+        try:
+            async with self.agent.worker("unmount", {"paths": paths, "lazy": True}) as worker:
+                _report, (snapshot,) = await worker.answer("cannot take back the mount")
+                os.close(snapshot)
+        except (ViewfsError, trio.BrokenResourceError) as error:
+            self._log(f"what was mounted on {', '.join(paths)} is still there: {error}")
 
     def _adopt_mirrors(self, placed: dict[str, Any], rest: _Descriptors) -> None:
         """Keep what it takes to add names to directories that are served from now on."""
@@ -274,6 +273,7 @@ class View:
         served.fuse_fd = fuse_fd
         await worker.channel.send({"serve": True}, [fuse_fd])
         served.server = worker.child
+        served.began = trio.current_time()
         served.counters = Counters(opened.take("counters"))
         if "source" in opened and served.found is not None and served.found.resumable:
             served.source_fd = opened.take("source")
@@ -306,7 +306,7 @@ class View:
 
     def record_cover(self, report: dict[str, Any], snapshot: int) -> Mount:
         """What `ViewLayers.cover` has mounted."""
-        self._snapshots[self.epochs.current] = snapshot
+        self._keep_snapshot(snapshot)
         others = tuple(root for root in report["roots"] if root != report["path"])
         made_from = self._mount_on_device(report["device"])
         mount = self.epochs.mount(
@@ -328,8 +328,11 @@ class View:
         self.epochs.note(operation, source=name, time_ns=time.time_ns())
         return ended
 
-    async def unmount(self, mount: Mount, *, lazy: bool, operation: str) -> Epoch:
-        """Take `mount` out of the view. Raises `ViewfsError`, nothing having changed."""
+    async def unmount(self, mount: Mount, *, lazy: bool, operation: str, force: bool = False) -> Epoch:
+        """Take `mount` out of the view. Raises `ViewfsError`, nothing having changed.
+
+        `lazy`: though something uses it; `force`: and its server, which may answer nothing any more, is ended.
+        """
         async with self._changing:
             if self.epochs.is_shadowed(mount):
                 over = self.epochs.resolve(mount.path).serving
@@ -343,17 +346,22 @@ class View:
                 )
             # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for.
             # And a device can be unplugged while programs have it open.
-            lazy = lazy or mount.type in _SHOWS_OTHERS or self.served[mount.made_in].control_fd is not None
+            served = self.served[mount.made_in]
+            lazy = lazy or force or mount.type in _SHOWS_OTHERS or served.control_fd is not None
             paths: Sequence[str] = mount.paths
             if (covered := self.layers.trees.get(mount.made_in)) is not None:
                 paths = covered.roots
                 if paths == ["/"]:
                     raise UsageError("the root stays copy-on-write as long as the view is there")
                 lazy = lazy or len(covered.points) > 1
+            if force:
+                served.abort()
             with trio.CancelScope(shield=True):
+                doing = f"cannot unmount {mount.path}"
                 async with self.agent.worker("unmount", {"paths": paths, "lazy": lazy}) as worker:
-                    _report, (snapshot,) = await worker.answer(f"cannot unmount {mount.path}")
-                self._snapshots[self.epochs.current] = snapshot
+                    with _answering(doing, _PLACE_SECONDS, "--force takes it away though its server hangs"):
+                        _report, (snapshot,) = await worker.answer(doing)
+                self._keep_snapshot(snapshot)
                 epoch = self.epochs.remove(mount, time_ns=time.time_ns(), operation=operation)
                 self.layers.release(mount.made_in)
                 self._free()
@@ -390,9 +398,17 @@ class View:
                 served.withdraw()
         if self._keep_history:
             return
-        enterable = set(self.epochs.enterable())
-        for epoch in [epoch for epoch in self._snapshots if epoch not in enterable]:
-            os.close(self._snapshots.pop(epoch))
+        for epoch in list(self._snapshots):
+            if not all(mount.made_in in alive for mount in self.epochs.in_epoch(epoch)):
+                os.close(self._snapshots.pop(epoch))
+        self._same_as = {epoch: other for epoch, other in self._same_as.items() if other in self._snapshots}
+        entered = [Epoch(epoch) for epoch in (*self._snapshots, self.epochs.current)]
+        for mount in list(self.epochs.mounts.values()):
+            served = self.served[mount.made_in]
+            if mount.made_in in alive or served.is_running or any(map(mount.in_epoch, entered)):
+                continue
+            self.served.pop(mount.made_in).forget()
+            self.epochs.retire(mount)
 
     async def _watch_server(self, mount: Mount, served: ServedMount, server: Child) -> None:
         """Until the mount is gone; a server that dies before is replaced if that can be done without loss."""
@@ -403,16 +419,41 @@ class View:
             status = server.status or 0
             how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             self._log(f"the server of {mount.path} ({mount.type}) ended: {how}")
-            if not served.may_resume():
+            if (successor := await self._find_successor(mount, served)) is None:
                 break
-            try:
-                served.server = server = await self._resume(served)
-            except (ViewfsError, trio.BrokenResourceError, OSError) as error:
-                self._log(f"no other server can take over {mount.path}: {error}")
-                break
+            served.server = server = successor
             self._log(f"another server has taken over {mount.path}")
         # Whoever waits for an answer now gets ENOTCONN instead of waiting for ever.
         served.release()
+        self._free()
+
+    async def _find_successor(self, mount: Mount, served: ServedMount) -> Child | None:
+        """Another server that has taken over, sooner or later; None where none can."""
+        while (seconds := served.seconds_to_resume()) is not None:
+            await trio.sleep(seconds)
+            served.began = trio.current_time()
+            if mount.made_in not in self.epochs.alive():
+                return None
+            try:
+                return await self._resume(served)
+            except (ViewfsError, trio.BrokenResourceError, OSError) as error:
+                self._log(f"no other server can take over {mount.path} yet: {error}")
+        if served.source_fd is not None:
+            self._log(f"no other server can take over {mount.path}: they end without having answered anything")
+        return None
+
+    async def _watch_answers(self, mount: Mount, served: ServedMount) -> None:
+        """End a server that has been at one request for longer than its deadline: another may do better."""
+        deadline = served.options.deadline
+        while True:
+            await trio.sleep(min(deadline / 4, LIFE_SECONDS))
+            if served.server is None or served.counters is None or served.fuse_fd is None:
+                return
+            oldest = served.counters.oldest_ns()
+            if oldest and time.perf_counter_ns() - oldest > deadline * 10**9 and served.is_running:
+                self._log(f"the server of {mount.path} ({mount.type}) has not answered for {deadline} s: it is ended")
+                served.counters.forget_begun()
+                served.server.kill()
 
     async def _resume(self, served: ServedMount) -> Child:
         assert (
@@ -421,10 +462,11 @@ class View:
             and served.fuse_fd is not None
             and served.counters is not None
         )
-        served.resumed_at.append(trio.current_time())
         fds = [served.source_fd, served.counters.fd]
-        async with self.agent.worker("resume", served.request, fds) as worker:
-            found = await worker.found("cannot resume", served.decided)
+        deadline = ServerOptions.of(served.request["options"]).deadline
+        async with self.agent.worker("resume", served.request, fds, apart=True) as worker:
+            with _answering("cannot resume", deadline, "see `viewfs log`"):
+                found = await worker.found("cannot resume", served.decided)
             if found != served.found:
                 raise ViewfsError("what it finds is not what was mounted")
             await worker.channel.send({"serve": True}, [served.fuse_fd])
@@ -433,7 +475,7 @@ class View:
     def close(self) -> None:
         """Close every descriptor that keeps a file system or an epoch alive."""
         for served in self.served.values():
-            served.release()
+            served.forget()
         self.layers.close()
         for fd in self._mirrors.values():
             os.close(fd)

@@ -48,11 +48,12 @@ from viewfs.mounts.fuse.host import serve
 from viewfs.mounts.fuse.protocol import Notify, encode_notification
 from viewfs.mounts.skeleton import MountPointPlan, make_mount_point, plan_mount_point, remove_mount_point
 from viewfs.namespaces.enter import open_namespace
-from viewfs.namespaces.sandbox import Confinement, Needs, confine
+from viewfs.namespaces.sandbox import Confinement, Limits, Needs, confine
 from viewfs.session.channel import Channel
 from viewfs.session.inspection import find_by_content
 from viewfs.session.mirror_server import Mirrors
 from viewfs.session.reports import MAIN_DEVICE, Decided, Found
+from viewfs.session.server_options import ServerOptions
 from viewfs.session.serving import pidfds, server_names
 
 __all__ = ["mount", "place", "resume", "tidy", "unmount"]
@@ -62,21 +63,27 @@ log = logging.getLogger("viewfs.worker")
 T = TypeVar("T")
 
 
-def _take_snapshot() -> int:
-    """Move this process into a copy of the view as it is now; a descriptor of it."""
+def _take_snapshot(live: int) -> int:
+    """A descriptor of a copy of the view as it is now, `live`, in which this process stays."""
     unshare(CloneFlags.NEWNS)
-    return open_namespace("mnt")
+    snapshot = open_namespace("mnt")
+    setns(live, CloneFlags.NEWNS)
+    return snapshot
 
 
 def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
-    """Take the snapshot, then become the server of a module, or make a kernel mount and end."""
-    snapshot = _take_snapshot()
+    """Become the server of a module, which sees the view as it is now, or make a kernel mount and end."""
+    unshare(CloneFlags.NEWNS)
     found, source = _find(request)
     module = found.module()
+    if request["apart"] and isinstance(module, DeviceModule):
+        channel.send({"ok": {"needs_callers": True}})  # whose numbers mean nothing here
+        return
     path = request["path"] or module.mount_point
     if path is None:
         raise UsageError(f"module {module.name} has no place of its own", remedy=f"viewfs insmod {module.name} PATH")
     mounting = _mounting(module, request, source, path)
+    limits = _limits(request, mounting, module)
     decided = Decided(
         type=module.name,
         path=path,
@@ -94,12 +101,12 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         if module.takes_path:
             decided = replace(decided, device=_device_of(request["source"]))
         tree = module.mount(mounting)
-        _tell_decided(channel, decided, {"snapshot": snapshot, "tree": tree})
+        _tell_decided(channel, decided, {"tree": tree})
         root = stat.S_IFDIR if stat.S_ISDIR(os.fstat(tree).st_mode) else stat.S_IFREG
         channel.send({"ok": Found(root).to_json()})
         return
     counters = Counters.create()
-    descriptors = {"snapshot": snapshot, "counters": counters.fd}
+    descriptors = {"counters": counters.fd}
     control = -1
     if decided.has_devices:
         # Whoever has the other end takes the devices away by closing it.
@@ -109,12 +116,12 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         # could mean waiting for the dead one.)
         descriptors["source"] = source.fd
     _tell_decided(channel, decided, descriptors)
-    for name in {"snapshot", "control"} & set(descriptors):
-        os.close(descriptors[name])
+    if "control" in descriptors:
+        os.close(descriptors["control"])
     if isinstance(module, DeviceModule):
-        serving, seen = _open_devices(module, mounting, control)
+        serving, seen = _open_devices(module, mounting, limits, control)
     else:
-        file_system, seen = _open_confined(module, mounting)
+        file_system, seen = _open_confined(module, mounting, limits)
         serving = partial(serve, file_system)
     channel.send({"ok": seen.to_json()})
     received = channel.receive()
@@ -145,7 +152,8 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     unshare(CloneFlags.NEWNS)
     module = registry.find_module(request["type"]).module()
     source = FileSource(source_fd, os.lseek(source_fd, 0, os.SEEK_END))
-    file_system, seen = _open_confined(module, _mounting(module, request, source, request["path"]))
+    mounting = _mounting(module, request, source, request["path"])
+    file_system, seen = _open_confined(module, mounting, _limits(request, mounting, module))
     channel.send({"ok": seen.to_json()})
     received = channel.receive()
     if received is not None:
@@ -162,11 +170,19 @@ def _mounting(module: Module, request: dict[str, Any], source: FileSource | None
         source_name=request["source"],
         mount_point=path,
         identities=_identities(),
-        options=parse_options(module.name, module.options, request["options"]),
+        options=parse_options(module.name, module.options, ServerOptions.without(request["options"])),
     )
 
 
-def _shut_in(module: Module, mounting: Mounting) -> None:
+def _limits(request: dict[str, Any], mounting: Mounting, module: Module) -> Limits:
+    options = ServerOptions.of(request["options"])
+    written: int | None = mounting.source.size if module.writes_source and mounting.source is not None else 0
+    if _confinement_of(module) is not Confinement.SEALED:
+        written = None  # which has files of its own
+    return Limits(options.memory + module.memory(mounting.options), options.processes, file_size=written)
+
+
+def _shut_in(module: Module, mounting: Mounting, limits: Limits) -> None:
     """Shut this process in, as `module` allows."""
     confinement = _confinement_of(module)
     set_name(f"viewfs-{module.name}")
@@ -181,9 +197,9 @@ def _shut_in(module: Module, mounting: Mounting) -> None:
             needs |= Needs.CALLER_MEMORY
         if module.uses_kernel_crypto(mounting.options):
             needs |= Needs.KERNEL_CRYPTO
-        confine(confinement, needs)
+        confine(confinement, needs, limits)
     else:
-        confine(confinement)
+        confine(confinement, limits=limits)
 
 
 def _read_time_zone() -> None:
@@ -193,9 +209,9 @@ def _read_time_zone() -> None:
     time.tzset()
 
 
-def _open_confined(module: Module, mounting: Mounting) -> tuple[FileSystem, Found]:
+def _open_confined(module: Module, mounting: Mounting, limits: Limits) -> tuple[FileSystem, Found]:
     """Shut this process in, and only then let the module look at its source: the file system, and what to report."""
-    _shut_in(module, mounting)
+    _shut_in(module, mounting, limits)
     try:
         file_system = module.open(mounting)
         root_mode = _answer_now(file_system.getattr(file_system.root)).mode
@@ -207,14 +223,14 @@ def _open_confined(module: Module, mounting: Mounting) -> tuple[FileSystem, Foun
 
 
 def _open_devices(
-    module: DeviceModule, mounting: Mounting, control: int
+    module: DeviceModule, mounting: Mounting, limits: Limits, control: int
 ) -> tuple[Callable[[int, Counters], None], Found]:
     """Shut this process in, and only then let the module make its devices: what serves them, and what to report.
 
     One device is a mount of its own. Several are files of one mount that is attached nowhere; their mount points show
     one each. They are called as what is appended to the place, the one at the place itself “.main”.
     """
-    _shut_in(module, mounting)
+    _shut_in(module, mounting, limits)
     try:
         devices = module.devices(mounting)
     except OSError as error:
@@ -296,6 +312,7 @@ def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     names: list[str] | None = request["names"]
     suffixes = ["" if name == MAIN_DEVICE else name for name in names or [""]]
     live = open_namespace("mnt")
+    snapshot = _take_snapshot(live)
     plans: list[MountPointPlan] = []
     mirrors = Mirrors(dict(zip(request["mirrors"], fds, strict=True)))
     attached = False
@@ -307,7 +324,7 @@ def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
             _make_mount_point(plan, mirrors, is_directory=request["directory"], live=live)
             plans.append(plan)
             places.append(_open_place(plan.path, is_directory=request["directory"]))
-        fds = places.copy()
+        fds = [snapshot, *places]
         mount_fd = None
         if request["root_mode"] is not None:
             fuse, mount_fd = _create_mount(request)
@@ -405,9 +422,7 @@ def _trees_of_files(mount_fd: int, names: list[str]) -> list[int]:
 
 def unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     """Take a snapshot, and unmount `path` in the live view."""
-    live = open_namespace("mnt")
-    snapshot = _take_snapshot()
-    setns(live, CloneFlags.NEWNS)
+    snapshot = _take_snapshot(open_namespace("mnt"))
     flags = UmountFlags.NOFOLLOW | (UmountFlags.DETACH if request["lazy"] else UmountFlags.NONE)
     for path in request["paths"]:
         try:

@@ -43,7 +43,7 @@ class MemorySectors:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._memory = mmap.mmap(-1, size)
+        self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def read(self, offset: int, size: int) -> Buffer:
         return memoryview(self._memory)[offset : offset + size]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from viewfs.errors import UsageError
 from viewfs.modules.api import Mounting
 from viewfs.modules.device import CharDevice, DeviceModule
@@ -22,6 +25,11 @@ class Ramdisk(DeviceModule):
         size("size", 64 << 20, "bytes of memory it may take, as it is written"),
         text("file", "", "its sectors are this file's, which is as large as it is"),
     )
+
+    @classmethod
+    def memory(cls, options: Mapping[str, Any]) -> int:
+        size: int = options["size"]
+        return size
 
     def open_devices(self, mounting: Mounting) -> CharDevice:
         if mounting.source is not None:

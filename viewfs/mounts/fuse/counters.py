@@ -31,6 +31,7 @@ _PUSHES = _OPCODES + 2
 _BYTES_PUSHED = _OPCODES + 3
 _HITS = _OPCODES + 4
 _MISSES = _OPCODES + 5
+_BEGUN = _OPCODES + 6
 _LATENCIES = 128
 _SLOTS = _LATENCIES + _OPCODES * _BUCKETS
 #: Threads that can have a row.
@@ -112,6 +113,10 @@ class Row:
         if failed:
             slots[_ERRORS] += 1
 
+    def begin(self, now_ns: int) -> None:
+        """A request is being answered since `now_ns` (CLOCK_MONOTONIC); 0: none is."""
+        self._slots[_BEGUN] = now_ns
+
     def count_error(self) -> None:
         """A request that has been counted could not be answered after all."""
         self._slots[_ERRORS] += 1
@@ -181,6 +186,16 @@ class Counters:
             max(columns[_MISSES]),
             latency,
         )
+
+    def oldest_ns(self) -> int:
+        """Since when the thread has been at it that has been at one request for longest; 0: none is at any."""
+        begun = [self._slots[row * _SLOTS + _BEGUN] for row in range(MAX_ROWS)]
+        return min((since for since in begun if since), default=0)
+
+    def forget_begun(self) -> None:
+        """The server is about to end, and its successor has not begun."""
+        for row in self.rows:
+            row.begin(0)
 
     def close(self) -> None:
         for row in self.rows:

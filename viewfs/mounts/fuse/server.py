@@ -99,6 +99,7 @@ class Server:
     def start(self, request: Request) -> Awaitable[Body] | None:
         """Answer the request, or return the promise that will."""
         begun = perf_counter_ns()
+        self._counters.begin(begun)
         try:
             answer = self.operations.dispatch(request)
             if hasattr(answer, "__await__"):
@@ -106,6 +107,8 @@ class Server:
             self._reply(request, answer, begun)
         except (Exception, SystemExit) as error:
             self._reply_error(request, error)
+        finally:
+            self._counters.begin(0)
         return None
 
     def _reply(self, request: Request, body: Body, begun: int) -> None:

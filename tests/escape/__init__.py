@@ -1,0 +1,1 @@
+"""What a server could do that its input has taken over, tried from inside servers of each kind."""

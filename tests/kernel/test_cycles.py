@@ -1,0 +1,74 @@
+"""Mounts that come and go leave nothing in the processes of a session, and many can be there at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.conftest import View, wait_until
+from viewfs.session.client import Session, find_session
+
+OpenView = Callable[..., View]
+
+
+def descriptors(view: View) -> int:
+    return len(os.listdir(f"/proc/{view.supervisor}/fd"))
+
+
+@pytest.fixture
+def session(open_view: OpenView, monkeypatch: pytest.MonkeyPatch) -> Any:
+    view = open_view()
+    for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, view.viewfs.environment[name])
+    with closing(find_session(view.name)) as found:
+        yield view, found
+
+
+def load(session: Session, module: str, place: str, **options: str) -> None:
+    session.request("mount", type=module, source="", path=place, options=options, cwd="/", operation="insmod")
+
+
+def unload(session: Session, place: str) -> None:
+    session.request("umount", path=place, operation="rmmod")
+
+
+@pytest.mark.parametrize("module", ["hello", "tmp", "useless", "unreal"])
+def test_no_descriptor_is_left_of_a_mount(session: tuple[View, Session], module: str) -> None:
+    view, found = session
+    counts = []
+    for _cycle in range(12):
+        load(found, module, "/place")
+        unload(found, "/place")
+        counts.append(wait_until(lambda: descriptors(view), "they can be counted"))
+    wait_until(lambda: descriptors(view) <= counts[1], f"there are no more than after the second: {counts}")
+    assert len(view.json("epochs")["epochs"]) == 25 and view.json("lsmod")["modules"] == []
+
+
+def test_two_hundred_mounts_at_once(session: tuple[View, Session]) -> None:
+    """More than descriptors of a usual process would be enough for."""
+    view, found = session
+    for number in range(200):
+        load(found, "hello", f"/many/{number}")
+    assert view.sh("cat /many/*").out == "Hello from viewfs!\n" * 200
+    for number in range(200):
+        unload(found, f"/many/{number}")
+    assert view.json("lsmod")["modules"] == []
+
+
+def test_an_epoch_that_comes_again_can_be_entered(session: tuple[View, Session], tmp_path: Path) -> None:
+    """The same was mounted in epochs 1 and 3."""
+    view, found = session
+    load(found, "hello", "/hello")
+    load(found, "hello", "/second")
+    unload(found, "/second")
+    load(found, "hello", "/third")
+    for epoch in (1, 3):
+        out = view.viewfs(
+            "at", str(epoch), "--session", view.name, "--", "sh", "-c", "cat /hello; cat /second /third 2>&-; true"
+        ).out
+        assert out == "Hello from viewfs!\n"

@@ -1,0 +1,105 @@
+"""What the supervisor holds of one mount, and how its server's end is dealt with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from viewfs.mounts.fuse.counters import Counters
+from viewfs.session.agent_link import Child
+from viewfs.session.reports import Decided, Found
+from viewfs.session.server_options import ServerOptions
+
+__all__ = ["LIFE_SECONDS", "ServedMount"]
+
+#: Seconds between two servers of a mount, at least and at most; one that lives for the latter is in order.
+_PAUSE_SECONDS, LIFE_SECONDS = 0.1, 10.0
+
+
+@dataclass
+class ServedMount:
+    """What the supervisor holds of one mount. Kernel mounts have neither server nor counters."""
+
+    confinement: str
+    #: What its server said when it began; None of what no module serves.
+    decided: Decided | None = None
+    found: Found | None = None
+    #: major:minor of its superblock, by which sources that lie in it are known; empty for binds.
+    device: str = ""
+    server: Child | None = None
+    #: A duplicate of the server's descriptor: its death then does not end the connection before we say so.
+    fuse_fd: int | None = None
+    counters: Counters | None = None
+    #: Devices are there as long as this is open.
+    control_fd: int | None = None
+    #: What another server needs to go on where this one died, if its file system has no state: the source, open, and
+    #: the request that it was mounted with.
+    source_fd: int | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+    #: When its server began, how many requests had been answered then, and since when none has been.
+    began: float = 0.0
+    answered: int = 0
+    failing_since: float | None = None
+    failures: int = 0
+
+    @property
+    def source_identity(self) -> tuple[int, ...] | None:
+        """Which file its source was."""
+        return None if self.decided is None else self.decided.source_identity
+
+    @property
+    def options(self) -> ServerOptions:
+        return ServerOptions.of(self.request.get("options", {}))
+
+    def seconds_to_resume(self) -> float | None:
+        """How long to wait before another server takes over from one that has died; None: nobody can any more.
+
+        Where one answers nothing in its life, and that is short, what kills it will kill the next as well: the pauses
+        become longer, and at the deadline callers have waited long enough.
+        """
+        if self.source_fd is None or self.fuse_fd is None or self.counters is None:
+            return None
+        now, answered = trio.current_time(), self.counters.snapshot().total
+        if answered > self.answered or now - self.began > LIFE_SECONDS:
+            self.answered, self.failing_since, self.failures = answered, None, 0
+            return max(_PAUSE_SECONDS - (now - self.began), 0)
+        self.failures += 1
+        if self.failing_since is None:
+            self.failing_since = now
+        elif now - self.failing_since > self.options.deadline:
+            return None
+        return min(_PAUSE_SECONDS * 2.0 ** (self.failures - 1), LIFE_SECONDS)
+
+    def withdraw(self) -> None:
+        """Take devices away, for those too who have them open. Other mounts have nothing of that kind."""
+        if self.control_fd is not None:
+            os.close(self.control_fd)
+            self.control_fd = None
+
+    def abort(self) -> None:
+        """End the server for good: whoever waits for an answer gets an error (fuse.rst, aborting a connection)."""
+        self.release()
+        if self.server is not None:
+            self.server.kill()
+
+    @property
+    def is_running(self) -> bool:
+        """Is there a process that serves it?"""
+        return self.server is not None and self.server.status is None
+
+    def forget(self) -> None:
+        """Nobody asks for it any more."""
+        self.release()
+        if self.counters is not None:
+            self.counters.close()
+            self.counters = None
+
+    def release(self) -> None:
+        self.withdraw()
+        for fd in (self.fuse_fd, self.source_fd):
+            if fd is not None:
+                os.close(fd)
+        self.fuse_fd = self.source_fd = None

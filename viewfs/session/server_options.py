@@ -1,0 +1,38 @@
+"""What every server can be told with `-o`, whatever its module: how much it may use, and how long it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from viewfs.modules.options import integer, parse_options, size
+
+__all__ = ["SERVER_OPTIONS", "ServerOptions"]
+
+SERVER_OPTIONS = (
+    size("memory", 1 << 30, "memory that the server may use, beyond what it starts with"),
+    integer("processes", 256, "threads that the server may have", minimum=16),
+    integer("deadline", 30, "seconds in which the server has to answer", minimum=1, maximum=86400),
+)
+
+
+class ServerOptions(NamedTuple):
+    """Those that were given, and the usual ones."""
+
+    memory: int
+    processes: int
+    #: Seconds.
+    deadline: int
+
+    @classmethod
+    def of(cls, options: Mapping[str, str | None]) -> ServerOptions:
+        """Raises `UsageError` for a value that is none."""
+        names = [option.name for option in SERVER_OPTIONS]
+        given = {name: value for name, value in options.items() if name in names}
+        return cls(**parse_options("server", SERVER_OPTIONS, given))
+
+    @classmethod
+    def without(cls, options: Mapping[str, str | None]) -> dict[str, str | None]:
+        """What is left for the module."""
+        names = [option.name for option in SERVER_OPTIONS]
+        return {name: value for name, value in options.items() if name not in names}
