@@ -8,8 +8,9 @@
 # make bench-devices   the same for character devices; writes docs/devices.md
 # make bench-cow       the same for copy-on-write views; writes docs/cow.md
 # make soak   the tests that take long: a million files, hundreds of random trees
+# make soak-servers   servers killed for ten minutes, 10,000 mounts that come and go, 1,000 at once, 500 random kills
 
-.PHONY: demo test lint wheel fuzz conformance soak bench bench-devices bench-cow clean
+.PHONY: demo test lint wheel fuzz conformance soak soak-servers bench bench-devices bench-cow clean
 
 demo:
 	@tools/as-user tools/demo
@@ -46,6 +47,11 @@ soak:
 	    -k "million or directly or states or very_many_names"
 	@tools/as-user env VIEWFS_COW_BACKEND=fuse VIEWFS_SOAK_SECONDS=600 python -m pytest -p no:cacheprovider \
 	    $(addprefix tests/kernel/cow/test_,diff.py random_work.py real_work.py)
+
+soak-servers:
+	@tools/as-user env VIEWFS_SOAK_KILLING=600 VIEWFS_SOAK_READERS=32 VIEWFS_SOAK_CYCLES=2500 VIEWFS_SOAK_MOUNTS=1000 \
+	    VIEWFS_KILL_ROUNDS=500 VIEWFS_SOAK_SECONDS=3600 python -m pytest -p no:cacheprovider -s \
+	    $(addprefix tests/kernel/test_,takeover.py cycles.py random_kills.py)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

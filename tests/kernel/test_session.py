@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -260,3 +261,27 @@ def test_a_session_is_found_whatever_its_view_covers(viewfs: Viewfs, covered: st
     assert (
         viewfs.sh("--mount", f"none:{place}:tmp", script="viewfs lsmod --session $VIEWFS_SESSION | wc -l").out == "2\n"
     )
+
+
+def test_what_killed_sessions_have_left_is_removed(
+    viewfs: Viewfs, open_view: Callable[..., View], tmp_path: Path
+) -> None:
+    """And nothing else: not what is running, nor what has a name."""
+    (tmp_path / "tree").mkdir()
+    viewfs.sh("--name", "named", "--cow", tmp_path / "tree", script=f"echo x > {tmp_path}/tree/file")
+    living = open_view("--cow", tmp_path / "tree", name="living")
+    runtime, state = viewfs.runtime / "viewfs", viewfs.state / "viewfs"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(runtime / "gone.sock"))
+    script = f"cp -a {state}/unnamed.* {tmp_path}/copy 2>&- || true; ls {state}; viewfs gc --dry-run --json"
+    inside = viewfs.sh("--cow", tmp_path / "tree", script=script).out
+    assert '"found": ["' + str(runtime) in inside.replace('":["', '": ["'), "what is in use is not found"
+    (name,) = re.findall(r"^unnamed\..*$", inside, re.MULTILINE)
+    copy = state / name  # as if its session had been killed an hour ago
+    (tmp_path / "copy").rename(copy)
+    os.utime(copy, (1, 1))
+    shown = viewfs("gc", "--dry-run").out.splitlines()
+    assert sorted(shown) == sorted([str(runtime / "gone.sock"), str(copy)])
+    assert viewfs("gc", "--json").json["removed"] == shown and viewfs("gc").out == ""
+    assert not copy.exists() and (state / "named").exists()
+    assert living.sh("echo still here").out == "still here\n"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tests.kernel.conftest import SECONDS, View, kill, own_processes, wait_until
 
@@ -125,3 +129,67 @@ def test_a_hung_server_is_taken_away_by_force(open_view: Callable[..., View], tm
     _out, err = reading.communicate(timeout=SECONDS)
     assert reading.returncode == 1 and err.startswith(b"cat: ")
     assert view.json("lsmod")["modules"] == []
+
+
+READER = """
+import hashlib, os, random, sys, time
+end, good, errors, wrong = time.monotonic() + float(sys.argv[1]), 0, 0, 0
+sums = dict(line.split() for line in open(sys.argv[2]))
+while time.monotonic() < end:
+    name = random.choice(sorted(sums))
+    try:
+        fd = os.open(f"/mnt/{name}", os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # the server is to be asked, and not the cache
+        data = b"".join(iter(lambda: os.read(fd, 1 << 17), b""))
+        os.close(fd)
+    except OSError as error:
+        errors += 1
+        print(error, file=sys.stderr)
+        continue
+    good, wrong = good + 1, wrong + (hashlib.sha256(data).hexdigest() != sums[name])
+print(good, errors, wrong)
+"""
+
+
+@pytest.mark.parametrize("kind", ["ext", "squashfs"])
+def test_servers_that_are_killed_every_second(
+    open_view: Callable[..., View], image: Image, tmp_path: Path, kind: str
+) -> None:
+    """Nobody reads a wrong byte, gets an error, or hangs. (`make soak-servers`: 32 readers, ten minutes.)"""
+    seconds, readers = int(os.environ.get("VIEWFS_SOAK_KILLING", "5")), int(os.environ.get("VIEWFS_SOAK_READERS", "4"))
+    files = {f"file{number}": random.Random(number).randbytes(300_000 * number) for number in range(1, 9)}
+    (tmp_path / "sums").write_text("".join(f"{n} {hashlib.sha256(data).hexdigest()}\n" for n, data in files.items()))
+    if kind == "ext":
+        disk = image(size="64M", **files)
+    else:
+        disk = tmp_path / "image.squashfs"
+        (tmp_path / "files").mkdir()
+        for name, data in files.items():
+            (tmp_path / "files" / name).write_bytes(data)
+        subprocess.run(["mksquashfs", tmp_path / "files", disk, "-quiet", "-no-progress"], check=True)
+    view = open_view("--mount", f"{disk}:/mnt")
+    (tmp_path / "reader.py").write_text(READER)
+    script = (
+        f"for n in $(seq {readers}); do {sys.executable} {tmp_path}/reader.py {seconds} {tmp_path}/sums & done; wait"
+    )
+    reading = subprocess.Popen(
+        ["viewfs", "enter", view.name, "--", "bash", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=view.viewfs.environment,
+    )
+    killed = 0
+    while reading.poll() is None:
+        try:
+            reading.wait(1)
+        except subprocess.TimeoutExpired:
+            if (pid := server_of(view)) is not None:
+                kill(pid)
+                killed += 1
+    out, err = reading.communicate()
+    counts = [tuple(map(int, line.split())) for line in out.splitlines()]
+    total = tuple(map(sum, zip(*counts, strict=True)))
+    print(f"{kind}: {killed} servers killed, {total[0]} files read, {total[1]} errors, {total[2]} wrong")
+    assert len(counts) == readers and total[0] > readers and total[1:] == (0, 0), (killed, counts, err[-2000:])
+    assert killed >= min(seconds, 3) - 1

@@ -46,6 +46,7 @@ _COMMANDS = {
         "ps": ("viewfs.cli.sessions:ps", "Your sessions."),
         "enter": ("viewfs.cli.sessions:enter", "Run a command in a session's view."),
         "kill": ("viewfs.cli.sessions:kill", "End a session and all in it."),
+        "gc": ("viewfs.cli.sessions:gc", "Remove what crashed sessions have left."),
         "doctor": ("viewfs.cli.doctor:doctor", "Can this machine do it? Tries, and says what to change."),
         "completion": ("viewfs.cli.completion:completion", "Completion for bash, zsh or fish."),
     },

@@ -13,15 +13,16 @@ from typing import Any
 import click
 
 from viewfs.cli.arguments import session_argument, session_option
+from viewfs.cli.main import tell
 from viewfs.cli.output import json_option, print_json, print_table
 from viewfs.cli.run import _interactive_shell
 from viewfs.errors import ViewfsError
 from viewfs.linux.process import pid_of, pidfd_send_signal
 from viewfs.session.client import SESSION_VARIABLE, Session, find_session, sessions
 from viewfs.session.front import run_in_view
-from viewfs.session.left_layers import left_behind
+from viewfs.session.left_layers import garbage, left_behind, take_away
 
-__all__ = ["at", "enter", "kill", "ps"]
+__all__ = ["at", "enter", "gc", "kill", "ps"]
 
 
 @click.command()
@@ -58,6 +59,30 @@ def ps(as_json: bool) -> None:
 
 
 _SHOWN = ("name", "pid", "command", "started_ns", "epoch", "mounts", "as_root", "kept")
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only say what there is.")
+@json_option
+def gc(dry_run: bool, as_json: bool) -> None:
+    """Remove what a machine that went down, or a session that was killed, has left: sockets that nobody listens on, and
+    changes of sessions without a name. Those of named ones stay until `viewfs forget`.
+
+    \b
+    Example:
+      viewfs gc --dry-run
+    """
+    found = list(garbage())
+    if not dry_run:
+        for path in found:
+            take_away(path)
+    if as_json:
+        print_json(removed=[] if dry_run else found, found=found)
+        return
+    for path in found:
+        click.echo(path)
+    done = "would be removed" if dry_run else "removed"
+    tell(f"{len(found)} {done}" if found else "nothing is left of anything")
 
 
 @click.command()

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKENDS",
     "BACKEND_VARIABLE",
-    "OWN_LAYERS",
     "LayerSettings",
+    "OWN_LAYERS",
     "chosen_backend",
     "state_directory",
     "take_servers",
+    "unnamed_prefix",
 ]
 
 #: What serves copy-on-write trees, where --cow-backend doesn't say: one of `BACKENDS`.
@@ -75,7 +76,7 @@ class LayerSettings:
 
         Layers of a session whose name was not given are nobody's to take up, so no two sessions may share them.
         """
-        own = name if named else f"{_unnamed_prefix()}.{_boot()}.{name}.{time.time_ns()}"
+        own = name if named else f"{unnamed_prefix()}.{_boot()}.{name}.{time.time_ns()}"
         shown = (os.path.realpath(runtime),)
         if directory is not None:
             return cls(name if named else OWN_LAYERS, directory, True, shown, backend)
@@ -170,7 +171,7 @@ def _was_changed_since(layer: Layer) -> bool:
         return any(entry.ctime_ns >= layer.record.placed_ns for _path, entry in upper.walk(b""))
 
 
-def _unnamed_prefix() -> str:
+def unnamed_prefix() -> str:
     """How the directories of sessions without a name begin on this machine. (A home directory can be on several.)"""
     try:
         machine = Path("/etc/machine-id").read_text()
@@ -207,7 +208,7 @@ def _remove_older(directory: str) -> None:
     from viewfs.cow.layers import LayerSet
     from viewfs.cow.session_lock import is_in_use
 
-    prefix = _unnamed_prefix() + "."
+    prefix = unnamed_prefix() + "."
     with contextlib.suppress(FileNotFoundError):
         if not _is_local(directory):
             return

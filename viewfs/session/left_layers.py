@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 from collections.abc import Collection, Iterator
 
 from viewfs.cow.layers import LayerSet, has_changes
@@ -12,13 +13,15 @@ from viewfs.cow.session_lock import is_in_use, lock_session
 from viewfs.errors import MachineError, NotFoundError, explain_os_error
 from viewfs.linux.namespaces import CloneFlags
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
-from viewfs.session.layer_settings import state_directory
-from viewfs.session.runtime import check_name
+from viewfs.session.layer_settings import state_directory, unnamed_prefix
+from viewfs.session.runtime import RuntimeDirectory, check_name
 
-__all__ = ["forget", "identity_for", "left_behind", "raise_descriptor_limit"]
+__all__ = ["forget", "garbage", "identity_for", "left_behind", "raise_descriptor_limit", "take_away"]
 
 #: How the directories of sessions begin whose name was not given (`layer_settings`).
 _UNNAMED = "unnamed."
+#: In which a session has made its directory and has not locked it yet, at most.
+_BEGINNING_SECONDS = 60
 
 
 def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
@@ -40,6 +43,41 @@ def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
             layers.close()
             if paths or unreadable:
                 yield name, paths
+
+
+def garbage() -> Iterator[str]:
+    """What is nobody's: sockets that nobody listens on, and layers of sessions without a name that have ended."""
+    for runtime in RuntimeDirectory.existing():
+        with contextlib.closing(runtime):
+            yield from (os.path.join(runtime.path, name) for name in runtime.abandoned())
+    directory = state_directory()
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(directory)):
+            # Those of other machines, which have the directory too, hold their locks there.
+            if name.startswith(unnamed_prefix()) and (layers := LayerSet.of_session(name, directory)) is not None:
+                begun = os.fstat(layers.fd).st_mtime  # it may be on its way to being locked
+                used = is_in_use(layers.fd) or time.time() - begun < _BEGINNING_SECONDS
+                layers.close()
+                if not used:
+                    yield layers.path
+
+
+def take_away(path: str) -> None:
+    """Remove what `garbage` has found. Raises `ViewfsError`."""
+    directory, name = os.path.split(path)
+    try:
+        if directory != state_directory():
+            os.unlink(path)
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+            return
+        layers = LayerSet.of_session(name, directory)
+        if layers is not None:
+            with contextlib.closing(layers), contextlib.suppress(MachineError):
+                unshare_user_namespace(identity_for(layers), CloneFlags(0))
+            layers.remove()
+    except OSError as error:
+        raise explain_os_error(f"cannot remove {path}", error) from error
 
 
 def identity_for(layers: LayerSet) -> IdentityMap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -215,6 +216,17 @@ class RuntimeDirectory:
         except OSError:
             return []
         return sorted(entry.removesuffix(_SUFFIX) for entry in entries if entry.endswith(_SUFFIX))
+
+    def abandoned(self) -> list[str]:
+        """Sockets in it that nobody listens on, and never will again."""
+        found = []
+        for entry in sorted(os.listdir(f"/proc/self/fd/{self.fd}")):
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                try:
+                    connection.connect(f"/proc/self/fd/{self.fd}/{entry}")
+                except ConnectionRefusedError:
+                    found.append(entry)
+        return found
 
     def remove(self, name: str) -> None:
         """Remove a session's socket, and the directory if that was the last."""

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 from viewfs.cow.records import identity_of
 from viewfs.errors import DamagedSourceError, UsageError, ViewfsError, explain_os_error
 from viewfs.linux.ids import mapped_ids
+from viewfs.linux.landlock import landlock_version
 from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
 from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
@@ -138,8 +139,10 @@ def _tell_decided(channel: Channel, decided: Decided, descriptors: dict[str, int
 def _confinement_shown(module: Module) -> str:
     if isinstance(module, KernelModule):
         return "kernel"
-    with_memory = isinstance(module, DeviceModule) and module.uses_caller_memory
-    return _confinement_of(module).value + ("+caller memory" if with_memory else "")
+    shown = _confinement_of(module).value
+    if isinstance(module, DeviceModule) and module.uses_caller_memory:
+        return shown + "+caller memory"
+    return shown if landlock_version() else f"{shown}, no Landlock"
 
 
 def _confinement_of(module: Module) -> Confinement:
