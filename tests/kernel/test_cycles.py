@@ -15,7 +15,7 @@ from viewfs.session.client import Session, find_session
 
 #: `make soak-servers` has 10,000 cycles and 1,000 mounts.
 CYCLES = int(os.environ.get("VIEWFS_SOAK_CYCLES", "12"))
-MOUNTS = int(os.environ.get("VIEWFS_SOAK_MOUNTS", "200"))
+MOUNTS = int(os.environ.get("VIEWFS_SOAK_MOUNTS", "70"))
 
 OpenView = Callable[..., View]
 
@@ -54,7 +54,7 @@ def test_no_descriptor_is_left_of_a_mount(session: tuple[View, Session], module:
 
 
 def test_many_mounts_at_once(session: tuple[View, Session]) -> None:
-    """More than descriptors of a usual process would be enough for."""
+    """(`make soak-servers`: more than the descriptors of a usual process would be enough for.)"""
     view, found = session
     for number in range(MOUNTS):
         load(found, "hello", f"/many/{number}")

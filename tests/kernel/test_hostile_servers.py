@@ -75,3 +75,33 @@ def test_what_it_says_has_no_consequences(viewfs: Viewfs, tmp_path: Path, messag
     assert "Hello from viewfs!" in result.out
     assert result.err.count("\n") == 1 and "\x1b" not in result.err and "Traceback" not in result.err, result
     assert not (tmp_path / "ran").exists() and os.path.exists("/usr/bin/env")
+
+
+FLOODS = """
+import os
+from viewfs.modules.api import Module
+from viewfs.modules.nodes import computed_file
+
+class Floods(Module):
+    name = "floods"
+
+    def open(self, mounting):
+        def flood():
+            for _ in range(3000):
+                os.write(2, b"x" * 60_000)
+            os.write(2, b"\\nlast line\\n")
+            return "done\\n"
+        return computed_file(flood)
+"""
+
+
+def test_a_log_that_is_flooded(viewfs: Viewfs, tmp_path: Path) -> None:
+    """180 MB without the end of a line: the supervisor keeps some of it, and the last."""
+    (tmp_path / "floods.py").write_text(FLOODS)
+    script = """
+        cat /floods; viewfs log | tail -n 1 | cut -d' ' -f2-; viewfs log | wc -c
+        grep VmHWM /proc/$(viewfs ps --json | grep -o '"pid": *[0-9]*' | grep -o '[0-9]*')/status
+    """
+    lines = viewfs.sh("--load", f"{tmp_path}/floods.py:/floods", script=script).out.splitlines()
+    assert lines[:2] == ["done", "last line"]
+    assert int(lines[2]) < 10 << 20 and int(lines[3].split()[1]) < 150_000, lines

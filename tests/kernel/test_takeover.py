@@ -156,7 +156,7 @@ def test_servers_that_are_killed_every_second(
     open_view: Callable[..., View], image: Image, tmp_path: Path, kind: str
 ) -> None:
     """Nobody reads a wrong byte, gets an error, or hangs. (`make soak-servers`: 32 readers, ten minutes.)"""
-    seconds, readers = int(os.environ.get("VIEWFS_SOAK_KILLING", "5")), int(os.environ.get("VIEWFS_SOAK_READERS", "4"))
+    seconds, readers = int(os.environ.get("VIEWFS_SOAK_KILLING", "4")), int(os.environ.get("VIEWFS_SOAK_READERS", "4"))
     files = {f"file{number}": random.Random(number).randbytes(300_000 * number) for number in range(1, 9)}
     (tmp_path / "sums").write_text("".join(f"{n} {hashlib.sha256(data).hexdigest()}\n" for n, data in files.items()))
     if kind == "ext":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import platform
 import struct
@@ -168,6 +169,54 @@ def test_a_server_that_uses_the_view(network: bool) -> None:
     assert of(rules, default, "clone", 0x10000011) == EPERM, "CLONE_NEWUSER"
     assert of(rules, default, "socket", 1) == ALLOW
     assert of(rules, default, "socket", 2) == (ALLOW if network else EPERM)
+
+
+@pytest.mark.parametrize("address", [0, 1, 1 << 31, 1 << 32, 0x7FFF_0000_0000, (1 << 64) - 1])
+def test_a_message_may_have_no_address(address: int) -> None:
+    """A pointer has 64 bits: the upper half counts as well."""
+    rules, default = sealed_rules()
+    assert of(rules, default, "sendto", 3, 4096, 1, 0, address, 0) == (ALLOW if address == 0 else EPERM)
+    assert of(rules, default, "sendmsg", 3, 4096, 0) == EPERM
+
+
+@pytest.mark.parametrize("high", [0, 1 << 32], ids=["", "with high bits"])
+def test_what_a_descriptor_may_be_asked_for(high: int) -> None:
+    """The kernel takes an unsigned int: what is above it changes nothing."""
+    sealed, sealed_default = sealed_rules()
+    view, view_default = view_rules(network=True)
+    own, own_default = view_rules(network=False, needs=Needs.OWN_FILES)
+    for command, sealed_may, others_may in (
+        (fcntl.F_GETFL, True, True),
+        (fcntl.F_DUPFD_CLOEXEC, True, True),
+        (fcntl.F_SETLK, False, True),
+        (fcntl.F_SETOWN, False, False),
+        (15, False, False),  # F_SETOWN_EX
+        (10, False, False),  # F_SETSIG
+    ):
+        assert of(sealed, sealed_default, "fcntl", 3, command | high) == (ALLOW if sealed_may else EPERM), command
+        for rules, default in ((view, view_default), (own, own_default)):
+            assert of(rules, default, "fcntl", 3, command | high) == (ALLOW if others_may else EPERM), command
+    for request in (0x5412, 0x541C):  # TIOCSTI, TIOCLINUX
+        for rules, default in ((sealed, sealed_default), (view, view_default), (own, own_default)):
+            assert of(rules, default, "ioctl", 0, request | high) == EPERM
+
+
+def test_a_sealed_server_has_no_memory_that_is_not_counted() -> None:
+    rules, default = sealed_rules()
+    private, shared, anonymous = 0x02, 0x01, 0x20
+    assert of(rules, default, "mmap", 0, 4096, 3, private | anonymous) == ALLOW
+    assert of(rules, default, "mmap", 0, 4096, 3, shared) == ALLOW, "of a file that is open"
+    assert of(rules, default, "mmap", 0, 4096, 3, shared | anonymous) == EPERM
+
+
+def test_what_servers_of_own_files_have_no_use_for() -> None:
+    rules, default = view_rules(network=False, needs=Needs.OWN_FILES)
+    for name in ("execve", "execveat", "kill", "socket", "connect", "pidfd_send_signal", "fork"):
+        if syscall_number(name) is not None:
+            assert of(rules, default, name) == EPERM, name
+    assert of(rules, default, "clone", 0x00010000) == ALLOW and of(rules, default, "clone", 17) == EPERM
+    assert of(rules, default, "prctl", 4) == EPERM and of(rules, default, "prctl", 15) == ALLOW
+    assert of(rules, default, "prlimit64", 0) == ALLOW and of(rules, default, "prlimit64", 1) == EPERM
 
 
 # -- for real

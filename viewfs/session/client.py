@@ -23,7 +23,7 @@ SESSION_VARIABLE = "VIEWFS_SESSION"
 
 
 #: How long a session may take to say who it is: one that hangs keeps nobody from asking others.
-_GREETING_SECONDS = 20.0
+_GREETING_SECONDS = 10.0
 
 
 class Session:

@@ -30,6 +30,8 @@ from viewfs.session.view_layers import ViewLayers
 __all__ = ["Supervisor", "run_supervisor"]
 
 _LOG_LINES = 1000
+#: Bytes of a line of the log that are kept.
+_LINE_BYTES = 8192
 _ACCEPT_AGAIN_SECONDS = 0.2
 
 
@@ -122,8 +124,10 @@ class Supervisor:
         stream = trio.lowlevel.FdStream(self.handles.log_fd)
         async for chunk in stream:
             *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > _LINE_BYTES:
+                lines, rest = [*lines, rest], b""  # whoever writes no ends of lines gets them made
             for line in lines:
-                self.log(line.decode(errors="replace"))
+                self.log(line[:_LINE_BYTES].decode(errors="replace"))
 
     async def _accept(self, listener: trio.socket.SocketType) -> None:
         while True:
