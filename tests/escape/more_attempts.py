@@ -203,6 +203,14 @@ def _shared() -> object:
         return _LARGE
 
 
+@attempt("take 1,500 MiB as a stack that grows")
+def _growing() -> object:
+    with mmap.mmap(-1, _LARGE, 0x02 | 0x20 | 0x100) as memory:
+        for offset in range(0, _LARGE, 4096):
+            memory[offset] = 1
+        return _LARGE
+
+
 @attempt("have 3,000 threads")
 def _threads() -> object:
     stop = threading.Event()

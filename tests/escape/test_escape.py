@@ -113,6 +113,7 @@ _FILES = {
     "make a file larger that it has open",
     "pass descriptors on",
     "take 1,500 MiB that is shared",
+    "take 1,500 MiB as a stack that grows",
 }
 #: What the programs do that a server may start which uses the view.
 _PROGRAMS = {

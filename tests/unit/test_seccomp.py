@@ -207,6 +207,8 @@ def test_a_sealed_server_has_no_memory_that_is_not_counted() -> None:
     assert of(rules, default, "mmap", 0, 4096, 3, private | anonymous) == ALLOW
     assert of(rules, default, "mmap", 0, 4096, 3, shared) == ALLOW, "of a file that is open"
     assert of(rules, default, "mmap", 0, 4096, 3, shared | anonymous) == EPERM
+    assert of(rules, default, "mmap", 0, 4096, 3, private | anonymous | 0x20000) == ALLOW, "MAP_STACK, of threads"
+    assert of(rules, default, "mmap", 0, 4096, 3, private | anonymous | 0x100) == EPERM, "MAP_GROWSDOWN"
 
 
 def test_what_servers_of_own_files_have_no_use_for() -> None:

@@ -84,8 +84,9 @@ _FCNTL = (
 _FCNTL_SIGNALS = (fcntl.F_SETOWN, 15, fcntl.F_SETSIG)
 #: SO_SNDBUF and SO_RCVBUF of asm-generic/socket.h.
 _SO_BUFFERS = (7, 8)
-#: MAP_SHARED | MAP_ANONYMOUS: memory that RLIMIT_DATA does not count.
-_SHARED_MEMORY = 0x21
+#: MAP_SHARED with MAP_ANONYMOUS, and MAP_GROWSDOWN with anything: memory that RLIMIT_DATA does not count.
+_UNCOUNTED_BITS = 0x121
+_UNCOUNTED = (0x21, 0x100, 0x101, 0x120, 0x121)
 
 #: What no file system needs, and a program that was taken over would like to have.
 _NEVER = """
@@ -206,7 +207,7 @@ def sealed_rules(needs: Needs = Needs.NONE) -> tuple[dict[str, int | ArgumentRul
     rules["sendto"] = ArgumentRule(4, 0, ALLOW, deny(errno.EPERM), is_pointer=True)
     rules.setdefault("setsockopt", ArgumentRule(2, _SO_BUFFERS, ALLOW, deny(errno.EPERM)))  # of event loops
     rules["fcntl"] = ArgumentRule(1, _FCNTL, ALLOW, deny(errno.EPERM))
-    rules["mmap"] = ArgumentRule(3, _SHARED_MEMORY, deny(errno.EPERM), ALLOW, mask=_SHARED_MEMORY)
+    rules["mmap"] = ArgumentRule(3, _UNCOUNTED, deny(errno.EPERM), ALLOW, mask=_UNCOUNTED_BITS)
     return rules, deny(errno.EPERM)
 
 
