@@ -87,12 +87,16 @@ def test_a_process_that_is_stopped_keeps_nobody_waiting_for_ever(viewfs: Viewfs,
         cwd=tmp_path,
     )
     assert first.stdout is not None and first.stdout.readline() == b"ready\n"
-    (pid,) = (pid for pid, called in session_processes(tmp_path).items() if called == name)
-    os.kill(pid, signal.SIGSTOP)
+    stopped = 0
     try:
+        (stopped,) = wait_until(
+            lambda: [pid for pid, called in session_processes(tmp_path).items() if called == name], "it has its name"
+        )
+        os.kill(stopped, signal.SIGSTOP)
         out = viewfs("run", "--name", "other", "--", "viewfs", "ps", "--json").json["sessions"]
         assert "other" in {row["name"] for row in out}
     finally:
-        os.kill(pid, signal.SIGCONT)
+        if stopped:
+            os.kill(stopped, signal.SIGCONT)
         first.communicate(timeout=SECONDS)
         first.stdout.close()
