@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from tests.kernel.conftest import View, wait_until
+from viewfs.session.channel import Channel
 from viewfs.session.client import Session, find_session
+from viewfs.session.runtime import RuntimeDirectory
 
 #: `make soak-servers` has 10,000 cycles and 1,000 mounts.
 CYCLES = int(os.environ.get("VIEWFS_SOAK_CYCLES", "12"))
@@ -76,3 +79,22 @@ def test_an_epoch_that_comes_again_can_be_entered(session: tuple[View, Session],
             "at", str(epoch), "--session", view.name, "--", "sh", "-c", "cat /hello; cat /second /third 2>&-; true"
         ).out
         assert out == "Hello from viewfs!\n"
+
+
+def test_a_client_that_goes_away_while_it_mounts(session: tuple[View, Session], tmp_path: Path) -> None:
+    """Whatever the moment, the directory in which the mount point was to be is there, and the mount is or isn't."""
+    view, _found = session
+    for number in range(16):
+        directory = tmp_path / f"directory{number}"
+        directory.mkdir()
+        (directory / "file").touch()
+        (runtime,) = RuntimeDirectory.existing()
+        with closing(runtime), closing(Channel(runtime.connect(view.name))) as channel:
+            assert channel.receive() is not None
+            channel.send({"id": 1, "op": "mount", "type": "hello", "path": f"{directory}/x"})
+            time.sleep(number * 0.008)  # the moment is what is tried
+    load(_found, "hello", "/last")  # after all that was going on
+    for number in range(16):
+        listed = view.sh(f"ls {tmp_path}/directory{number}; touch {tmp_path}/directory{number}/new").out.split()
+        assert listed in (["file"], ["file", "x"])
+        assert (tmp_path / f"directory{number}/new").exists()

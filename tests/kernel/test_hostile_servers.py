@@ -105,3 +105,41 @@ def test_a_log_that_is_flooded(viewfs: Viewfs, tmp_path: Path) -> None:
     lines = viewfs.sh("--load", f"{tmp_path}/floods.py:/floods", script=script).out.splitlines()
     assert lines[:2] == ["done", "last line"]
     assert int(lines[2]) < 10 << 20 and int(lines[3].split()[1]) < 150_000, lines
+
+
+NEVER_ANSWERS = """
+import json, os, socket, stat, struct, time
+from viewfs.modules.device import DeviceModule
+
+class Hostile(DeviceModule):
+    name = "hostile"
+
+    def devices(self, mounting):
+        fd = next(fd for fd in range(3, 100) if is_socket(fd))
+        found = {"root_mode": 0o100666, "writable": True, "resumable": False, "names": [""]}
+        body = json.dumps({"ok": found}).encode()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+        sock.sendall(struct.pack(">I", len(body)) + body)
+        time.sleep(1000)
+
+def is_socket(fd):
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+"""
+
+
+def test_a_device_that_never_answers_takes_nothing_with_it(viewfs: Viewfs, tmp_path: Path) -> None:
+    """It says that it is there, and then is not: the directory in which it was to be stays as it is."""
+    (tmp_path / "hostile.py").write_text(NEVER_ANSWERS)
+    (tmp_path / "place").mkdir()
+    script = f"""
+        cd {tmp_path}/place
+        viewfs insmod -o deadline=2 {tmp_path}/hostile.py {tmp_path}/place/device || true
+        echo x > file; ls
+        viewfs insmod hello {tmp_path}/place/hello; cat $PWD/hello; grep -c hostile /proc/self/mounts || true
+    """
+    result = viewfs.sh(script=script)
+    assert result.out.splitlines() == ["file", "Hello from viewfs!", "0"], result
+    assert "no answer after 2 seconds" in result.err

@@ -100,3 +100,37 @@ def test_a_process_that_is_stopped_keeps_nobody_waiting_for_ever(viewfs: Viewfs,
             os.kill(stopped, signal.SIGCONT)
         first.communicate(timeout=SECONDS)
         first.stdout.close()
+
+
+def test_a_session_whose_agent_is_stopped_can_be_ended(viewfs: Viewfs, tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        [
+            "viewfs",
+            "run",
+            "--name",
+            "stopped",
+            "--mount",
+            "none:/hello:hello",
+            "--",
+            "sh",
+            "-c",
+            "echo ready; exec cat",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=viewfs.environment,
+        cwd=tmp_path,
+    )
+    try:
+        assert first.stdout is not None and first.stdout.readline() == b"ready\n"
+        (agent,) = (pid for pid, name in session_processes(tmp_path).items() if name == "viewfs-agent")
+        os.kill(agent, signal.SIGSTOP)
+        failed = viewfs("mount", "--session", "stopped", "-t", "tmp", "none", "/mnt", check=False)
+        assert failed.code == 1 and "the agent does not answer" in failed.err
+        viewfs("kill", "stopped")
+        first.wait(SECONDS)
+        wait_until(lambda: not session_processes(tmp_path), "nothing is left")
+    finally:
+        first.communicate()
+        if first.stdout is not None:
+            first.stdout.close()

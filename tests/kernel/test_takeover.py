@@ -193,3 +193,48 @@ def test_servers_that_are_killed_every_second(
     print(f"{kind}: {killed} servers killed, {total[0]} files read, {total[1]} errors, {total[2]} wrong")
     assert len(counts) == readers and total[0] > readers and total[1:] == (0, 0), (killed, counts, err[-2000:])
     assert killed >= min(seconds, 3) - 1
+
+
+HANGS = """
+import time
+from viewfs.modules.api import Attributes, DirectoryEntry, FileSystem, Module
+import stat
+
+class Hangs(Module):
+    name = "hangs"
+
+    def open(self, mounting):
+        return Tree()
+
+class Tree(FileSystem):
+    def getattr(self, inode):
+        kind = stat.S_IFREG | 0o444 if inode == 2 else stat.S_IFDIR | 0o755
+        return Attributes(ino=inode, mode=kind, size=10)
+
+    def lookup(self, parent, name):
+        numbers = {b"file": 2, b"sub": 3}
+        if parent == 1 and name in numbers:
+            return self.getattr(numbers[name])
+        raise FileNotFoundError(2, "no")
+
+    def readdir(self, inode, offset=0):
+        return []
+
+    def read(self, inode, offset, size):
+        time.sleep(1000)
+"""
+
+
+def test_what_is_inside_goes_with_what_is_taken_away_by_force(open_view: Callable[..., View], tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS)
+    view = open_view()
+    view("insmod", "-o", "deadline=600", tmp_path / "hangs.py", "/hangs")
+    view("mount", "-t", "tmp", "none", "/hangs/sub")
+    command = ["viewfs", "enter", view.name, "--", "sh", "-c", "echo begin; cat /hangs/file"]
+    reading = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=view.viewfs.environment)
+    assert reading.stdout is not None and reading.stdout.readline() == b"begin\n"
+    assert "is mounted in it" in view("umount", "/hangs", check=False).err
+    view("umount", "--force", "/hangs")
+    reading.communicate(timeout=SECONDS)
+    assert reading.returncode == 1 and view.json("lsmod")["modules"] == []
+    assert [row["operation"] for row in view.json("epochs")["epochs"]][-2:] == ["umount", "umount"]

@@ -36,6 +36,8 @@ __all__ = ["CowFileSystem"]
 
 #: The cookie of “..”.
 _DOTS = 2
+#: What a file is opened with as it was in the view. (Where the end is to which somebody appends may be news here.)
+_KEPT_FLAGS = os.O_TRUNC | os.O_APPEND
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
 
@@ -209,7 +211,7 @@ class CowFileSystem(CowNames):
         if flags & _WRITING:
             # The kernel reads what it changes a part of.
             path = self._copy_up(node, content=not flags & os.O_TRUNC)
-            return Handle(node, self._tree.in_upper.open(path, os.O_RDWR | flags & os.O_TRUNC), is_upper=True)
+            return Handle(node, self._tree.in_upper.open(path, os.O_RDWR | flags & _KEPT_FLAGS), is_upper=True)
         is_upper = self._tree.found(node)[1]
         if not is_upper and node.path in self._tree.stand_ins:
             return Handle(node, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), is_upper=False)
@@ -219,7 +221,7 @@ class CowFileSystem(CowNames):
     def _open_gone(self, node: Node, flags: int) -> Handle:
         """Once more what somebody has open, by /proc/PID/fd."""
         if flags & _WRITING:
-            here, mode = self._own_of_gone(node), os.O_RDWR | flags & os.O_TRUNC
+            here, mode = self._own_of_gone(node), os.O_RDWR | flags & _KEPT_FLAGS
         elif node.handles:
             here, mode = node.handles[0].fd, os.O_RDONLY
         else:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from viewfs.cow.changes import Change, Kind, differences
 from viewfs.cow.layers import Layer, read_text, write_whole
 from viewfs.cow.trees import Entry, Tree, split
+from viewfs.linux.files import birth_ns
 from viewfs.mounts.overlay import WHITEOUT
 
 __all__ = ["Settled", "is_whiteout", "own_changes"]
@@ -24,6 +25,8 @@ __all__ = ["Settled", "is_whiteout", "own_changes"]
 _FILE = "settled.json"
 #: Of a name that was there, and has changed since.
 _CHANGED = (0,)
+#: How much of the mark of a directory tells it from others, its attributes left out.
+_OF_DIRECTORY = 2
 #: What a mark tells of a directory. (Its times are those of what is in it.)
 _OWN = frozenset({"mode", "owner", "times"})
 
@@ -33,13 +36,20 @@ def is_whiteout(entry: Entry) -> bool:
     return (stat.S_ISCHR(entry.mode) and entry.rdev == 0) or (entry.size == 0 and WHITEOUT in dict(entry.xattrs))
 
 
-def _mark(entry: Entry) -> tuple[int, ...]:
+def _mark(upper: Tree, path: bytes, entry: Entry) -> tuple[int, ...]:
     number = entry.identity[1]
     if is_whiteout(entry):
         return ()  # they are one file, as a rule, of which the links change
     if entry.is_directory:
-        return number, entry.mode, entry.uid, entry.gid  # the times are those of what is done in it
+        # Numbers are used again; the times are those of what is done in it.
+        return number, _birth_of(upper, path), entry.mode, entry.uid, entry.gid
     return number, entry.ctime_ns
+
+
+def _birth_of(upper: Tree, path: bytes) -> int:
+    """When a directory was made; where that is not kept, one that nothing is as old as."""
+    with upper.directory(path) as fd:
+        return birth_ns(fd) or -1
 
 
 class Settled:
@@ -56,22 +66,28 @@ class Settled:
     def __bool__(self) -> bool:
         return bool(self._marks)
 
-    def has(self, path: bytes, entry: Entry | None) -> bool:
-        """Has the view done nothing to `entry` of its upper directory since it was settled?"""
-        return entry is not None and self._marks.get(path) == _mark(entry)
+    def has(self, path: bytes, upper: Tree) -> bool:
+        """Has the view done nothing to what is at `path` of its upper directory since it was settled?"""
+        known = self._marks.get(path)
+        entry = upper.entry(path) if known is not None else None
+        if entry is None or known is None:
+            return False
+        return known == _mark(upper, path, entry) and -1 not in known
 
     def has_all(self, path: bytes, upper: Tree) -> bool:
         """Has the view done nothing at `path` and below it?"""
-        return path in self._marks and all(self.has(here, entry) for here, entry in upper.walk(path))
+        return path in self._marks and all(self.has(here, upper) for here, _entry in upper.walk(path))
 
     def never_had(self, path: bytes, upper: Tree) -> bool:
         """Is that a name which the view had not, in a directory of its own that was settled?"""
         directory = split(path)[0]
         mark = self._marks.get(directory)
-        if not mark or path in self._marks or upper.entry(path) is not None:
+        if mark is None or len(mark) < _OF_DIRECTORY or path in self._marks or upper.entry(path) is not None:
             return False
         entry = upper.entry(directory)
-        return entry is not None and entry.is_directory and entry.identity[1] == mark[0]
+        if entry is None or not entry.is_directory or entry.identity[1] != mark[0]:
+            return False
+        return _birth_of(upper, directory) == mark[1] != -1
 
     def note(self, upper: Tree, paths: Collection[bytes], is_settled: Callable[[bytes, Entry], bool]) -> None:
         """Write down what is at and below `paths` of the upper directory, as far as `is_settled`. Raises OSError."""
@@ -81,10 +97,10 @@ class Settled:
             for known in before:
                 del self._marks[known]
             for here, entry in upper.walk(path):
-                if before.get(here) == _mark(entry) or is_settled(here, entry):
-                    self._marks[here] = _mark(entry)
-                else:
-                    self._marks[here] = (entry.identity[1],) if entry.is_directory else _CHANGED
+                mark = _mark(upper, here, entry)
+                if before.get(here) != mark and not is_settled(here, entry):
+                    mark = mark[:_OF_DIRECTORY] if entry.is_directory else _CHANGED
+                self._marks[here] = mark
         text = json.dumps({os.fsdecode(path): mark for path, mark in self._marks.items()})
         write_whole(self._layer.fd, _FILE, text, durably=not self._layer.record.volatile)
 
@@ -120,7 +136,7 @@ def own_changes(
             yield change
             continue
         if change.kind is Kind.CHANGED and change.is_directory and "type" not in change.aspects:
-            if not (change.aspects <= _OWN and settled.has(path, upper.entry(path))):
+            if not (change.aspects <= _OWN and settled.has(path, upper)):
                 yield change
             continue
         if _is_from_outside(change, settled, upper):
@@ -138,4 +154,4 @@ def _is_from_outside(change: Change, settled: Settled, upper: Tree) -> bool:
     if change.new is not None and change.new.is_directory:
         # It was removed outside, or is another kind of file there; what the view has in it may be new.
         return settled.has_all(path, upper)
-    return settled.has(path, upper.entry(path))
+    return settled.has(path, upper)

@@ -86,7 +86,7 @@ def _settle_directory(upper: Tree, lower: Tree, top: bytes, layer: int, settled:
                     waiting.append((here, False))
                 elif settled.has_all(here, upper):
                     _remove_at_once(upper, here, layer)
-            elif settled.has(here, entry) or _is_same(upper, entry, lower, here):
+            elif settled.has(here, upper) or _is_same(upper, entry, lower, here):
                 _remove(upper, here)
 
 

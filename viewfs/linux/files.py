@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from enum import IntFlag
 
 from viewfs.linux.libc import check, function, path_bytes, syscall
 
-__all__ = ["Rename", "Resolve", "fallocate", "openat2", "renameat2", "syncfs"]
+__all__ = ["Rename", "Resolve", "birth_ns", "fallocate", "openat2", "renameat2", "syncfs"]
 
 
 class Resolve(IntFlag):
@@ -37,6 +38,11 @@ class _OpenHow(ctypes.Structure):
 
 
 _openat2 = syscall("openat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
+_statx = function("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+#: struct statx and its flags, of linux/stat.h: its size, and where the time of birth is in it.
+_STATX_SIZE, _STATX_BIRTH = 256, 80
+_STATX_BTIME = 0x800
+_AT_EMPTY_PATH = 0x1000
 _syncfs = function("syncfs", ctypes.c_int)
 _fallocate = function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _renameat2 = syscall("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
@@ -46,6 +52,15 @@ def openat2(directory: int, path: str | bytes, flags: int, resolve: Resolve, mod
     """openat2(2): a close-on-exec descriptor."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, int(resolve))
     return check(_openat2(directory, path_bytes(path), ctypes.addressof(how), ctypes.sizeof(how)), "openat2", path)
+
+
+def birth_ns(fd: int) -> int:
+    """When the open file was made (statx(2), STATX_BTIME), which no other of its number was; 0: that isn't kept."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    check(_statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, ctypes.addressof(buffer)), "statx")
+    (mask,) = struct.unpack_from("=I", buffer)
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, _STATX_BIRTH)
+    return seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else 0
 
 
 def syncfs(fd: int) -> None:

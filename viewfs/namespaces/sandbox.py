@@ -62,7 +62,7 @@ _VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "TZ")
 #: What Python, its threads and an event loop need to serve descriptors that are open already.
 _SERVING = """
     read write readv writev splice pread64 pwrite64 preadv fsync fdatasync close fstat newfstatat lseek mmap munmap
-    mprotect mremap madvise brk futex rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack clock_gettime
+    mremap madvise brk futex rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack clock_gettime
     clock_nanosleep nanosleep gettimeofday time getpid gettid getppid getuid geteuid getgid getegid exit exit_group
     epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 pipe2 poll ppoll select pselect6 dup
     restart_syscall sched_yield sched_getaffinity getrandom rseq set_robust_list membarrier recvfrom recvmsg
@@ -82,6 +82,10 @@ _FCNTL = (
 )
 #: How a process gets others signalled by the kernel: F_SETOWN, F_SETOWN_EX, F_SETSIG.
 _FCNTL_SIGNALS = (fcntl.F_SETOWN, 15, fcntl.F_SETSIG)
+#: The call does nothing, and succeeds.
+_DONE = deny(0)
+#: PROT_READ | PROT_WRITE.
+_READ_WRITE = 3
 #: SO_SNDBUF and SO_RCVBUF of asm-generic/socket.h.
 _SO_BUFFERS = (7, 8)
 #: MAP_SHARED with MAP_ANONYMOUS, and MAP_GROWSDOWN with anything: memory that RLIMIT_DATA does not count.
@@ -151,7 +155,7 @@ class Limits:
     #: Threads.
     processes: int = 256
     #: Open descriptors.
-    descriptors: int = 1024
+    descriptors: int = 128
     #: Bytes up to which it may write a file; None: any number.
     file_size: int | None = 0
 
@@ -170,7 +174,7 @@ class Limits:
         _limit(resource.RLIMIT_NPROC, self.processes)
 
 
-_ADDRESSES_FOR_THREADS = 4 << 30
+_ADDRESSES_FOR_THREADS = 2 << 30
 
 
 def _limit(which: int, most: int) -> None:
@@ -205,7 +209,10 @@ def sealed_rules(needs: Needs = Needs.NONE) -> tuple[dict[str, int | ArgumentRul
     rules["socketpair"] = ArgumentRule(0, _AF_UNIX, ALLOW, deny(errno.EPERM))
     # To whom a socket is connected, and nobody else. (In a message, sendmsg's, an address can't be seen by a filter.)
     rules["sendto"] = ArgumentRule(4, 0, ALLOW, deny(errno.EPERM), is_pointer=True)
-    rules.setdefault("setsockopt", ArgumentRule(2, _SO_BUFFERS, ALLOW, deny(errno.EPERM)))  # of event loops
+    # An event loop makes its buffers small, which it needn't; making them large takes memory that nobody counts.
+    rules.setdefault("setsockopt", ArgumentRule(2, _SO_BUFFERS, _DONE, deny(errno.EPERM)))
+    # Memory that can't be written is not counted, whatever is in it. (Stacks and heaps are reserved, and then opened.)
+    rules["mprotect"] = ArgumentRule(2, _READ_WRITE, ALLOW, deny(errno.EPERM))
     rules["fcntl"] = ArgumentRule(1, _FCNTL, ALLOW, deny(errno.EPERM))
     rules["mmap"] = ArgumentRule(3, _UNCOUNTED, deny(errno.EPERM), ALLOW, mask=_UNCOUNTED_BITS)
     return rules, deny(errno.EPERM)

@@ -20,6 +20,12 @@ from viewfs.session.reports import Decided, Found
 __all__ = ["AgentLink", "Child", "WorkerProcess"]
 
 
+#: Seconds in which the agent, which waits for nothing, has to answer.
+_ANSWER_SECONDS = 20.0
+#: Seconds that a worker may take to undo what it has begun.
+_UNDO_SECONDS = 5.0
+
+
 class Child:
     """A process that the agent started. `status` is None until it has ended, then as `os.waitstatus_to_exitcode`."""
 
@@ -130,7 +136,8 @@ class AgentLink:
         self._next_id += 1
         number = self._next_id
         self._waiting[number] = event = trio.Event()
-        with trio.CancelScope(shield=True):  # a reply that nobody waits for would lose its descriptors
+        # (A reply that nobody waits for would lose its descriptors.)
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _ANSWER_SECONDS):
             if not self._is_gone:
                 try:
                     await self._channel.send({"id": number, "op": op} | arguments, fds)
@@ -138,7 +145,9 @@ class AgentLink:
                 except trio.BrokenResourceError:
                     pass
         if number not in self._replies:
-            raise ViewfsError("the session is ending: its agent is gone", remedy="start another")
+            self._waiting.pop(number, None)
+            gone = ViewfsError("the session is ending: its agent is gone", remedy="start another")
+            raise gone if self._is_gone else ViewfsError("the agent does not answer", remedy="is it stopped?")
         message, received = self._replies.pop(number)
         return result_of(message), received
 
@@ -151,11 +160,18 @@ class AgentLink:
 
     @asynccontextmanager
     async def worker(
-        self, kind: str, request: dict[str, Any], fds: list[int] | None = None, *, apart: bool = False
+        self,
+        kind: str,
+        request: dict[str, Any],
+        fds: list[int] | None = None,
+        *,
+        apart: bool = False,
+        undoes: bool = False,
     ) -> AsyncIterator[WorkerProcess]:
         """A worker of that kind. It is killed where the block is left by an exception, and left alone otherwise.
 
-        `apart`: in a pid namespace of its own.
+        `apart`: in a pid namespace of its own. `undoes`: when it finds that it is left alone it takes back what it has
+        done, for which it has a moment.
         """
         result, (channel_fd, pidfd) = await self.call("fork", fds, kind=kind, request=request, apart=apart)
         child = self._adopt(result["pid"], pidfd)
@@ -163,6 +179,10 @@ class AgentLink:
             try:
                 yield WorkerProcess(child, channel)
             except BaseException:
+                if undoes:
+                    channel.close()
+                    with trio.move_on_after(_UNDO_SECONDS, shield=True):
+                        await child.ended.wait()
                 child.kill()
                 raise
 

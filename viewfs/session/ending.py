@@ -8,8 +8,10 @@ between the two.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Collection
 
+from viewfs.linux.process import pidfd_send_signal
 from viewfs.namespaces.members import end_members, wait_for_ends
 
 __all__ = ["GRACE_SECONDS", "end_session"]
@@ -38,4 +40,5 @@ def end_session(
     release()
     if agent is not None:
         wait_for_ends([agent], _AGENT_SECONDS)
+        pidfd_send_signal(agent, signal.SIGKILL)  # somebody has stopped it; what it started ends with it
     return end_members(user_namespace, grace_seconds=0)

@@ -21,6 +21,7 @@ from viewfs.errors import ViewfsError
 from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.process import pidfd_open, pidfd_send_signal
 from viewfs.namespaces.enter import Namespaces
+from viewfs.namespaces.members import wait_for_ends
 from viewfs.session.agent import AgentPlan, agent_main, keep_only
 from viewfs.session.channel import Channel, socket_pair
 from viewfs.session.client import SESSION_VARIABLE, Session
@@ -259,11 +260,19 @@ class _Front:
             self._namespaces.close()
         for name, pid in self._processes.items():
             if name not in self._ended:
-                os.waitpid(pid, 0)
+                self._end_child(pid)
         if self._covers:
             self._layers.end()  # as a rule the supervisor has done it
         self._runtime.remove(self.name)
         self._runtime.close()
+
+    def _end_child(self, pid: int) -> None:
+        """It is about to end; if somebody has stopped it, it is killed."""
+        pidfd = pidfd_open(pid)
+        wait_for_ends([pidfd], _END_SECONDS)
+        pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+        os.waitpid(pid, 0)
 
     def _await_supervisor(self) -> None:
         """It ends the session, in good order. One that takes too long is killed, and what it leaves is ended here."""

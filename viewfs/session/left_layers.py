@@ -67,7 +67,10 @@ def take_away(path: str) -> None:
     directory, name = os.path.split(path)
     try:
         if directory != state_directory():
-            os.unlink(path)
+            for runtime in RuntimeDirectory.existing():
+                with contextlib.closing(runtime):
+                    if runtime.path == directory and name in runtime.abandoned():  # still
+                        os.unlink(path)
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
             return

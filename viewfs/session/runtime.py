@@ -51,7 +51,10 @@ def listen_in_view(user_namespace: tuple[int, int]) -> socket.socket | None:
 def connect_in_view() -> socket.socket:
     """To the session whose view this process lives in. Raises OSError, PermissionError if another user answers."""
     status = os.stat("/proc/self/ns/user")
+    if status.st_ino == _INITIAL_USER_NAMESPACE:
+        raise FileNotFoundError(errno.ENOENT, "that is no view")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(_CONNECT_SECONDS)  # whoever has the name need not accept anything
     try:
         connection.connect(_address_in((status.st_dev, status.st_ino)))
         _pid, uid, _gid = struct.unpack("=iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -61,6 +64,11 @@ def connect_in_view() -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+#: Inode number of the user namespace that a machine begins with (PROC_USER_INIT_INO of linux/proc_ns.h).
+_INITIAL_USER_NAMESPACE = 0xEFFFFFFD
+_CONNECT_SECONDS = 2.0
 
 
 class RuntimeDirectory:
@@ -222,6 +230,7 @@ class RuntimeDirectory:
         found = []
         for entry in sorted(os.listdir(f"/proc/self/fd/{self.fd}")):
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(_CONNECT_SECONDS)
                 try:
                     connection.connect(f"/proc/self/fd/{self.fd}/{entry}")
                 except ConnectionRefusedError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from viewfs.errors import UsageError
 from viewfs.modules.options import integer, parse_options, size
 
 __all__ = ["SERVER_OPTIONS", "ServerOptions"]
@@ -14,6 +15,10 @@ SERVER_OPTIONS = (
     integer("processes", 256, "threads that the server may have", minimum=16),
     integer("deadline", 30, "seconds in which the server has to answer", minimum=1, maximum=86400),
 )
+
+
+#: Bytes that a server needs for its threads and to answer.
+_LEAST_MEMORY = 32 << 20
 
 
 class ServerOptions(NamedTuple):
@@ -29,7 +34,10 @@ class ServerOptions(NamedTuple):
         """Raises `UsageError` for a value that is none."""
         names = [option.name for option in SERVER_OPTIONS]
         given = {name: value for name, value in options.items() if name in names}
-        return cls(**parse_options("server", SERVER_OPTIONS, given))
+        found = cls(**parse_options("server", SERVER_OPTIONS, given))
+        if found.memory < _LEAST_MEMORY:
+            raise UsageError(f"option memory: no server can do with less than {_LEAST_MEMORY >> 20}M")
+        return found
 
     @classmethod
     def without(cls, options: Mapping[str, str | None]) -> dict[str, str | None]:

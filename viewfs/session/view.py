@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -45,6 +45,17 @@ def _answering(doing: str, seconds: float, remedy: str) -> Iterator[None]:
             yield
     except trio.TooSlowError:
         raise ViewfsError(f"{doing}: no answer after {seconds} seconds", remedy=remedy) from None
+
+
+@contextlib.asynccontextmanager
+async def _ended_first(worker: WorkerProcess, served: ServedMount) -> AsyncIterator[None]:
+    """Where the block is left by an exception the server ends, and nobody waits for it any more."""
+    try:
+        yield
+    except BaseException:
+        worker.child.kill()
+        served.release()
+        raise
 
 
 class _Descriptors:
@@ -186,10 +197,14 @@ class View:
         plans: list[MountPointPlan] = []
         done = 0  # how many of them have something attached
         try:
-            with _answering(doing, _PLACE_SECONDS, "does a file system on the way there hang?"):
+            seconds = min(_PLACE_SECONDS, ServerOptions.of(request["options"]).deadline)
+            with _answering(doing, seconds, "does a file system on the way there hang?"):
                 mirrors = {"mirrors": list(self._mirrors)}
                 request_fds = list(self._mirrors.values())
-                async with self.agent.worker("place", wanted | mirrors, request_fds) as placer:
+                async with (
+                    self.agent.worker("place", wanted | mirrors, request_fds, undoes=True) as placer,
+                    _ended_first(worker, served),  # whose mount the placer may be looking at
+                ):
                     placed, fds = await placer.answer(doing)
                     plans = [MountPointPlan.from_json(plan) for plan in placed["plans"]]
                     count_of_rest = len(placed["rest"])
@@ -271,7 +286,10 @@ class View:
     async def _let_serve(self, worker: WorkerProcess, served: ServedMount, fuse_fd: int, opened: _Descriptors) -> None:
         """Give the server its /dev/fuse descriptor, and keep what is ours of it."""
         served.fuse_fd = fuse_fd
-        await worker.channel.send({"serve": True}, [fuse_fd])
+        try:
+            await worker.channel.send({"serve": True}, [fuse_fd])
+        except trio.BrokenResourceError:
+            raise ViewfsError("the server has gone away before it began", remedy="see `viewfs log`") from None
         served.server = worker.child
         served.began = trio.current_time()
         served.counters = Counters(opened.take("counters"))
@@ -339,7 +357,7 @@ class View:
                 where = f"{over.path} ({over.type})" if over else "another mount"
                 raise UsageError(f"{mount.path} is shadowed by {where}", remedy="unmount that first")
             inside = self.epochs.below(mount)
-            if inside:
+            if inside and not force:
                 raise UsageError(
                     f"{mount.path} is busy: {inside[0].path} is mounted in it",
                     remedy=f"`viewfs umount {inside[0].path}` first",
@@ -355,15 +373,17 @@ class View:
                     raise UsageError("the root stays copy-on-write as long as the view is there")
                 lazy = lazy or len(covered.points) > 1
             if force:
-                served.abort()
+                for one in (mount, *inside):
+                    self.served[one.made_in].abort()
             with trio.CancelScope(shield=True):
                 doing = f"cannot unmount {mount.path}"
                 async with self.agent.worker("unmount", {"paths": paths, "lazy": lazy}) as worker:
                     with _answering(doing, _PLACE_SECONDS, "--force takes it away though its server hangs"):
                         _report, (snapshot,) = await worker.answer(doing)
                 self._keep_snapshot(snapshot)
-                epoch = self.epochs.remove(mount, time_ns=time.time_ns(), operation=operation)
-                self.layers.release(mount.made_in)
+                for one in (*(inside if force else ()), mount):  # what is inside goes with it
+                    epoch = self.epochs.remove(one, time_ns=time.time_ns(), operation=operation)
+                    self.layers.release(one.made_in)
                 self._free()
                 await self._tidy()
         return epoch

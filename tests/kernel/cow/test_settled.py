@@ -181,3 +181,33 @@ def test_discard_brings_in_what_is_there_now(open_view: OpenView, tree: Path) ->
     view("discard", tree)
     assert view.sh(f"cd {tree}; cat text new/file script").out == "outside\n" * 3
     assert view.json("diff")["changes"] == []
+
+
+@pytest.mark.parametrize("settled", ["echo n > d/n", "chmod 700 d", "true"])
+@pytest.mark.parametrize("command", ["commit", "discard"])
+def test_a_directory_that_is_made_anew_is_another(open_view: OpenView, tree: Path, settled: str, command: str) -> None:
+    """It gets the number of the old one, as a rule."""
+    for number in range(4):
+        (tree / f"d{number}").mkdir()
+        (tree / f"d{number}/x").write_text("x")
+    view = open_view("--cow", tree)
+    for number in range(4):
+        view.sh(f"cd {tree}; {settled.replace(' d', f' d{number}')}; touch d{number}/y")
+        view(command)
+        view.sh(f"cd {tree}; rm -r d{number}; mkdir d{number}")
+        changes = {os.path.relpath(row["path"], tree): row["kind"] for row in view.json("diff")["changes"]}
+        assert changes.pop(f"d{number}/x") == "deleted"
+        view("commit")
+        assert os.listdir(tree / f"d{number}") == []
+
+
+def test_what_is_appended_to_what_changed_outside_a_moment_ago(open_view: OpenView, tree: Path) -> None:
+    texts = ("longer than it was: three lines and more\n", "", "x\n")
+    for number in range(len(texts)):
+        (tree / f"text{number}").write_text("one\ntwo\n")
+    view = open_view("--cow", tree)
+    view.sh(f"cat {tree}/text*")
+    for number, text in enumerate(texts):
+        (tree / f"text{number}").write_text(text)
+        view.sh(f"echo four >> {tree}/text{number}")
+        assert view.sh(f"cat {tree}/text{number}").out == f"{text}four\n"
