@@ -133,11 +133,17 @@ class Tree:
         """The names in a directory, sorted; none where there is no such directory."""
         try:
             with self.directory(path) as fd:
-                return sorted(map(os.fsencode, os.listdir(fd)))
+                found = sorted(map(os.fsencode, os.listdir(fd)))
         except OSError as error:
             if error.errno in self._hidden:
                 return []
             raise
+        if self._links is not None:
+            # An overlay whose lower directory was removed outside lists nothing, and has its own files all the same.
+            unlisted = set(self._links.names(path)).difference(found)
+            found += [name for name in unlisted if self.entry(join(path, name)) is not None]
+            found.sort()
+        return found
 
     def entry(self, path: bytes) -> Entry | None:
         """What is there; None where nothing is. Raises OSError."""

@@ -63,6 +63,9 @@ log = logging.getLogger("viewfs.worker")
 
 T = TypeVar("T")
 
+#: How many files a server may have open that uses the view.
+_DESCRIPTORS_IN_VIEW = 1024
+
 
 def _take_snapshot(live: int) -> int:
     """A descriptor of a copy of the view as it is now, `live`, in which this process stays."""
@@ -179,10 +182,11 @@ def _mounting(module: Module, request: dict[str, Any], source: FileSource | None
 
 def _limits(request: dict[str, Any], mounting: Mounting, module: Module) -> Limits:
     options = ServerOptions.of(request["options"])
-    written: int | None = mounting.source.size if module.writes_source and mounting.source is not None else 0
-    if _confinement_of(module) is not Confinement.SEALED:
-        written = None  # which has files of its own
-    return Limits(options.memory + module.memory(mounting.options), options.processes, file_size=written)
+    memory = options.memory + module.memory(mounting.options)
+    if _confinement_of(module) is not Confinement.SEALED:  # which has files of its own
+        return Limits(memory, options.processes, descriptors=_DESCRIPTORS_IN_VIEW, file_size=None)
+    written = mounting.source.size if module.writes_source and mounting.source is not None else 0
+    return Limits(memory, options.processes, file_size=written)
 
 
 def _shut_in(module: Module, mounting: Mounting, limits: Limits) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,3 +212,18 @@ def test_what_is_appended_to_what_changed_outside_a_moment_ago(open_view: OpenVi
         (tree / f"text{number}").write_text(text)
         view.sh(f"echo four >> {tree}/text{number}")
         assert view.sh(f"cat {tree}/text{number}").out == f"{text}four\n"
+
+
+@pytest.mark.parametrize("outside", ["rm -r directory", "rm -r directory; ln -s empty directory"])
+def test_what_the_view_made_in_a_directory_that_is_removed_outside(
+    open_view: OpenView, tree: Path, outside: str
+) -> None:
+    """The kernel's overlay lists nothing of it any more, and has it all the same."""
+    view = open_view("--cow", tree)
+    view.sh(f"cd {tree}/directory; ls; echo mine > new; mkdir sub; echo mine > sub/file")
+    subprocess.run(["sh", "-ec", outside], cwd=tree, check=True)
+    told = {os.path.relpath(row["path"], tree) for row in view.json("diff")["changes"]}
+    assert told >= {"directory/new", "directory/sub/file"}
+    view("commit", "--force")
+    assert (tree / "directory/new").read_text() == (tree / "directory/sub/file").read_text() == "mine\n"
+    assert view.json("diff")["changes"] == []
