@@ -236,12 +236,13 @@ def show_in_root(channel: Channel, request: dict[str, Any], fds: list[int]) -> N
             if request["link"] is not None:
                 os.symlink(request["link"], name, dir_fd=root)
             elif fds:
-                make_entry(name, is_directory=stat.S_ISDIR(request["mode"]), directory_fd=root)
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 mount, pid = _start(MirrorFileSystem(fds[0], {}), fds[0], theirs)
                 ours.close()
                 theirs.close()
                 servers.append(pid)
+                # When it can be served, and not before: until that is there, there is nothing in it.
+                make_entry(name, is_directory=stat.S_ISDIR(request["mode"]), directory_fd=root)
                 move_mount(mount, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
                 os.close(mount)
     channel.send({"ok": {"descriptors": server_names(servers)}}, pidfds(servers))
