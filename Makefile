@@ -46,7 +46,7 @@ soak:
 	    python -m pytest -p no:cacheprovider tests/kernel/cow tests/kernel/test_ext_images.py \
 	    -k "million or directly or states or very_many_names"
 	@tools/as-user env VIEWFS_COW_BACKEND=fuse VIEWFS_SOAK_SECONDS=600 python -m pytest -p no:cacheprovider \
-	    $(addprefix tests/kernel/cow/test_,diff.py new_images.py random_work.py real_work.py)
+	    $(addprefix tests/kernel/cow/test_,diff.py random_work.py real_work.py)
 
 soak-servers:
 	@tools/as-user env VIEWFS_SOAK_KILLING=600 VIEWFS_SOAK_READERS=32 VIEWFS_SOAK_CYCLES=2500 VIEWFS_SOAK_MOUNTS=1000 \

@@ -79,9 +79,8 @@ class _Commands(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Say what is done.")
 @click.pass_context
 def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
-    """Give a command a file system of its own: mount without root, leave no trace.
-
-    \b
+    """\b
+    Give a command a file system of its own: mount without root, leave no trace.
     Example:
       viewfs run --mount disk.img:/mnt -- ls -l /mnt
     """

@@ -6,7 +6,7 @@ the system calls that serving from open descriptors takes: it can't open, connec
 that uses the view or the network keeps them, and is denied what no file system needs.
 
 What one barrier lets through meets another: namespaces (no network but for who needs it, no System V IPC, a user
-namespace without any id in which it counts its threads alone), Landlock, the filter of system calls, resource limits.
+namespace in which it has no capability and its threads are counted alone), Landlock, the filter of calls, limits.
 The mount namespace that is emptied is the server's alone; the epoch it was copied from is kept elsewhere.
 """
 

@@ -13,14 +13,23 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import View, Viewfs
-from tests.kernel.cow import test_commit, test_interrupted_commit, test_real_work, test_states, test_views
+from tests.kernel.cow import (
+    test_commit,
+    test_diff,
+    test_interrupted_commit,
+    test_new_images,
+    test_real_work,
+    test_states,
+    test_views,
+)
 from tests.kernel.cow.conftest import Cow, snapshot
+from tests.kernel.cow.test_new_images import foreign
 from tests.kernel.cow.test_random_work import test_states_and_discards
 from tests.kernel.cow.test_real_work import materials
 
-__all__ = ["materials", "test_states_and_discards"]
+__all__ = ["foreign", "materials", "test_states_and_discards"]
 
-for _module in (test_commit, test_interrupted_commit, test_states, test_views):
+for _module in (test_commit, test_diff, test_interrupted_commit, test_new_images, test_states, test_views):
     globals().update({name: value for name, value in vars(_module).items() if name.startswith("test_")})
 
 
