@@ -36,10 +36,12 @@ MAY_IMPORT = {
         "viewfs", "viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.cow", "viewfs.epochs", "viewfs.linux",
         "viewfs.errors",
     },
-    "viewfs.cow": {"viewfs.mounts.overlay", "viewfs.modules.api", "viewfs.linux", "viewfs.errors"},
+    "viewfs.cow": {
+        "viewfs.mounts.overlay", "viewfs.modules.api", "viewfs.modules.lasting", "viewfs.linux", "viewfs.errors",
+    },
     "viewfs.mounts": {
-        "viewfs.modules.api", "viewfs.modules.damage", "viewfs.modules.device", "viewfs.modules.ioctls", "viewfs.linux",
-        "viewfs.errors",
+        "viewfs.modules.api", "viewfs.modules.damage", "viewfs.modules.device", "viewfs.modules.ioctls",
+        "viewfs.modules.lasting", "viewfs.linux", "viewfs.errors",
     },
     "viewfs.modules": {"viewfs.linux", "viewfs.errors"},
     "viewfs.namespaces": {"viewfs.linux", "viewfs.errors"},
@@ -53,6 +55,7 @@ MAY_IMPORT = {
     # What an author implements knows nothing of how it is served; a reader of a format nothing of anything.
     "viewfs.modules.api": {"viewfs.modules.options"},
     "viewfs.modules.options": {"viewfs.errors"},
+    "viewfs.modules.lasting": {"viewfs.modules.api"},
     "viewfs.modules.nodes": {"viewfs.modules.api"},
     "viewfs.modules.device": {"viewfs.modules.api", "viewfs.modules.ioctls", "viewfs.modules.options", "viewfs.linux"},
     "viewfs.modules.image": {"viewfs.modules.api"},

@@ -15,12 +15,12 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from viewfs.cow.copying import copy_content, copy_node
 from viewfs.cow.merged import KEPT_SECONDS, MergedTree, OwnerOf
 from viewfs.cow.naming import CowNames, parent_of
-from viewfs.cow.nodes import Handle, Node, failed
+from viewfs.cow.nodes import Handle, HandleRecord, Node, failed
 from viewfs.cow.trees import Entry, Tree
 from viewfs.cow.workdir import WorkDirectory
 from viewfs.modules.api import (
@@ -30,6 +30,7 @@ from viewfs.modules.api import (
     Identities,
     InodeNumber,
 )
+from viewfs.modules.lasting import LastingFile, LostFile
 from viewfs.mounts.overlay import ORIGIN, PRIVATE
 
 __all__ = ["CowFileSystem"]
@@ -184,7 +185,8 @@ class CowFileSystem(CowNames):
         if not node.handles:
             raise failed(errno.ESTALE)
         if not node.handles[0].is_upper:
-            fd, lower = self._work.unnamed(), node.handles[0].fd
+            fd, lower = self._work.make_held(node.number), node.handles[0].fd
+            self._is_held(node, held=True)
             try:
                 status = os.fstat(lower)
                 copy_content(lower, fd, status.st_size)
@@ -211,7 +213,8 @@ class CowFileSystem(CowNames):
         if flags & _WRITING:
             # The kernel reads what it changes a part of.
             path = self._copy_up(node, content=not flags & os.O_TRUNC)
-            return Handle(node, self._tree.in_upper.open(path, os.O_RDWR | flags & _KEPT_FLAGS), is_upper=True)
+            fd = self._tree.in_upper.open(path, os.O_RDWR | flags & _KEPT_FLAGS)
+            return Handle(node, fd, is_upper=True, flags=os.O_RDWR | flags & os.O_APPEND)
         is_upper = self._tree.found(node)[1]
         if not is_upper and node.path in self._tree.stand_ins:
             return Handle(node, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), is_upper=False)
@@ -227,7 +230,7 @@ class CowFileSystem(CowNames):
         else:
             raise failed(errno.ESTALE)
         fd = os.open(f"/proc/self/fd/{here}", mode | os.O_CLOEXEC)
-        opened = Handle(node, fd, is_upper=node.handles[0].is_upper)
+        opened = Handle(node, fd, is_upper=node.handles[0].is_upper, flags=mode & ~os.O_TRUNC)
         if (unopened := self._unopened.pop(node.number, None)) is not None:
             unopened.release()
         return opened
@@ -306,9 +309,49 @@ class CowFileSystem(CowNames):
     def forget(self, inode: InodeNumber) -> None:
         if (kept := self._unopened.pop(inode, None)) is not None:
             kept.release()
-        self._tree.forget(inode)
+        for node in self._tree.forget(inode):
+            if node.held:
+                self._work.let_go(node.number)
+
+    # -- taking over
+
+    def restore(
+        self, known: Mapping[InodeNumber, bytes], remember: Callable[[InodeNumber, bytes | None], None]
+    ) -> None:
+        self._tree.restore(known)
+        self._tree.remember = remember
+
+    def reopen(self, record: bytes) -> LastingFile:
+        opened = HandleRecord.from_bytes(record)
+        try:
+            node = self._tree.node(InodeNumber(opened.node))
+            fd, is_upper = self._find_opened(node, opened.flags)
+        except OSError:
+            return LostFile(record)
+        status = os.fstat(fd)
+        # What is in the upper directory can have been copied there since.
+        if not is_upper and (status.st_dev, status.st_ino) != (opened.device, opened.inode):
+            os.close(fd)
+            return LostFile(record)
+        return Handle(node, fd, is_upper=is_upper, flags=opened.flags)
+
+    def _find_opened(self, node: Node, flags: int) -> tuple[int, bool]:
+        """A file that was open, opened again; and whether it is in the upper directory. Raises OSError."""
+        if node.held:
+            return self._work.open_held(node.number, flags), True
+        if node.places:
+            path, is_upper = node.path, self._tree.found(node)[1]
+        elif node.lower_path is not None:
+            path, is_upper = node.lower_path, False
+        else:
+            raise failed(errno.ESTALE)
+        if not is_upper and path in self._tree.stand_ins:
+            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), False
+        return (self._tree.in_upper if is_upper else self._tree.in_lower).open(path, flags), is_upper
 
     def close(self) -> None:
+        for kept in self._unopened.values():
+            kept.release()
         self._tree.close()
         if self._work_directory is not None:
             self._work_directory.close()

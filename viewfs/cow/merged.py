@@ -13,10 +13,10 @@ import os
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from viewfs.cow.nodes import Node, failed
+from viewfs.cow.nodes import Node, NodeRecord, failed
 from viewfs.cow.trees import GONE, Entry, Tree, join
 from viewfs.modules.api import ROOT_INODE, Attributes, DirectoryEntry, Identities, InodeNumber
 from viewfs.mounts.overlay import OPAQUE, WHITEOUT
@@ -136,6 +136,8 @@ class MergedTree:
         self._linked: dict[int, Node] = {}
         #: Directories that are being listed: the names are asked for in several goes.
         self._listings: OrderedDict[int, list[tuple[int, bytes]]] = OrderedDict()
+        #: To be told what a successor has to know of a node (`lasting.LastingFileSystem.remember`).
+        self.remember: Callable[[InodeNumber, bytes | None], None] | None = None
 
     # -- what the kernel knows
 
@@ -150,20 +152,25 @@ class MergedTree:
         """The node of a name, which is made if need be."""
         node = self._named.get((parent.number, name))
         if node is None:
-            node = Node(InodeNumber(next(self._numbers)), [])
-            self._nodes[node.number] = node
-            self._add_name(node, parent, name)
+            node = self.unnamed()
+            self.give_name(node, parent, name)
+        node.is_forgotten = False
         return node
 
-    def _add_name(self, node: Node, parent: Node, name: bytes) -> None:
-        node.places.append((parent, name))
-        self._named[parent.number, name] = node
-        parent.children += 1
+    def named(self, parent: Node, name: bytes) -> Node | None:
+        """The node of a name, if the kernel knows it."""
+        return self._named.get((parent.number, name))
+
+    def note(self, node: Node) -> None:
+        """Something has changed of what a successor has to know of it."""
+        if self.remember is not None:
+            self.remember(node.number, node.record())
 
     def is_linked(self, node: Node, inode: int) -> None:
         """A file of the upper directory, where it is `inode`, has several names: all of them are this node."""
         self._linked[inode] = node
         node.linked = inode
+        self.note(node)
 
     def _linked_child(self, parent: Node, name: bytes, inode: int) -> Node:
         """The node of one of the names of a file that has several in the upper directory."""
@@ -172,7 +179,7 @@ class MergedTree:
             node = self.child(parent, name)
             self.is_linked(node, inode)
             return node
-        self._add_name(known, parent, name)
+        self.give_name(known, parent, name)
         return known
 
     def exchange(self, parent: Node, name: bytes, other_parent: Node, other_name: bytes) -> None:
@@ -181,6 +188,8 @@ class MergedTree:
         one.places[one.places.index((parent, name))] = other_parent, other_name
         other.places[other.places.index((other_parent, other_name))] = parent, name
         self._named[parent.number, name], self._named[other_parent.number, other_name] = other, one
+        self.note(one)
+        self.note(other)
 
     def unnamed(self) -> Node:
         """A file that has no name yet."""
@@ -189,16 +198,28 @@ class MergedTree:
         return node
 
     def give_name(self, node: Node, parent: Node, name: bytes) -> None:
-        """A file without one has a name now."""
-        self._add_name(node, parent, name)
+        """A file has a name now, or one more."""
+        node.places.append((parent, name))
+        self._named[parent.number, name] = node
+        parent.children += 1
+        self.note(node)
 
     def unname(self, parent: Node, name: bytes, last: os.stat_result | None = None) -> None:
         """A name was removed: the file, which was `last`, lives on by others, or as long as somebody has it open."""
-        node = self._named.pop((parent.number, name), None)
+        node = self._named.get((parent.number, name))
         if node is not None:
+            if node.handles and not node.handles[0].is_upper and len(node.places) == 1:
+                node.lower_path = node.path
             node.last = last
-            node.places.remove((parent, name))
-            parent.children -= 1
+            self._take_name(node, parent, name)
+            self.note(node)
+            if parent.is_forgotten:
+                self.forget(parent.number)
+
+    def _take_name(self, node: Node, parent: Node, name: bytes) -> None:
+        del self._named[parent.number, name]
+        node.places.remove((parent, name))
+        parent.children -= 1
 
     def rename(self, old_parent: Node, old_name: bytes, parent: Node, name: bytes) -> None:
         """What was called the one is called the other now."""
@@ -207,17 +228,46 @@ class MergedTree:
         old_parent.children -= 1
         parent.children += 1
         self._named[parent.number, name] = node
+        self.note(node)
 
-    def forget(self, inode: InodeNumber) -> None:
-        """The kernel has."""
-        node = self._nodes.get(inode)
-        # A directory that the kernel has forgotten can still be in the path of what it has not.
-        if node is not None and node.number != ROOT_INODE and not node.handles and not node.children:
+    def forget(self, inode: InodeNumber) -> list[Node]:
+        """The kernel has. Returns the nodes that are no longer needed."""
+        dropped: list[Node] = []
+        unused = [self._nodes[inode]] if inode in self._nodes and inode != ROOT_INODE else []
+        while unused:
+            node = unused.pop()
+            if node.handles or node.children:
+                # It is still in the path of what the kernel has not forgotten, or about to be closed.
+                node.is_forgotten = True
+                continue
             del self._nodes[node.number]
             if self._linked.get(node.linked) is node:
                 del self._linked[node.linked]
             for parent, name in list(node.places):
-                self.unname(parent, name)
+                self._take_name(node, parent, name)
+                if parent.is_forgotten and not parent.children:
+                    unused.append(parent)
+            if self.remember is not None:
+                self.remember(node.number, None)
+            dropped.append(node)
+        return dropped
+
+    def restore(self, known: Mapping[InodeNumber, bytes]) -> None:
+        """Know again the nodes that the server before has noted."""
+        records = {number: NodeRecord.from_bytes(data) for number, data in known.items()}
+        for number, record in records.items():
+            node = Node(number, [], record.linked, record.merged, held=record.held, lower_path=record.lower_path)
+            self._nodes[number] = node
+            if record.linked:
+                self._linked[record.linked] = node
+        for number, record in records.items():
+            node = self._nodes[number]
+            for directory, name in record.places:
+                parent = self._nodes[InodeNumber(directory)]
+                node.places.append((parent, name))
+                self._named[directory, name] = node
+                parent.children += 1
+        self._numbers = itertools.count(max(known, default=ROOT_INODE) + 1)
 
     # -- what is there
 
@@ -302,7 +352,10 @@ class MergedTree:
             node = self.child(parent, name)
         if stat.S_ISDIR(status.st_mode):
             seen = lower is not None and stat.S_ISDIR(lower.st_mode)
-            node.merged = seen and (upper is None or not self._is_opaque(path))
+            merged = seen and (upper is None or not self._is_opaque(path))
+            if merged != node.merged:
+                node.merged = merged
+                self.note(node)
         return self.attributes(node, status, is_upper=upper is not None)
 
     def attributes(self, node: Node, status: os.stat_result, *, is_upper: bool) -> Attributes:

@@ -14,12 +14,13 @@ from viewfs.cow.nodes import Handle, Node, failed
 from viewfs.cow.trees import Tree, join
 from viewfs.cow.workdir import WorkDirectory, hide_lower, status_of
 from viewfs.linux.files import Rename, renameat2
-from viewfs.modules.api import Attributes, Identities, InodeNumber, WritableFileSystem
+from viewfs.modules.api import Attributes, Identities, InodeNumber
+from viewfs.modules.lasting import LastingFileSystem
 
 __all__ = ["CowNames", "parent_of"]
 
 
-class CowNames(WritableFileSystem):
+class CowNames(LastingFileSystem):
     """The part of `filesystem.CowFileSystem` that names are for."""
 
     _tree: MergedTree
@@ -48,8 +49,13 @@ class CowNames(WritableFileSystem):
         name: bytes,
         make: Callable[[int, bytes], None],
         owner: tuple[int, int] | None = None,
+        *,
+        in_one_step: bool = True,
     ) -> Attributes:
-        """Have `make` make what is called `name` (given a directory and a name), for `owner`; what it is then."""
+        """Have `make` make what is called `name` (given a directory and a name), for `owner`; what it is then.
+
+        `in_one_step`: does `make` need no more?
+        """
         parent = self._tree.node(directory)
         if parent.is_gone:
             raise failed(errno.ENOENT)
@@ -66,7 +72,8 @@ class CowNames(WritableFileSystem):
                 if lower is not None and (made := status_of(place, new)) is not None and stat.S_ISDIR(made.st_mode):
                     hide_lower(place, new)
 
-            if upper is None:
+            is_given = owner not in (None, (self._identities.uid, self._identities.gid)) or above.st_mode & stat.S_ISGID
+            if upper is None and in_one_step and not is_given:
                 make_own(fd, name)
             else:
                 self._work.put(fd, name, make_own)
@@ -106,16 +113,17 @@ class CowNames(WritableFileSystem):
             os.mkdir(new, 0o700, dir_fd=place)
             os.chmod(new, stat.S_IMODE(mode), dir_fd=place)
 
-        return self._make(directory, name, make, (uid, gid))
+        return self._make(directory, name, make, (uid, gid), in_one_step=False)
 
     def symlink(self, directory: InodeNumber, name: bytes, target: bytes, uid: int, gid: int) -> Attributes:
         return self._make(directory, name, lambda place, new: os.symlink(target, new, dir_fd=place), (uid, gid))
 
     def tmpfile(self, directory: InodeNumber, mode: int, uid: int, gid: int) -> Attributes:
         self._copy_up(self._tree.node(directory))
-        fd = self._work.unnamed()
-        os.fchmod(fd, stat.S_IMODE(mode))
         node = self._tree.unnamed()
+        fd = self._work.make_held(node.number)
+        os.fchmod(fd, stat.S_IMODE(mode))
+        self._is_held(node, held=True)
         # It is there as long as it is open, and the kernel opens it at once.
         handle = Handle(node, fd, is_upper=True)
         node.last = os.fstat(fd)
@@ -142,6 +150,8 @@ class CowNames(WritableFileSystem):
 
         def make(place: int, new: bytes) -> None:
             os.link(here, new, dst_dir_fd=place, follow_symlinks=True)
+            self._work.let_go(node.number)
+            node.held = False
             self._tree.give_name(node, parent, name)  # from here on the name is this node's
 
         try:
@@ -150,9 +160,24 @@ class CowNames(WritableFileSystem):
             self._tree.unname(parent, name)
             raise
 
+    def _is_held(self, node: Node, *, held: bool) -> None:
+        node.held = held
+        self._tree.note(node)
+
+    def _hold(self, node: Node, directory: int, name: bytes) -> None:
+        """`node` is about to lose the name: a successor is to find it, if somebody has it open."""
+        if node.handles and node.handles[0].is_upper and len(node.places) == 1 and not node.held:
+            with contextlib.suppress(OSError):  # then it has none
+                self._work.hold(node.number, directory, name)
+                self._is_held(node, held=True)
+
     def _remove(self, parent: Node, name: bytes, *, directory: bool) -> None:
         node = self._tree.child(parent, name)
-        status, is_upper = self._tree.found(node)
+        try:
+            status, is_upper = self._tree.found(node)
+        except FileNotFoundError:
+            self._tree.unname(parent, name)
+            raise
         if stat.S_ISDIR(status.st_mode) != directory:
             raise failed(errno.ENOTDIR if directory else errno.EISDIR)
         if directory:
@@ -163,6 +188,7 @@ class CowNames(WritableFileSystem):
         self._copy_up(parent)
         hidden = self._tree.lower_status(parent, path) is not None
         with parent_of(self._upper, path) as (fd, _name):
+            self._hold(node, fd, name)
             if hidden:
                 self._work.put_whiteout(fd, name)
             elif is_upper:
@@ -200,6 +226,7 @@ class CowNames(WritableFileSystem):
         is_directory = stat.S_ISDIR(status.st_mode)
         existing = self._tree.look_up(target_parent, new_name)
         replaced: os.stat_result | None = None
+        other: Node | None = None
         if existing is not None:
             if flags & Rename.NOREPLACE:
                 raise failed(errno.EEXIST)
@@ -209,8 +236,6 @@ class CowNames(WritableFileSystem):
             if is_directory and self._tree.names(other):
                 raise failed(errno.ENOTEMPTY)
             replaced = self._tree.found(other)[0]
-            if stat.S_ISREG(replaced.st_mode) and not other.handles:
-                self._keep(other)
         self._copy_up(node)
         path = join(parent.path, name)
         target = join(self._copy_up(target_parent), new_name)
@@ -219,11 +244,42 @@ class CowNames(WritableFileSystem):
         with parent_of(self._upper, path) as (fd, _old), parent_of(self._upper, target) as (new_fd, _new):
             if is_directory and hidden:
                 hide_lower(fd, name)
+            if other is not None:
+                self._hold(other, new_fd, new_name)
+                if replaced is not None and stat.S_ISREG(replaced.st_mode) and not other.handles:
+                    self._keep(other)
             self._work.move(fd, name, new_fd, new_name, hides=hides)
         self._forget_moved(path, target, is_directory=is_directory)
         if existing is not None:
             self._tree.unname(target_parent, new_name, replaced)
         self._tree.rename(parent, name, target_parent, new_name)
+
+    # -- what the server before may have done already
+
+    def made_already(self, directory: InodeNumber, name: bytes, source: InodeNumber | None = None) -> Attributes | None:
+        """Only by requests that are carried out here anything comes into the upper directory."""
+        parent = self._tree.node(directory)
+        status = self._tree.in_upper.status(path := join(parent.path, name))
+        if status is None or self._tree.is_whiteout(path, status):
+            return None
+        if source is not None:
+            node = self._tree.node(source)
+            linked = None if node.is_gone else self._tree.in_upper.status(node.path)
+            if linked is not None and linked.st_ino == status.st_ino:
+                self._tree.is_linked(node, status.st_ino)
+        return self._tree.look_up(parent, name)
+
+    def moved_already(self, directory: InodeNumber, name: bytes, new_directory: InodeNumber, new_name: bytes) -> bool:
+        parent, target_parent = self._tree.node(directory), self._tree.node(new_directory)
+        node, target = self._tree.named(parent, name), join(target_parent.path, new_name)
+        status = self._tree.in_upper.status(target)
+        if status is None or self._tree.is_whiteout(target, status):
+            return False
+        if node is not None:
+            self._forget_moved(join(parent.path, name), target, is_directory=stat.S_ISDIR(status.st_mode))
+            self._tree.unname(target_parent, new_name)
+            self._tree.rename(parent, name, target_parent, new_name)
+        return True
 
     def _keep(self, node: Node) -> None:
         """Whoever has looked the name up a moment ago opens the file that it was, until the kernel forgets that."""

@@ -1,21 +1,83 @@
-"""What our own copy-on-write file system keeps of files that the kernel knows: where they are, who has them open."""
+"""What our own copy-on-write file system keeps of files that the kernel knows: where they are, who has them open.
+
+All of it is written down, too, for the server that may have to take over.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from viewfs.linux.files import fallocate
-from viewfs.modules.api import ROOT_INODE, InodeNumber, OpenFile
+from viewfs.modules.api import ROOT_INODE, InodeNumber
+from viewfs.modules.lasting import LastingFile
 
-__all__ = ["Handle", "Node", "failed"]
+__all__ = ["Handle", "HandleRecord", "Node", "NodeRecord", "failed"]
 
 
 def failed(number: int) -> OSError:
     """The error of that number."""
     return OSError(number, os.strerror(number))
+
+
+#: Flags, linked, length of the path in the lower tree (-1: none); then its places: directory, length of the name.
+_NODE, _PLACE = struct.Struct("<BQi"), struct.Struct("<QH")
+_HANDLE = struct.Struct("<QIQQ")
+
+
+class NodeRecord(NamedTuple):
+    """What a successor is told of a node."""
+
+    merged: bool
+    held: bool
+    linked: int
+    #: See `Node.lower_path`.
+    lower_path: bytes | None
+    #: Numbers of directories, and names.
+    places: Sequence[tuple[int, bytes]]
+
+    def to_bytes(self) -> bytes:
+        """For `from_bytes`."""
+        lower = self.lower_path
+        length = -1 if lower is None else len(lower)
+        parts = [_NODE.pack(self.merged | self.held << 1, self.linked, length), lower or b""]
+        for directory, name in self.places:
+            parts += [_PLACE.pack(directory, len(name)), name]
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> NodeRecord:
+        flags, linked, length = _NODE.unpack_from(data)
+        here = _NODE.size + max(length, 0)
+        lower = None if length < 0 else data[_NODE.size : here]
+        places = []
+        while here < len(data):
+            directory, length = _PLACE.unpack_from(data, here)
+            here += _PLACE.size + length
+            places.append((directory, data[here - length : here]))
+        return cls(bool(flags & 1), bool(flags & 2), linked, lower, places)
+
+
+class HandleRecord(NamedTuple):
+    """What a successor is told of an open file: its node, how it was opened, and which file it was then."""
+
+    node: int
+    flags: int
+    device: int
+    inode: int
+
+    def to_bytes(self) -> bytes:
+        """For `from_bytes`."""
+        return _HANDLE.pack(*self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> HandleRecord:
+        return cls(*_HANDLE.unpack(data))
 
 
 @dataclass
@@ -39,6 +101,17 @@ class Node:
     children: int = 0
     #: What it was when its last name went.
     last: os.stat_result | None = None
+    #: Of one that has no name any more: the file has one in the work directory, as long as it is open.
+    held: bool = False
+    #: The same: the lower tree still has it, there.
+    lower_path: bytes | None = None
+    #: The kernel has forgotten it, but here something needs it yet.
+    is_forgotten: bool = False
+
+    def record(self) -> bytes:
+        """For a successor."""
+        places = [(directory.number, name) for directory, name in self.places]
+        return NodeRecord(self.merged, self.held, self.linked, self.lower_path, places).to_bytes()
 
     @property
     def parent(self) -> Node | None:
@@ -67,11 +140,12 @@ class Node:
 _GETFLAGS = 0x80086601
 
 
-class Handle(OpenFile):
+class Handle(LastingFile):
     """An open file, which follows it when it is copied up."""
 
-    def __init__(self, node: Node, fd: int, *, is_upper: bool) -> None:
+    def __init__(self, node: Node, fd: int, *, is_upper: bool, flags: int = os.O_RDONLY) -> None:
         self._node, self.fd, self.is_upper = node, fd, is_upper
+        self._flags = flags
         # Others may write to the lower tree; to the upper directory only the kernel does, through here.
         found = () if is_upper else _signature(os.fstat(fd))
         self.keep_cache = node.opened == found
@@ -86,6 +160,17 @@ class Handle(OpenFile):
 
     def fsync(self, *, data_only: bool) -> None:
         (os.fdatasync if data_only else os.fsync)(self.fd)
+
+    def write_again(self, position: int, data: bytes) -> int:
+        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC)  # and not to append
+        try:
+            return os.pwrite(fd, data, position)
+        finally:
+            os.close(fd)
+
+    def record(self) -> bytes:
+        status = os.fstat(self.fd)
+        return HandleRecord(self._node.number, self._flags, status.st_dev, status.st_ino).to_bytes()
 
     def lseek(self, offset: int, whence: int) -> int:
         return os.lseek(self.fd, offset, whence)

@@ -7,6 +7,7 @@ down, leaves a thing in the work directory and no more.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -129,21 +130,33 @@ class WorkDirectory:
             os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)
             self.put_whiteout(directory, name)
 
-    def unnamed(self) -> int:
-        """An empty file that has no name, open for reading and writing. Raises OSError."""
-        flags = os.O_RDWR | os.O_CLOEXEC
-        try:
-            return os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=self.fd)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise
-        remove_tree(self.fd, _NEW)
-        fd = os.open(_NEW, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self.fd)
-        os.unlink(_NEW, dir_fd=self.fd)
-        return fd
+    # -- files that are open and have no name any more: they have one here, by which a successor can open them again
+
+    def make_held(self, number: int) -> int:
+        """An empty one, open for reading and writing. Raises OSError."""
+        self.let_go(number)  # what a server was about to make when it died
+        return os.open(_held(number), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+
+    def hold(self, number: int, directory: int, name: bytes) -> None:
+        """That file is about to lose its name. Raises OSError."""
+        with contextlib.suppress(FileExistsError):  # the server before has come so far
+            os.link(name, _held(number), src_dir_fd=directory, dst_dir_fd=self.fd, follow_symlinks=False)
+
+    def open_held(self, number: int, flags: int) -> int:
+        """It once more. Raises OSError."""
+        return os.open(_held(number), flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+
+    def let_go(self, number: int) -> None:
+        """Nobody has it open any more, or it has a name again."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_held(number), dir_fd=self.fd)
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def _held(number: int) -> bytes:
+    return b"held-%d" % number
 
 
 def _make_whiteout(place: int, name: bytes, directory: int) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "FAKE_ROOT_CAPABILITIES",
     "PIDFD_GET_INFO",
     "PYTHON",
+    "children_of",
     "die_with_parent",
     "drop_capabilities",
     "forget_environment",
@@ -33,6 +34,7 @@ __all__ = [
     "has_no_new_privileges",
     "hide_memory",
     "keep_for_programs",
+    "keep_only",
     "no_new_privileges",
     "pid_of",
     "pidfd_is_dead",
@@ -128,6 +130,15 @@ def pid_of(pidfd: int) -> int:
             if line.startswith("Pid:"):
                 return int(line[4:])
     return -1
+
+
+def children_of(pid: int) -> set[int]:
+    """The processes whose parent it is (proc_pid_task(5)); none where the kernel doesn't tell."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return {int(child) for child in file.read().split()}
+    except OSError:
+        return set()
 
 
 def pidfd_is_dead(pidfd: int) -> bool:
@@ -277,6 +288,16 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
     prctl.set_pdeathsig(number)
     if os.getppid() not in (parent, 0):  # 0: it is outside of this process's pid namespace
         os.kill(os.getpid(), number)
+
+
+def keep_only(*fds: int) -> None:
+    """Close everything but the standard streams and `fds`: a pipe that stays open here would never end elsewhere, and
+    any could be one of a mount that waits for this process."""
+    start = 3
+    for fd in sorted(fd for fd in fds if fd >= start):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, 1 << 20)
 
 
 def forget_environment(kept: Iterable[str] = ()) -> None:

@@ -7,6 +7,9 @@ number, so that one that was replaced is another.
 The directories in it are not served: they are bound over their names, and native. What is a mount point can't be
 removed (EBUSY). But the mount goes as soon as a look-up finds another inode in its place (d_invalidate in the kernel's
 fs/dcache.c). So a directory that is empty is given another number, is served from then on, and can be removed.
+
+A server that takes over opens files again by their places. What has been removed or replaced meanwhile it does not
+find: whoever has that open gets ESTALE.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from viewfs.linux.files import Rename, fallocate, renameat2
@@ -27,9 +31,8 @@ from viewfs.modules.api import (
     DirectoryEntry,
     FileSystemStatistics,
     InodeNumber,
-    OpenFile,
-    WritableFileSystem,
 )
+from viewfs.modules.lasting import LastingFile, LastingFileSystem, LostFile
 
 __all__ = ["MIRROR_SOURCE", "MirrorFileSystem"]
 
@@ -40,6 +43,12 @@ _KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
 #: Files that are kept open, at most, beside those that programs have open.
 _KEPT_OPEN = 1000
 _CLOSED = -2
+#: What a successor is told of a file of the host: device and inode, directory and name; of one of the view's own names,
+#: zeros and the name; of an open file, its node and how it was opened.
+_NODE = struct.Struct("<QQQ")
+_OPENED = struct.Struct("<QI")
+#: Under this number, over which names something is bound.
+_NAMES = InodeNumber((1 << 62) - 1)
 
 
 def _failed(number: int) -> OSError:
@@ -60,10 +69,13 @@ class _Node:
     opened: int = 0
 
 
-class _Handle(OpenFile):
-    def __init__(self, fd: int, node: _Node) -> None:
-        self._fd, self._node = fd, node
+class _Handle(LastingFile):
+    def __init__(self, fd: int, node: _Node, flags: int) -> None:
+        self._fd, self._node, self._flags = fd, node, flags & ~os.O_TRUNC
         node.opened += 1
+
+    def record(self) -> bytes:
+        return _OPENED.pack(self._node.number, self._flags)
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self._fd, size, offset)
@@ -85,12 +97,12 @@ class _Handle(OpenFile):
         self._node.opened -= 1
 
 
-class MirrorFileSystem(WritableFileSystem):
+class MirrorFileSystem(LastingFileSystem):
     """The open directory `top`, with `own` names besides, of which those that are true are directories."""
 
     def __init__(self, top: int, own: Mapping[bytes, bool], bound: Collection[bytes] = ()) -> None:
-        """`bound`: names over which what they stand for is mounted."""
-        self._own = dict(own)
+        """`own` may change. `bound`: names over which what they stand for is mounted."""
+        self._own = own
         self._bound = set(bound)
         self._made_ns = time.time_ns()
         self._uids, self._gids = known_ids("uid"), known_ids("gid")
@@ -101,17 +113,38 @@ class MirrorFileSystem(WritableFileSystem):
         self._known: dict[tuple[int, int] | bytes, _Node] = {root.key: root}
         #: Those that are open, the root apart; what was used last comes last.
         self._open: OrderedDict[InodeNumber, _Node] = OrderedDict()
+        self._tell: Callable[[InodeNumber, bytes | None], None] = lambda inode, what: None
         os.umask(0)
 
-    # -- names of the view's own (asked for by another thread)
+    # -- taking over
 
-    def add(self, name: bytes, *, is_directory: bool) -> None:
-        """The root has one more name."""
-        self._own[name] = is_directory
+    def restore(
+        self, known: Mapping[InodeNumber, bytes], remember: Callable[[InodeNumber, bytes | None], None]
+    ) -> None:
+        for number, data in known.items():
+            if number == _NAMES:
+                self._bound = set(filter(None, data.split(b"\0")))
+                continue
+            device, inode, directory = _NODE.unpack_from(data)
+            name = data[_NODE.size :]
+            key: tuple[int, int] | bytes = (device, inode) if inode else name
+            node = _Node(number, _CLOSED if inode else -1, key, (InodeNumber(directory), name) if inode else None)
+            self._nodes[number] = self._known[key] = node
+        self._next = max((n for n in known if n != _NAMES), default=int(ROOT_INODE)) + 1
+        self._tell = remember
 
-    def remove(self, name: bytes) -> None:
-        """It has it no more."""
-        self._own.pop(name, None)
+    def _note(self, node: _Node) -> None:
+        if isinstance(node.key, bytes):
+            self._tell(node.number, _NODE.pack(0, 0, 0) + node.key)
+        elif node.place is not None:
+            self._tell(node.number, _NODE.pack(*node.key, node.place[0]) + node.place[1])
+
+    def reopen(self, record: bytes) -> LastingFile:
+        number, flags = _OPENED.unpack(record)
+        try:
+            return self._open_node(self._node(InodeNumber(number)), flags)
+        except OSError:
+            return LostFile(record)
 
     # -- nodes
 
@@ -172,8 +205,9 @@ class MirrorFileSystem(WritableFileSystem):
             node = _Node(InodeNumber(self._next), fd if fd == -1 else _CLOSED, key)
             self._next += 1
             self._nodes[node.number] = self._known[key] = node
-        if node.number != ROOT_INODE:
+        if node.number != ROOT_INODE and (node.place != place or place is None):
             node.place = place
+            self._note(node)
         if node.fd == _CLOSED:
             self._keep_open(node, fd)
         elif fd != -1:
@@ -193,6 +227,7 @@ class MirrorFileSystem(WritableFileSystem):
         key = status.st_dev, status.st_ino
         if directory == ROOT_INODE and name in self._bound and _is_empty(fd):
             self._bound.discard(name)
+            self._tell(_NAMES, b"\0".join(self._bound))
             self._known.pop(key, None)
         return self._attributes(self._remember(key, fd, (directory, name)), status)
 
@@ -256,17 +291,20 @@ class MirrorFileSystem(WritableFileSystem):
             found.f_frsize, found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree, found.f_namemax
         )
 
-    def open(self, inode: InodeNumber, flags: int) -> OpenFile:
-        node = self._node(inode)
+    def open(self, inode: InodeNumber, flags: int) -> LastingFile:
+        return self._open_node(self._node(inode), flags & _KEPT_FLAGS)
+
+    def _open_node(self, node: _Node, flags: int) -> LastingFile:
         if node.fd == -1:
-            return _Handle(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), node)
-        accessed = flags & _KEPT_FLAGS
+            return _Handle(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), node, flags)
+        accessed = flags
         if accessed & os.O_ACCMODE == os.O_WRONLY:
             accessed = accessed & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it changes a part of
+        place = self._place(node.number)
         try:
-            return _Handle(os.open(self._place(inode), accessed | os.O_NONBLOCK | os.O_CLOEXEC), node)
+            return _Handle(os.open(place, accessed | os.O_NONBLOCK | os.O_CLOEXEC), node, flags)
         except PermissionError:
-            return _Handle(os.open(self._place(inode), flags & _KEPT_FLAGS | os.O_NONBLOCK | os.O_CLOEXEC), node)
+            return _Handle(os.open(place, flags | os.O_NONBLOCK | os.O_CLOEXEC), node, flags)
 
     # -- changing
 
@@ -337,6 +375,7 @@ class MirrorFileSystem(WritableFileSystem):
         node = self._known.get((status.st_dev, status.st_ino))
         if node is not None:
             node.place = directory, name
+            self._note(node)
 
     def fsyncdir(self, directory: InodeNumber) -> None:
         fd = os.open(self._place(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -380,6 +419,7 @@ class MirrorFileSystem(WritableFileSystem):
             if node.fd >= 0:
                 del self._open[inode]
                 os.close(node.fd)
+            self._tell(inode, None)
 
 
 def _is_empty(directory: int) -> bool:

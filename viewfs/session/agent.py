@@ -26,6 +26,7 @@ from viewfs.linux.process import (
     die_with_parent,
     fork_into,
     hide_memory,
+    keep_only,
     set_name,
 )
 from viewfs.mounts.attach import attach
@@ -41,7 +42,7 @@ from viewfs.session.protocol import Message, failure, result_of, success
 from viewfs.session.running import LIGHT
 from viewfs.session.runtime import RuntimeDirectory
 
-__all__ = ["AgentPlan", "agent_main", "keep_only"]
+__all__ = ["AgentPlan", "agent_main"]
 
 #: Set to anything, it leaves a session's processes their standard error, for whoever looks for a defect in them.
 DEBUG_VARIABLE = "VIEWFS_DEBUG"
@@ -378,15 +379,6 @@ def _become_worker(request: Message, channel_socket: Any, agent: int, fds: list[
 def _forget_children_signals() -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-def keep_only(*fds: int) -> None:
-    """Close everything but the standard streams and `fds`: a pipe that stays open here would never end elsewhere."""
-    start = 3
-    for fd in sorted(fds):
-        os.closerange(start, fd)
-        start = fd + 1
-    os.closerange(start, max(start, 1 << 16))
 
 
 def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bool) -> NoReturn:

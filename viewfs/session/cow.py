@@ -42,7 +42,7 @@ from viewfs.mounts.overlay import OverlayRefusedError
 from viewfs.namespaces.enter import open_namespace
 from viewfs.session.channel import Channel
 from viewfs.session.cow_server import Cover, make_cover
-from viewfs.session.serving import pidfds, server_names, stay
+from viewfs.session.forked_server import ForkedServer, pidfds, server_names, stay
 
 __all__ = ["cover", "show_state"]
 
@@ -154,7 +154,7 @@ class _Maker:
         #: A row for each, and its descriptors.
         self.made: list[dict[str, Any]] = []
         self.kept: list[list[int]] = []
-        self.servers: list[int] = []
+        self.servers: list[ForkedServer] = []
         self._messages: list[str] = []
         #: What viewfs serves itself, by the reason.
         self._served: dict[str, list[str]] = {}
@@ -303,7 +303,7 @@ def show_state(channel: Channel, request: dict[str, Any], fds: list[int]) -> Non
     """
     live = open_namespace("mnt")
     states: dict[str, int] = {}
-    servers: list[int] = []
+    servers: list[ForkedServer] = []
     for number, layer in enumerate(request["layers"]):
         workshop, lower, directory = fds[3 * number : 3 * number + 3]
         setns(workshop, CloneFlags.NEWNS)

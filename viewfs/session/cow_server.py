@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from viewfs.mounts.overlay import OverlayRefusedError, create_overlay
+
+if TYPE_CHECKING:
+    from viewfs.session.forked_server import ForkedServer
 
 __all__ = ["Cover", "make_cover"]
 
 
 class Cover(NamedTuple):
-    """A detached mount, and the process that serves it, if the kernel doesn't."""
+    """A detached mount, and what serves it, if the kernel doesn't."""
 
     mount: int
-    server: int | None
+    server: ForkedServer | None
 
 
 def make_cover(
@@ -48,12 +51,12 @@ def make_cover(
     from viewfs.cow.filesystem import CowFileSystem
     from viewfs.linux.ids import known_ids
     from viewfs.modules.api import Identities
-    from viewfs.session.forked_server import fork_server
+    from viewfs.session.forked_server import ForkedServer
     from viewfs.session.owners_outside import OwnersOutside
 
     identities = Identities(os.getuid(), os.getgid(), known_ids("uid"), known_ids("gid"))
 
-    def make() -> CowFileSystem:
+    def make(lower: int, upper: int, work: int | None, owners: int | None) -> CowFileSystem:
         return CowFileSystem(
             lower,
             upper,
@@ -64,17 +67,18 @@ def make_cover(
             owner_of=None if owners is None else OwnersOutside(socket.socket(fileno=owners)).of,
         )
 
-    mount, pid = fork_server(
+    server = ForkedServer(
         make,
         name="viewfs-cow",
+        place=path or "a state",
         descriptors=(lower, upper, work, owners),
         root_mode=stat.S_IFDIR,
         source=source,
         subtype="viewfs.cow",
         writable=work is not None,
     )
-    os.fstat(mount)  # until it has been looked at, nobody may write to it (see worker._trees_of_files)
-    return Cover(mount, pid)
+    os.fstat(server.mount)  # until it has been looked at, nobody may write to it (see worker._trees_of_files)
+    return Cover(server.mount, server)
 
 
 #: What programs that install others read as root and make anew: to who may not read it, it is empty in a view in which

@@ -19,10 +19,10 @@ from itertools import takewhile
 
 from viewfs.errors import ViewfsError
 from viewfs.linux.namespaces import namespace_id
-from viewfs.linux.process import pidfd_open, pidfd_send_signal
+from viewfs.linux.process import keep_only, pidfd_open, pidfd_send_signal
 from viewfs.namespaces.enter import Namespaces
 from viewfs.namespaces.members import wait_for_ends
-from viewfs.session.agent import AgentPlan, agent_main, keep_only
+from viewfs.session.agent import AgentPlan, agent_main
 from viewfs.session.channel import Channel, socket_pair
 from viewfs.session.client import SESSION_VARIABLE, Session
 from viewfs.session.ending import end_session

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from viewfs.errors import DamagedSourceError, ViewfsError, printable
-from viewfs.linux.process import die_with_parent
+from viewfs.linux.process import die_with_parent, keep_only
 from viewfs.modules.api import Identities, Module, Mounting
 from viewfs.modules.options import parse_options, size
 from viewfs.modules.registry import Found, probe, source_takers
 from viewfs.modules.sources import FileSource, checked_offset
 from viewfs.namespaces.sandbox import confine_reader
-from viewfs.session.serving import keep_only_these
 
 __all__ = ["describe_source", "find_by_content"]
 
@@ -72,7 +71,7 @@ def _ask_sealed(question: Callable[[], Any], source: FileSource, name: str) -> A
         answer: dict[str, Any] = {}
         try:
             die_with_parent(parent)
-            keep_only_these({writing, source.fd})
+            keep_only(writing, source.fd)
             confine_reader()
             answer["ok"] = question()
         except ViewfsError as error:

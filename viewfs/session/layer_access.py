@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from viewfs.mounts.attach import attach_aside
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.client import Session, find_session
 from viewfs.session.cow_server import make_cover
+from viewfs.session.forked_server import ForkedServer
 from viewfs.session.layer_settings import state_directory
 from viewfs.session.left_layers import identity_for, raise_descriptor_limit
 
@@ -82,7 +82,7 @@ class OpenLayer:
     live: bool
     states: list[State] = field(default_factory=list)
     #: The process that serves `view` to this command alone.
-    server: int | None = None
+    server: ForkedServer | None = None
     #: At the end what is no change any more is taken out, where no view has it.
     settles: bool = True
 
@@ -128,8 +128,7 @@ class OpenLayer:
         for tree in (self.view, self.upper, *(state.tree for state in self.states), *layers):
             os.close(tree.root)
         if self.server is not None:
-            os.kill(self.server, signal.SIGKILL)
-            os.waitpid(self.server, 0)
+            self.server.end()
         try:
             if self.settles and not self.live:
                 with self.layer.locked():

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import signal
 import socket
 import stat
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from viewfs.errors import ViewfsError
 from viewfs.linux.mount import AT_FDCWD, AT_RECURSIVE, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
-from viewfs.linux.process import pidfd_open
+from viewfs.mounts.fuse.ledger import Ledger
 from viewfs.mounts.mirror import MIRROR_SOURCE, MirrorFileSystem
 from viewfs.mounts.skeleton import (
     MountPointPlan,
@@ -31,8 +30,7 @@ from viewfs.mounts.skeleton import (
     writable_skeleton,
 )
 from viewfs.session.channel import Channel
-from viewfs.session.forked_server import fork_server
-from viewfs.session.serving import pidfds, server_names, stay
+from viewfs.session.forked_server import ForkedServer, pidfds, server_names, stay
 
 __all__ = ["Mirrors"]
 
@@ -47,7 +45,7 @@ class Mirrors:
     def __init__(self, controls: dict[str, int]) -> None:
         self._controls = controls
         #: Those that were made here: their directories, control sockets and servers.
-        self.made: list[tuple[str, socket.socket, int]] = []
+        self.made: list[tuple[str, socket.socket, ForkedServer]] = []
         #: Skeletons that were, with both ends of a socket: one to wait for its end with, and one to be kept elsewhere.
         self._skeletons: dict[str, tuple[Skeleton, socket.socket, socket.socket]] = {}
 
@@ -56,47 +54,25 @@ class Mirrors:
         self._skeletons[directory] = (skeleton, *socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
 
     @property
-    def servers(self) -> list[int]:
-        """The processes that were started here."""
-        return [pid for _directory, _control, pid in self.made]
+    def servers(self) -> list[ForkedServer]:
+        """Those that were started here."""
+        return [server for _directory, _control, server in self.made]
 
     def take_controls(self) -> dict[str, int]:
         """Descriptors for the supervisor to keep, by directory; they are the caller's."""
-        controls = {directory: control.detach() for directory, control, _pid in self.made}
+        controls = {directory: control.detach() for directory, control, _server in self.made}
         return controls | {directory: theirs.detach() for directory, (_one, _ours, theirs) in self._skeletons.items()}
 
     def stay(self, channel: Channel) -> None:
         """As long as there is anything to do: servers to wait for, skeletons to keep up to date."""
-        if not self._skeletons:
-            stay(channel, self.servers)
-            return
-        # Without servers this process is in nobody's way at the end; with them it is among those that go last.
-        signal.signal(signal.SIGTERM, self._end_servers if self.servers else signal.SIG_DFL)
-        channel.receive()
-        poll = select.poll()
-        watched = {skeleton.changes: skeleton for skeleton, _ours, _theirs in self._skeletons.values()}
-        ends = {ours.fileno() for _skeleton, ours, _theirs in self._skeletons.values()}
-        ends |= {pidfd_open(pid) for pid in self.servers}
-        for fd in (*watched, *ends):
-            poll.register(fd, select.POLLIN)
-        while ends:
-            for fd, _event in poll.poll():
-                if fd in watched:
-                    watched[fd].update()
-                else:
-                    poll.unregister(fd)
-                    ends.discard(fd)
-        for pid in self.servers:
-            os.waitpid(pid, 0)
-
-    def _end_servers(self, _number: int, _frame: object) -> None:
-        for pid in self.servers:
-            os.kill(pid, signal.SIGKILL)  # a child that nobody has asked after yet
+        watched = {skeleton.changes: skeleton.update for skeleton, _ours, _theirs in self._skeletons.values()}
+        ends = [ours.fileno() for _skeleton, ours, _theirs in self._skeletons.values()]
+        stay(channel, self.servers, watched, ends)
 
     @property
     def directories(self) -> set[str]:
         """Those that are served, the ones that were made here included."""
-        return {*self._controls, *(directory for directory, _control, _pid in self.made)}
+        return {*self._controls, *(directory for directory, _control, _server in self.made)}
 
     def make(self, plan: MountPointPlan, *, is_directory: bool, live_namespace: int) -> None:
         """Have `plan.parent` have the first of the missing names, and what is missing in it. Raises OSError."""
@@ -123,7 +99,7 @@ class Mirrors:
             self._tell(plan.parent, b"-" + os.fsencode(plan.missing[0]))
 
     def _tell(self, directory: str, message: bytes) -> None:
-        own = {made: control.fileno() for made, control, _pid in self.made}
+        own = {made: control.fileno() for made, control, _server in self.made}
         fd = own.get(directory, self._controls.get(directory, -1))
         with socket.socket(fileno=os.dup(fd)) as control:
             control.settimeout(_SECONDS)
@@ -137,15 +113,15 @@ class Mirrors:
         top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         bound = _to_be_bound(top)
         own = {os.fsencode(plan.missing[0]): as_directory}
-        file_system = MirrorFileSystem(top, own, [os.fsencode(name) for name in bound])
+        names = [os.fsencode(name) for name in bound]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        mount, pid = _start(file_system, top, theirs)
+        server = _start(directory, top, own, names, theirs.fileno())
         theirs.close()
-        self.made.append((directory, ours, pid))
+        self.made.append((directory, ours, server))
         with scratch_namespace(live_namespace):
             old = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            move_mount(mount, "", AT_FDCWD, directory, MoveMount.F_EMPTY_PATH)
-            os.close(mount)
+            move_mount(server.mount, "", AT_FDCWD, directory, MoveMount.F_EMPTY_PATH)
+            os.close(server.mount)
             _bind_children(old, directory, bound)
             os.close(old)
             if len(plan.missing) > 1:
@@ -159,11 +135,9 @@ class Mirrors:
 
     def give_up(self) -> None:
         """End the servers that were made here: what they serve is nowhere."""
-        for _directory, control, pid in self.made:
+        for _directory, control, server in self.made:
             control.close()
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            server.end()
         self.made = []
 
 
@@ -205,28 +179,51 @@ def _bind_children(old: int, directory: str, names: list[str]) -> None:
             os.close(tree)
 
 
-def _start(file_system: MirrorFileSystem, top: int, control: socket.socket) -> tuple[int, int]:
-    """A detached mount of it, and the process that serves that."""
+def _start(directory: str, top: int, own: dict[bytes, bool], bound: list[bytes], control: int) -> ForkedServer:
+    """A mount that shows what is open in `top`; names are added and removed over the socket `control`."""
 
-    def make() -> MirrorFileSystem:
-        threading.Thread(target=_listen, args=(file_system, control), daemon=True).start()
+    def make(top: int, control: int, names: int) -> MirrorFileSystem:
+        # (Another thread's than the server's, and so one for itself.)
+        known = _OwnNames(Ledger(names), own)
+        file_system = MirrorFileSystem(top, known.names, bound)
+        threading.Thread(target=_listen, args=(file_system, socket.socket(fileno=control), known), daemon=True).start()
         return file_system
 
-    return fork_server(
-        make,
-        name="viewfs-mirror",
-        descriptors=(top, control.fileno()),
-        root_mode=os.fstat(top).st_mode,
-        source=MIRROR_SOURCE,
-        subtype="viewfs.mirror",
-        writable=True,
-    )
+    names = Ledger.create()
+    try:
+        return ForkedServer(
+            make,
+            name="viewfs-mirror",
+            place=directory,
+            descriptors=(top, control, names),
+            root_mode=os.fstat(top).st_mode,
+            source=MIRROR_SOURCE,
+            subtype="viewfs.mirror",
+            writable=True,
+        )
+    finally:
+        os.close(names)
+
+
+class _OwnNames:
+    """The names of the view's own in a directory, for the next server too."""
+
+    def __init__(self, ledger: Ledger, first: Mapping[bytes, bool]) -> None:
+        self._ledger = ledger
+        written = ledger.records().get(0)
+        #: Those that are true are directories.
+        self.names = dict(first)
+        if written is not None:
+            self.names = {one[1:]: one[:1] == b"d" for one in written.split(b"\0") if one}
+
+    def write(self) -> None:
+        self._ledger.put(0, b"\0".join((b"d" if self.names[name] else b"f") + name for name in self.names))
 
 
 def show_in_root(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     """Have the root show what the host's has at `name` now: a link, what is open in `fds`, or nothing."""
     name, place = request["name"], f"/{request['name']}"
-    servers: list[int] = []
+    servers: list[ForkedServer] = []
     with writable_skeleton("/") as root:
         if root is not None:
             with contextlib.suppress(OSError):
@@ -237,23 +234,24 @@ def show_in_root(channel: Channel, request: dict[str, Any], fds: list[int]) -> N
                 os.symlink(request["link"], name, dir_fd=root)
             elif fds:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                mount, pid = _start(MirrorFileSystem(fds[0], {}), fds[0], theirs)
-                ours.close()
+                server = _start(place, fds[0], {}, [], theirs.fileno())
                 theirs.close()
-                servers.append(pid)
+                ours.close()
+                servers.append(server)
                 # When it can be served, and not before: until that is there, there is nothing in it.
                 make_entry(name, is_directory=stat.S_ISDIR(request["mode"]), directory_fd=root)
-                move_mount(mount, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
-                os.close(mount)
+                move_mount(server.mount, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
+                os.close(server.mount)
     channel.send({"ok": {"descriptors": server_names(servers)}}, pidfds(servers))
     stay(channel, servers)
 
 
-def _listen(file_system: MirrorFileSystem, control: socket.socket) -> None:
+def _listen(file_system: MirrorFileSystem, control: socket.socket, known: _OwnNames) -> None:
     """Names are added and removed as workers say."""
     while message := control.recv(1000):
         if message[:1] == b"+":
-            file_system.add(message[2:], is_directory=message[1:2] == b"d")
+            known.names[message[2:]] = message[1:2] == b"d"
         else:
-            file_system.remove(message[1:])
+            known.names.pop(message[1:], None)
+        known.write()
         control.send(b".")

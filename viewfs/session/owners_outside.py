@@ -2,12 +2,15 @@
 
 In a view with users of its own (subuid(5)) the host's have no number, so that stat(2) shows all of their files as the
 overflow id's. A tree that viewfs serves shows them as belonging to the view's user of the same number: to its `man`
-what is `man`'s. The process is told of files by descriptors (O_PATH), and answers with two numbers.
+what is `man`'s. The process is told of files by descriptors (O_PATH), and answers with two numbers; each server has a
+connection of its own, for an answer is for whoever has asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -16,6 +19,8 @@ from viewfs.linux.process import set_name
 
 __all__ = ["OwnersOutside", "start"]
 
+#: What a descriptor comes with: a connection, or a file.
+_CONNECT, _ASK = b"+", b"?"
 _OWNER = struct.Struct("<II")
 _KEPT = 200_000
 
@@ -39,21 +44,40 @@ def start() -> socket.socket:
         os._exit(0)
 
 
-def _answer(channel: socket.socket) -> None:
-    while True:
-        message, fds, _flags, _address = socket.recv_fds(channel, 1, 1)
-        if not message:
-            return
-        status = os.fstat(fds[0])
-        os.close(fds[0])
-        channel.send(_OWNER.pack(status.st_uid, status.st_gid))
+def _answer(first: socket.socket) -> None:
+    """Until the `first` connection is closed, over which others come, and those too."""
+    poll = select.poll()
+    connections: dict[int, socket.socket] = {}
+
+    def add(connection: socket.socket) -> None:
+        connections[connection.fileno()] = connection
+        poll.register(connection, select.POLLIN)
+
+    add(first)
+    while connections:
+        for number, _event in poll.poll():
+            connection = connections[number]
+            message, fds, _flags, _address = socket.recv_fds(connection, 1, 1)
+            if not message or not fds:
+                poll.unregister(number)
+                connections.pop(number).close()
+            elif message == _CONNECT:
+                add(socket.socket(fileno=fds[0]))
+            else:
+                status = os.fstat(fds[0])
+                os.close(fds[0])
+                with contextlib.suppress(BrokenPipeError):  # it asks no more
+                    connection.send(_OWNER.pack(status.st_uid, status.st_gid))
 
 
 class OwnersOutside:
     """What the process says, kept. Made for one thread."""
 
     def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
+        """`channel`: a copy of the socket of `start`, which stays the caller's."""
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            socket.send_fds(channel, [_CONNECT], [theirs.fileno()])
         self._known: dict[tuple[int, int, int], tuple[int, int]] = {}
 
     def of(self, fd: int, status: os.stat_result) -> tuple[int, int]:
@@ -61,7 +85,7 @@ class OwnersOutside:
         key = status.st_dev, status.st_ino, status.st_ctime_ns
         found = self._known.get(key)
         if found is None:
-            socket.send_fds(self._channel, [b"?"], [fd])
+            socket.send_fds(self._channel, [_ASK], [fd])
             answer = self._channel.recv(_OWNER.size)
             if len(answer) < _OWNER.size:
                 return status.st_uid, status.st_gid

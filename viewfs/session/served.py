@@ -10,13 +10,11 @@ import trio
 
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.session.agent_link import Child
+from viewfs.session.patience import Patience
 from viewfs.session.reports import Decided, Found
 from viewfs.session.server_options import ServerOptions
 
-__all__ = ["LIFE_SECONDS", "ServedMount"]
-
-#: Seconds between two servers of a mount, at least and at most; one that lives for the latter is in order.
-_PAUSE_SECONDS, LIFE_SECONDS = 0.1, 10.0
+__all__ = ["ServedMount"]
 
 
 @dataclass
@@ -39,11 +37,8 @@ class ServedMount:
     #: the request that it was mounted with.
     source_fd: int | None = None
     request: dict[str, Any] = field(default_factory=dict)
-    #: When its server began, how many requests had been answered then, and since when none has been.
-    began: float = 0.0
-    answered: int = 0
-    failing_since: float | None = None
-    failures: int = 0
+    #: About servers that die.
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def source_identity(self) -> tuple[int, ...] | None:
@@ -55,23 +50,10 @@ class ServedMount:
         return ServerOptions.of(self.request.get("options", {}))
 
     def seconds_to_resume(self) -> float | None:
-        """How long to wait before another server takes over from one that has died; None: nobody can any more.
-
-        Where one answers nothing in its life, and that is short, what kills it will kill the next as well: the pauses
-        become longer, and at the deadline callers have waited long enough.
-        """
+        """How long to wait before another server takes over from one that has died; None: nobody can any more."""
         if self.source_fd is None or self.fuse_fd is None or self.counters is None:
             return None
-        now, answered = trio.current_time(), self.counters.snapshot().total
-        if answered > self.answered or now - self.began > LIFE_SECONDS:
-            self.answered, self.failing_since, self.failures = answered, None, 0
-            return max(_PAUSE_SECONDS - (now - self.began), 0)
-        self.failures += 1
-        if self.failing_since is None:
-            self.failing_since = now
-        elif now - self.failing_since > self.options.deadline:
-            return None
-        return min(_PAUSE_SECONDS * 2.0 ** (self.failures - 1), LIFE_SECONDS)
+        return self.patience.seconds(trio.current_time(), self.counters.snapshot().total)
 
     def withdraw(self) -> None:
         """Take devices away, for those too who have them open. Other mounts have nothing of that kind."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from viewfs.linux.namespaces import namespace_id
-from viewfs.linux.process import pid_of, set_name
-from viewfs.session.agent import DEBUG_VARIABLE, AgentPlan, keep_only
+from viewfs.linux.process import keep_only, pid_of, set_name
+from viewfs.session.agent import DEBUG_VARIABLE, AgentPlan
 from viewfs.session.channel import Channel
 from viewfs.session.ending import end_session
 from viewfs.session.layer_settings import LayerSettings, take_servers

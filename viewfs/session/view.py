@@ -18,13 +18,14 @@ import trio
 
 from viewfs.epochs import Epoch, EpochStack, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
-from viewfs.linux.process import pid_of
+from viewfs.linux.process import children_of, pid_of
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.skeleton import MountPointPlan
 from viewfs.session.agent_link import AgentLink, Child, WorkerProcess
+from viewfs.session.patience import LIFE_SECONDS, Patience
 from viewfs.session.reports import Decided, Found
 from viewfs.session.scaffold import Scaffold
-from viewfs.session.served import LIFE_SECONDS, ServedMount
+from viewfs.session.served import ServedMount
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.view_layers import ViewLayers
 
@@ -149,7 +150,8 @@ class View:
         servers = {
             served.server.pid for served in self.served.values() if served.server and served.server.status is None
         }
-        return servers | self.layers.servers | self._mirror_servers
+        forked = self.layers.servers | self._mirror_servers  # which their parents may have replaced
+        return servers.union(forked, *map(children_of, forked))
 
     # -- changing
 
@@ -193,11 +195,12 @@ class View:
             "writable": found.writable,
             "names": found.names,
         }
-        served = ServedMount(decided.confinement, decided=decided, found=found)
+        options = ServerOptions.of(request["options"])
+        served = ServedMount(decided.confinement, decided=decided, found=found, patience=Patience(options.deadline))
         plans: list[MountPointPlan] = []
         done = 0  # how many of them have something attached
         try:
-            seconds = min(_PLACE_SECONDS, ServerOptions.of(request["options"]).deadline)
+            seconds = min(_PLACE_SECONDS, options.deadline)
             with _answering(doing, seconds, "does a file system on the way there hang?"):
                 mirrors = {"mirrors": list(self._mirrors)}
                 request_fds = list(self._mirrors.values())
@@ -291,7 +294,7 @@ class View:
         except trio.BrokenResourceError:
             raise ViewfsError("the server has gone away before it began", remedy="see `viewfs log`") from None
         served.server = worker.child
-        served.began = trio.current_time()
+        served.patience.begin(trio.current_time())
         served.counters = Counters(opened.take("counters"))
         if "source" in opened and served.found is not None and served.found.resumable:
             served.source_fd = opened.take("source")
@@ -451,7 +454,7 @@ class View:
         """Another server that has taken over, sooner or later; None where none can."""
         while (seconds := served.seconds_to_resume()) is not None:
             await trio.sleep(seconds)
-            served.began = trio.current_time()
+            served.patience.begin(trio.current_time())
             if mount.made_in not in self.epochs.alive():
                 return None
             try:

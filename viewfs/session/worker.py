@@ -45,17 +45,16 @@ from viewfs.modules.sources import FileSource, open_source
 from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.device_host import serve_devices
-from viewfs.mounts.fuse.host import serve
-from viewfs.mounts.fuse.protocol import Notify, encode_notification
+from viewfs.mounts.fuse.host import serve, take_over
 from viewfs.mounts.skeleton import MountPointPlan, make_mount_point, plan_mount_point, remove_mount_point
 from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.sandbox import Confinement, Limits, Needs, confine
 from viewfs.session.channel import Channel
+from viewfs.session.forked_server import pidfds, server_names
 from viewfs.session.inspection import find_by_content
 from viewfs.session.mirror_server import Mirrors
 from viewfs.session.reports import MAIN_DEVICE, Decided, Found
 from viewfs.session.server_options import ServerOptions
-from viewfs.session.serving import pidfds, server_names
 
 __all__ = ["mount", "place", "resume", "tidy", "unmount"]
 
@@ -165,8 +164,7 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     if received is not None:
         channel.close()
         (fuse_fd,) = received[1]
-        # What the dead server had been sent and not answered (linux/fuse.h; EINVAL before Linux 6.9).
-        os.write(fuse_fd, encode_notification(Notify.RESEND, b""))
+        take_over(fuse_fd)
         serve(file_system, fuse_fd, Counters(counters_fd))
 
 

@@ -20,18 +20,21 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, TypeAlias
 
 from viewfs.modules.api import FileSystem, InodeNumber, WritableFileSystem
+from viewfs.modules.lasting import LastingFileSystem
 from viewfs.mounts.fuse.ahead import Ahead
 from viewfs.mounts.fuse.answers import Body
 from viewfs.mounts.fuse.counters import MAX_ROWS, Counters, Row
+from viewfs.mounts.fuse.ledger import Ledger
+from viewfs.mounts.fuse.once import LastingOperations
 from viewfs.mounts.fuse.operations import Operations
-from viewfs.mounts.fuse.protocol import Opcode, Request, encode_stale_attributes
+from viewfs.mounts.fuse.protocol import Notify, Opcode, Request, encode_notification, encode_stale_attributes
 from viewfs.mounts.fuse.serial import OneAtATime, is_plain
 from viewfs.mounts.fuse.server import Server
 
 if TYPE_CHECKING:
     pass
 
-__all__ = ["serve"]
+__all__ = ["serve", "take_over"]
 
 _First: TypeAlias = tuple[Request, Awaitable[Body]]
 
@@ -47,9 +50,20 @@ _SWITCH_SECONDS = 0.0005
 _GARBAGE = 100_000
 
 
-def serve(file_system: FileSystem, fd: int, counters: Counters) -> None:
-    """Answer the kernel over `fd` until the file system is unmounted everywhere."""
+def take_over(fd: int) -> None:
+    """Have the kernel send again what a server before has not answered (linux/fuse.h; EINVAL before Linux 6.9)."""
+    os.write(fd, encode_notification(Notify.RESEND, b""))
+
+
+def serve(file_system: FileSystem, fd: int, counters: Counters, ledger: Ledger | None = None) -> None:
+    """Answer the kernel over `fd` until the file system is unmounted everywhere.
+
+    With a `ledger` a `LastingFileSystem` goes on where the server before was, and writes down what the next one needs.
+    """
     try:
+        if ledger is not None and isinstance(file_system, LastingFileSystem):
+            _serve_alone(file_system, fd, counters, operations=LastingOperations(file_system, ledger))
+            return
         if file_system.immutable and file_system.concurrent:
             _serve_with_threads(file_system, fd, counters)
         elif file_system.immutable and is_plain(file_system):
@@ -60,9 +74,15 @@ def serve(file_system: FileSystem, fd: int, counters: Counters) -> None:
         file_system.close()
 
 
-def _serve_alone(file_system: FileSystem, fd: int, counters: Counters, first: _First | None = None) -> None:
+def _serve_alone(
+    file_system: FileSystem,
+    fd: int,
+    counters: Counters,
+    first: _First | None = None,
+    operations: Operations | None = None,
+) -> None:
     """`first` is a request that has been read already, and its promise."""
-    server = _Server(Operations(file_system), fd, counters.rows[0])
+    server = _Server(operations or Operations(file_system), fd, counters.rows[0])
     if isinstance(file_system, WritableFileSystem):
         file_system.attributes_changed = server.tell_of_changed_attributes
     try:

@@ -98,6 +98,10 @@ class Operations(Changing):
         if self._writable is not None:
             self._handlers |= self.changing_handlers()
 
+    def number_handles_from(self, first: int) -> None:
+        """Open files are called so, and from there on."""
+        self._next_handle = itertools.count(first)
+
     @property
     def buffer_size(self) -> int:
         """How many bytes the longest request can have."""

@@ -1,0 +1,35 @@
+"""How long to wait before another server takes over from one that has died."""
+
+from __future__ import annotations
+
+__all__ = ["LIFE_SECONDS", "Patience"]
+
+#: Seconds between two servers of a mount, at least and at most; one that lives for the latter is in order.
+_PAUSE_SECONDS, LIFE_SECONDS = 0.1, 10.0
+
+
+class Patience:
+    """Where one answers nothing in its life, and that is short, what kills it will kill the next as well: the pauses
+    become longer, and at the deadline callers have waited long enough."""
+
+    def __init__(self, deadline: float = 30.0) -> None:
+        """`deadline`: seconds for which servers may die without having answered anything."""
+        self._deadline = deadline
+        self._began, self._answered, self._failures = 0.0, 0, 0
+        self._failing_since: float | None = None
+
+    def begin(self, now: float) -> None:
+        """A server begins."""
+        self._began = now
+
+    def seconds(self, now: float, answered: int) -> float | None:
+        """It has died; so many requests have been answered by it and those before. None: no other is to come."""
+        if answered > self._answered or now - self._began > LIFE_SECONDS:
+            self._answered, self._failing_since, self._failures = answered, None, 0
+            return max(_PAUSE_SECONDS - (now - self._began), 0)
+        self._failures += 1
+        if self._failing_since is None:
+            self._failing_since = now
+        elif now - self._failing_since > self._deadline:
+            return None
+        return min(_PAUSE_SECONDS * 2.0 ** (self._failures - 1), LIFE_SECONDS)
