@@ -238,3 +238,82 @@ def test_what_is_inside_goes_with_what_is_taken_away_by_force(open_view: Callabl
     reading.communicate(timeout=SECONDS)
     assert reading.returncode == 1 and view.json("lsmod")["modules"] == []
     assert [row["operation"] for row in view.json("epochs")["epochs"]][-2:] == ["umount", "umount"]
+
+
+GREETS = """
+from viewfs.modules.api import Module
+from viewfs.modules.nodes import Directory, computed_file, ComputedFile, NodeFileSystem
+
+class Greets(Module):
+    name = "greets"
+    {needs}
+
+    def open(self, mounting):
+        read = {read}
+        return NodeFileSystem(Directory({{"sub": Directory({{"file": ComputedFile(read)}})}}))
+"""
+
+
+@pytest.mark.parametrize("needs", ["", "uses_view = True"])
+def test_a_restart_runs_the_code_as_it_is_now(open_view: Callable[..., View], tmp_path: Path, needs: str) -> None:
+    """Who has a directory open goes on in it; a file that is open is lost."""
+    code = tmp_path / "greets.py"
+    code.write_text(GREETS.format(needs=needs, read="lambda: 'one\\n'"))
+    view = open_view()
+    view("insmod", code, "/greets")
+    view("mount", "-t", "tmp", "none", "/later")
+    view.sh("touch /later/unseen")  # by the module, which is of an earlier epoch
+    script = """
+        cd /greets/sub
+        exec 3<file 4<file
+        cat <&4; echo ready; read line
+        cat /greets/sub/file; cat file; pwd; cat <&3 || echo lost
+    """
+    command = ["viewfs", "enter", view.name, "--", "sh", "-c", script]
+    reading = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=view.viewfs.environment
+    )
+    assert reading.stdin is not None and reading.stdout is not None
+    assert [reading.stdout.readline() for _ in range(2)] == ["one\n", "ready\n"]
+    read = "lambda: 'two\\n'"
+    if needs:
+        read += " if not __import__('os').path.exists('/later/unseen') else 'seen\\n'"
+    code.write_text(GREETS.format(needs=needs, read=read))
+    before = server_of(view)
+    view("restart", "/greets")
+    assert server_of(view) != before
+    out, _err = reading.communicate("\n", timeout=SECONDS)
+    assert out == "two\ntwo\n/greets/sub\nlost\n"
+    # A code that doesn't load changes nothing.
+    code.write_text("nothing")
+    failed = view("restart", "/greets", check=False)
+    assert failed.code == 1 and "does not load" in failed.err and failed.err.count("\n") == 1
+    assert view.sh("cat /greets/sub/file").out == "two\n"
+    assert view.json("lsmod")["modules"][0]["state"] == "mounted"
+
+
+def test_a_reader_does_not_notice_restarts(open_view: Callable[..., View], image: Image) -> None:
+    content = random.Random(3).randbytes(24 << 20)
+    view = open_view("--mount", f"{image(size='64M', big=content)}:/mnt")
+    reading = subprocess.Popen(
+        ["viewfs", "enter", view.name, "--", "dd", "if=/mnt/big", "bs=64k", "iflag=fullblock", "status=none"],
+        stdout=subprocess.PIPE,
+        env=view.viewfs.environment,
+    )
+    assert reading.stdout is not None
+    digest = hashlib.sha256()
+    for _time in range(4):
+        digest.update(reading.stdout.read(4 << 20))
+        assert view.json("restart", "/mnt") == {"schema": 1, "path": "/mnt", "server": server_of(view)}
+    digest.update(reading.stdout.read())
+    assert reading.wait(SECONDS) == 0 and digest.hexdigest() == hashlib.sha256(content).hexdigest()
+    reading.stdout.close()
+
+
+def test_what_can_not_be_restarted(open_view: Callable[..., View], tmp_path: Path) -> None:
+    view = open_view("--mount", "none:/there:tmp")
+    view("insmod", "useless", "/useless")
+    for place, why in (("/there", "no module serves it"), ("/useless", "has state"), ("/nothing", "is loaded")):
+        failed = view("restart", place, check=False)
+        assert failed.code == (4 if place == "/nothing" else 2) and why in failed.err and failed.err.count("\n") == 1
+    assert view.sh("echo x > /useless", check=False).code == 0

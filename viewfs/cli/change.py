@@ -1,4 +1,4 @@
-"""`viewfs mount`, `umount`, `insmod`, `rmmod`: each makes an epoch."""
+"""`viewfs mount`, `umount`, `insmod`, `rmmod`: each makes an epoch. `viewfs restart` makes none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from viewfs.cli.output import json_option, print_json
 from viewfs.modules.options import split_options
 from viewfs.session.client import find_session
 
-__all__ = ["insmod", "mount", "rmmod", "umount"]
+__all__ = ["insmod", "mount", "restart", "rmmod", "umount"]
 
 
 def _change(session_name: str | None, operation: str, as_json: bool, arguments: dict[str, Any]) -> None:
@@ -115,3 +115,28 @@ def rmmod(lazy: bool, force: bool, session: str | None, as_json: bool, module: s
     if "/" in module:
         arguments["path"] = resolved(module)
     _change(session, "umount", as_json, arguments)
+
+
+@click.command()
+@session_option
+@json_option
+@click.argument("module")
+def restart(session: str | None, as_json: bool, module: str) -> None:
+    """Have a new server go on with what MODULE has mounted, named as `viewfs lsmod` shows it or by its place.
+
+    It runs the module's code as it is now. Who reads an image doesn't notice. Of a module that computes its files
+    those that are open are lost.
+
+    \b
+    Example:
+      viewfs restart /mnt
+    """
+    arguments: dict[str, Any] = {"module": module}
+    if "/" in module:
+        arguments["path"] = resolved(module)
+    with closing(find_session(session)) as found:
+        result = found.request("restart", **arguments)
+    if as_json:
+        print_json(**result)
+    else:
+        tell(f"restarted: {result['path']} (process {result['server']})")

@@ -23,6 +23,7 @@ _COMMANDS = {
         "umount": ("viewfs.cli.change:umount", "Take a mount out of the view."),
         "insmod": ("viewfs.cli.change:insmod", "Load a module."),
         "rmmod": ("viewfs.cli.change:rmmod", "Remove a module."),
+        "restart": ("viewfs.cli.change:restart", "Have a new server go on with what is mounted."),
     },
     "Change anything, keep or discard it": {
         "cow": ("viewfs.cli.cow:cow", "Make a tree copy-on-write."),
@@ -81,8 +82,7 @@ class _Commands(click.Group):
 def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     """\b
     Give a command a file system of its own: mount without root, leave no trace.
-    Example:
-      viewfs run --mount disk.img:/mnt -- ls -l /mnt
+    Example: viewfs run --mount disk.img:/mnt -- ls -l /mnt
     """
     ctx.obj = {"quiet": quiet, "verbose": verbose}
 

@@ -7,6 +7,7 @@ module.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import time
@@ -76,14 +77,15 @@ class _Opened(OpenFile):
 class NodeFileSystem(FileSystem):
     """The tree below `top`, which may also be a single file.
 
-    A name gets its inode number when it is first seen, and keeps it, whichever node stands behind it at the time.
+    The inode number of a name comes from where it is, whichever node stands behind it at the time: a server that takes
+    over gives the same.
     """
 
     no_xattrs = True
 
     def __init__(self, top: Node, *, uid: int | None = None, gid: int | None = None) -> None:
         self._nodes: dict[int, Node] = {self.root: top}
-        self._numbers: dict[tuple[InodeNumber, str], InodeNumber] = {}
+        self._names: dict[InodeNumber, tuple[InodeNumber, str]] = {}
         self._parents: dict[int, InodeNumber] = {self.root: self.root}
         self._uid = os.getuid() if uid is None else uid
         self._gid = os.getgid() if gid is None else gid
@@ -102,7 +104,9 @@ class NodeFileSystem(FileSystem):
         return node
 
     def _number(self, parent: InodeNumber, name: str, node: Node) -> InodeNumber:
-        number = self._numbers.setdefault((parent, name), InodeNumber(len(self._nodes) + 1))
+        number = InodeNumber(_hash(b"%d/%s" % (parent, os.fsencode(name))))
+        while number <= self.root or self._names.setdefault(number, (parent, name)) != (parent, name):
+            number = InodeNumber(_hash(b"%d" % number))
         self._nodes[number] = node
         self._parents[number] = parent
         return number
@@ -141,6 +145,11 @@ class NodeFileSystem(FileSystem):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         value = node.content()
         return _open_later(value) if isinstance(value, Awaitable) else _Opened(value)
+
+
+def _hash(data: bytes) -> int:
+    """A number of 52 bits, which any program can read."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 12
 
 
 async def _open_later(promise: Awaitable[bytes | str]) -> OpenFile:

@@ -14,7 +14,7 @@ from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsE
 from viewfs.modules.api import Module, Source
 from viewfs.modules.recognition import recognize, recognize_nondescript
 
-__all__ = ["BUILT_IN", "Found", "available", "find_module", "probe", "source_takers"]
+__all__ = ["BUILT_IN", "Found", "available", "find_module", "forget_code", "probe", "source_takers"]
 
 ENTRY_POINT_GROUP = "viewfs.modules"
 
@@ -76,6 +76,16 @@ def find_module(name: str) -> Found:
     raise NotFoundError(
         f"no module is called {name}", remedy="see `viewfs lsmod --available`, or give the path of a .py file"
     )
+
+
+def forget_code(name: str) -> None:
+    """Have `find_module` read the code of `name` again, which may have changed."""
+    place = BUILT_IN.get(name) or next((one.value for one in _entry_points() if one.name == name), "")
+    package = place.partition(":")[0].rpartition(".")[0]
+    own = package if package.count(".") > 1 else place.partition(":")[0]  # not what all modules have in common
+    for loaded in [loaded for loaded in sys.modules if own and (loaded == own or loaded.startswith(f"{own}."))]:
+        del sys.modules[loaded]
+    importlib.invalidate_caches()
 
 
 def available() -> Iterator[Found]:

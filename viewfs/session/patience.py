@@ -15,7 +15,9 @@ class Patience:
     def __init__(self, deadline: float = 30.0) -> None:
         """`deadline`: seconds for which servers may die without having answered anything."""
         self._deadline = deadline
-        self._began, self._answered, self._failures = 0.0, 0, 0
+        self._began, self._answered = 0.0, 0
+        #: How many have died without having answered anything.
+        self.failures = 0
         self._failing_since: float | None = None
 
     def begin(self, now: float) -> None:
@@ -25,11 +27,11 @@ class Patience:
     def seconds(self, now: float, answered: int) -> float | None:
         """It has died; so many requests have been answered by it and those before. None: no other is to come."""
         if answered > self._answered or now - self._began > LIFE_SECONDS:
-            self._answered, self._failing_since, self._failures = answered, None, 0
+            self._answered, self._failing_since, self.failures = answered, None, 0
             return max(_PAUSE_SECONDS - (now - self._began), 0)
-        self._failures += 1
+        self.failures += 1
         if self._failing_since is None:
             self._failing_since = now
         elif now - self._failing_since > self._deadline:
             return None
-        return min(_PAUSE_SECONDS * 2.0 ** (self._failures - 1), LIFE_SECONDS)
+        return min(_PAUSE_SECONDS * 2.0 ** (self.failures - 1), LIFE_SECONDS)

@@ -37,6 +37,8 @@ class Decided:
     confinement: str
     #: It serves devices, each a file by a name of its own.
     has_devices: bool = False
+    #: Its code is in the agent's memory: reading it from the view could mean waiting for a server that is dead.
+    is_built_in: bool = True
     #: st_dev of the source.
     device: int | None = None
     #: Which file the source is (`records.identity_of`).

@@ -40,6 +40,7 @@ class Connection:
             "status": self._status,
             "mount": self._mount,
             "umount": self._umount,
+            "restart": self._restart,
             "cow": self._cow,
             "layers": self._layers,
             "layer": self._layer,
@@ -173,6 +174,10 @@ class Connection:
             operation=request.get("operation", "umount"),
         )
         return {"epoch": epoch, "path": mount.path}, []
+
+    async def _restart(self, request: Message, _fds: list[int]) -> Result:
+        mount = self._named_mount(request)
+        return {"path": mount.path, "server": await self._view.restart(mount)}, []
 
     def _named_mount(self, request: Message) -> Mount:
         """The mount at `path`, or the only one of the module `module`."""

@@ -37,6 +37,8 @@ class ServedMount:
     #: the request that it was mounted with.
     source_fd: int | None = None
     request: dict[str, Any] = field(default_factory=dict)
+    #: The server that goes on when this one has ended (`viewfs restart`).
+    successor: Child | None = None
     #: About servers that die.
     patience: Patience = field(default_factory=Patience)
 
@@ -51,7 +53,9 @@ class ServedMount:
 
     def seconds_to_resume(self) -> float | None:
         """How long to wait before another server takes over from one that has died; None: nobody can any more."""
-        if self.source_fd is None or self.fuse_fd is None or self.counters is None:
+        if self.decided is None or self.found is None or self.fuse_fd is None or self.counters is None:
+            return None
+        if not (self.decided.is_built_in and self.found.resumable and self.source_fd is not None):
             return None
         return self.patience.seconds(trio.current_time(), self.counters.snapshot().total)
 

@@ -38,6 +38,12 @@ _PLACE_SECONDS = 20
 _SHOWS_OTHERS = ("bind", "unreal")
 
 
+def _held(fd: int | None) -> int:
+    if fd is None:
+        raise ViewfsError("the mount has been given up meanwhile")
+    return fd
+
+
 @contextlib.contextmanager
 def _answering(doing: str, seconds: float, remedy: str) -> Iterator[None]:
     """Wait for no answer longer than that. Raises `ViewfsError`."""
@@ -259,7 +265,7 @@ class View:
             time_ns=time.time_ns(),
             operation=request["operation"],
         )
-        served.request = request | {"type": decided.type, "path": decided.path}
+        served.request = request | {"type": decided.type, "code": request["type"] or decided.type, "path": decided.path}
         self.served[mount.made_in] = served
         for plan in plans:
             self._scaffold.add(mount.made_in, plan)
@@ -296,7 +302,7 @@ class View:
         served.server = worker.child
         served.patience.begin(trio.current_time())
         served.counters = Counters(opened.take("counters"))
-        if "source" in opened and served.found is not None and served.found.resumable:
+        if "source" in opened:
             served.source_fd = opened.take("source")
         if "control" in opened:
             served.control_fd = opened.take("control")
@@ -437,6 +443,10 @@ class View:
         """Until the mount is gone; a server that dies before is replaced if that can be done without loss."""
         while True:
             await server.ended.wait()
+            if served.successor is not None:
+                served.server, served.successor = served.successor, None
+                server = served.server
+                continue
             if server.status == 0:
                 break
             status = server.status or 0
@@ -461,7 +471,7 @@ class View:
                 return await self._resume(served)
             except (ViewfsError, trio.BrokenResourceError, OSError) as error:
                 self._log(f"no other server can take over {mount.path} yet: {error}")
-        if served.source_fd is not None:
+        if served.fuse_fd is not None and served.patience.failures:
             self._log(f"no other server can take over {mount.path}: they end without having answered anything")
         return None
 
@@ -479,21 +489,52 @@ class View:
                 served.server.kill()
 
     async def _resume(self, served: ServedMount) -> Child:
-        assert (
-            served.decided is not None
-            and served.source_fd is not None
-            and served.fuse_fd is not None
-            and served.counters is not None
-        )
-        fds = [served.source_fd, served.counters.fd]
-        deadline = ServerOptions.of(served.request["options"]).deadline
-        async with self.agent.worker("resume", served.request, fds, apart=True) as worker:
-            with _answering("cannot resume", deadline, "see `viewfs log`"):
-                found = await worker.found("cannot resume", served.decided)
-            if found != served.found:
-                raise ViewfsError("what it finds is not what was mounted")
-            await worker.channel.send({"serve": True}, [served.fuse_fd])
+        async with self._successor(served, anew=False) as worker:
+            await worker.channel.send({"serve": True}, [_held(served.fuse_fd)])
         return worker.child
+
+    @contextlib.asynccontextmanager
+    async def _successor(
+        self, served: ServedMount, epoch: int | None = None, *, anew: bool
+    ) -> AsyncIterator[WorkerProcess]:
+        """Another server, which has opened what was mounted, and may begin. Raises `ViewfsError`."""
+        decided = served.decided
+        assert decided is not None and served.counters is not None
+        fds = {"counters": served.counters.fd, "source": served.source_fd, "epoch": epoch}
+        given = {name: fd for name, fd in fds.items() if fd is not None}
+        request = served.request | {"anew": anew, "descriptors": list(given)}
+        doing = f"cannot have another server take over {decided.path}"
+        async with self.agent.worker("resume", request, list(given.values()), apart=True) as worker:
+            with _answering(doing, served.options.deadline, "see `viewfs log`"):
+                found = await worker.found(doing, decided)
+            if found != served.found:
+                raise ViewfsError(
+                    f"{doing}: what it finds is not what was mounted", remedy="unmount it, and mount it anew"
+                )
+            yield worker
+
+    async def restart(self, mount: Mount) -> int:
+        """Have another server go on, with the module's code as it is now; its pid. Raises `ViewfsError`, the one before
+        going on."""
+        served = self.served[mount.made_in]
+        doing = f"cannot restart {mount.path}"
+        remedy = "unmount it, and mount it anew"
+        if served.decided is None or served.found is None or served.decided.is_kernel:
+            raise UsageError(f"{doing}: no module serves it")
+        if served.decided.has_devices or served.found.writable:
+            raise UsageError(f"{doing}: its server has state that another would not have", remedy=remedy)
+        if served.fuse_fd is None or served.server is None or served.successor is not None:
+            raise UsageError(f"{doing}: its server is dead, or another is about to take over", remedy=remedy)
+        epoch = self.namespace_of(Epoch(mount.made_in - 1)) if served.decided.uses_view else None
+        async with self._successor(served, epoch, anew=True) as worker:
+            before, served.successor = served.server, worker.child
+            with trio.CancelScope(shield=True):
+                before.kill()
+                await before.ended.wait()
+                served.patience.begin(trio.current_time())
+                await worker.channel.send({"serve": True}, [_held(served.fuse_fd)])
+        self._log(f"{mount.path} ({mount.type}) was restarted")
+        return worker.child.pid
 
     def close(self) -> None:
         """Close every descriptor that keeps a file system or an epoch alive."""

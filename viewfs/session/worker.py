@@ -95,6 +95,7 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         uses_view=module.uses_view,
         confinement=_confinement_shown(module),
         has_devices=isinstance(module, DeviceModule),
+        is_built_in=found.built_in,
         device=None if source is None else os.fstat(source.fd).st_dev,
         source_identity=None if source is None else identity_of(os.fstat(source.fd)),
     )
@@ -114,10 +115,8 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     if decided.has_devices:
         # Whoever has the other end takes the devices away by closing it.
         control, descriptors["control"] = os.pipe2(os.O_CLOEXEC)
-    elif source is not None and found.built_in:
-        # Another server may take over where this one dies. (It must be in memory already, for reading it from the view
-        # could mean waiting for the dead one.)
-        descriptors["source"] = source.fd
+    elif source is not None:
+        descriptors["source"] = source.fd  # for another server to take over with
     _tell_decided(channel, decided, descriptors)
     if "control" in descriptors:
         os.close(descriptors["control"])
@@ -152,11 +151,23 @@ def _confinement_of(module: Module) -> Confinement:
 
 
 def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
-    """Become the server of a mount whose server has died: `fds` are its source and its counters."""
-    source_fd, counters_fd = fds
+    """Become the server of a mount whose server has died, or is about to end: then with the module's code as it is now.
+
+    `fds` are what `descriptors` of the request says: the counters; the source, if there is one; and the epoch that the
+    module sees, if it uses the view.
+    """
+    opened = dict(zip(request["descriptors"], fds, strict=True))
+    if request["anew"]:
+        registry.forget_code(request["code"])
+    module = registry.find_module(request["code"]).module()
+    if module.name != request["type"]:
+        raise UsageError(f"{request['code']} is the module {module.name} now, and not {request['type']}")
+    if "epoch" in opened:
+        setns(opened["epoch"], CloneFlags.NEWNS)
     unshare(CloneFlags.NEWNS)
-    module = registry.find_module(request["type"]).module()
-    source = FileSource(source_fd, os.lseek(source_fd, 0, os.SEEK_END))
+    source = None
+    if "source" in opened:
+        source = FileSource(opened["source"], os.lseek(opened["source"], 0, os.SEEK_END))
     mounting = _mounting(module, request, source, request["path"])
     file_system, seen = _open_confined(module, mounting, _limits(request, mounting, module))
     channel.send({"ok": seen.to_json()})
@@ -165,7 +176,7 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         channel.close()
         (fuse_fd,) = received[1]
         take_over(fuse_fd)
-        serve(file_system, fuse_fd, Counters(counters_fd))
+        serve(file_system, fuse_fd, Counters(opened["counters"]))
 
 
 def _mounting(module: Module, request: dict[str, Any], source: FileSource | None, path: str) -> Mounting:

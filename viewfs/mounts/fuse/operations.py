@@ -273,7 +273,7 @@ class Operations(Changing):
         try:
             return self._handles[handle]
         except KeyError:
-            raise error(errno.EBADF) from None
+            raise error(errno.ESTALE) from None  # one that the server before has opened
 
     def _open(self, request: Request) -> Answer[Body]:
         return then(self._fs.open(self._inode(request.node), request.fields[0]), self._opened)
