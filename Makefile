@@ -8,9 +8,10 @@
 # make bench-devices   the same for character devices; writes docs/devices.md
 # make bench-cow       the same for copy-on-write views; writes docs/cow.md
 # make soak   the tests that take long: a million files, hundreds of random trees
+# make lock   choose versions of the Python packages anew: tools/locked
 # make soak-servers   servers killed for ten minutes, 10,000 mounts that come and go, 1,000 at once, 500 random kills
 
-.PHONY: demo test lint wheel fuzz conformance soak soak-servers bench bench-devices bench-cow clean
+.PHONY: demo test lint lock wheel fuzz conformance soak soak-servers bench bench-devices bench-cow clean
 
 demo:
 	@tools/as-user tools/demo
@@ -52,6 +53,9 @@ soak-servers:
 	@tools/as-user env VIEWFS_SOAK_KILLING=600 VIEWFS_SOAK_READERS=32 VIEWFS_SOAK_CYCLES=2500 VIEWFS_SOAK_MOUNTS=1000 \
 	    VIEWFS_KILL_ROUNDS=500 VIEWFS_SOAK_SECONDS=3600 python -m pytest -p no:cacheprovider -s \
 	    $(addprefix tests/kernel/test_,takeover.py cycles.py random_kills.py)
+
+lock:
+	@tools/lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
