@@ -9,7 +9,7 @@
 # make bench-cow       the same for copy-on-write views; writes docs/cow.md
 # make soak   the tests that take long: a million files, hundreds of random trees
 # make lock   choose versions of the Python packages anew: tools/locked
-# make soak-servers   servers killed for ten minutes, 10,000 mounts that come and go, 1,000 at once, 500 random kills
+# make soak-servers   servers killed for ten minutes, 10,000 mounts, 1,000 at once, 500 random kills, 100,000 hostile reports
 
 .PHONY: demo test lint lock wheel fuzz conformance soak soak-servers bench bench-devices bench-cow clean
 
@@ -51,8 +51,9 @@ soak:
 
 soak-servers:
 	@tools/as-user env VIEWFS_SOAK_KILLING=600 VIEWFS_SOAK_READERS=32 VIEWFS_SOAK_CYCLES=2500 VIEWFS_SOAK_MOUNTS=1000 \
-	    VIEWFS_KILL_ROUNDS=500 VIEWFS_SOAK_SECONDS=3600 python -m pytest -p no:cacheprovider -s \
-	    $(addprefix tests/kernel/test_,takeover.py cycles.py random_kills.py)
+	    VIEWFS_KILL_ROUNDS=500 VIEWFS_SOAK_REPORTS=50000 VIEWFS_SOAK_SECONDS=3600 \
+	    python -m pytest -p no:cacheprovider -s \
+	    $(addprefix tests/kernel/test_,takeover.py cycles.py random_kills.py hostile_servers.py)
 
 lock:
 	@tools/lock

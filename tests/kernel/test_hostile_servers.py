@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import Viewfs
+from tests.kernel.conftest import View, Viewfs
+from viewfs.errors import ViewfsError
+from viewfs.session.client import find_session
 
 #: A module whose `open`, which runs sealed, plays the part of one that was taken over: it writes what it likes to every
 #: socket that it has.
@@ -143,3 +147,165 @@ def test_a_device_that_never_answers_takes_nothing_with_it(viewfs: Viewfs, tmp_p
     result = viewfs.sh(script=script)
     assert result.out.splitlines() == ["file", "Hello from viewfs!", "0"], result
     assert "no answer after 2 seconds" in result.err
+
+
+#: The same with a message for each seed: bytes of no form, other fields, other values, other descriptors; also some
+#: that are honest. A server says so once or more, and goes on, ends, or dies.
+SAYS_ANYTHING = """
+import array, json, os, random, socket, stat, struct
+from viewfs.modules.api import Module
+from viewfs.modules.device import CharDevice, DeviceModule
+from viewfs.modules.nodes import computed_file
+from viewfs.modules.options import integer
+
+EVIL = {evil!r}
+VALUES = [None, True, False, 0, 1, -1, 0o40755, 0o100644, 0o120777, 0o20666, 1 << 70, 1.5, "", "x", EVIL, "/usr/bin",
+          "..",
+          "a/b", ".main", "\\\\x1b[31m", "\\\\ud800", [], [""], ["1", "2"], ["../x"], [EVIL], {{}}, {{"ok": 1}}, [[]],
+          "x" * 5000]
+FIELDS = ["root_mode", "writable", "resumable", "names", "type", "path", "source", "code", "confinement", "descriptors",
+          "uses_view", "has_devices", "device", "source_identity", "is_built_in", "needs_callers", "id", "op", "ended",
+          "status", "error", "ok", "fds", "plans", "rest", "mirrors", "served", "attached"]
+
+def message(chance, honest):
+    kind = chance.randrange(6)
+    if kind == 0:
+        lies = struct.pack(">I", chance.randrange(1 << 32)) + b"x" * 50
+        return chance.choice([b"", chance.randbytes(chance.randrange(200)), lies])
+    found = dict(honest)
+    for _ in range(chance.randrange(4)):
+        if chance.random() < 0.3 and found:
+            del found[chance.choice(sorted(found))]
+        else:
+            found[chance.choice(FIELDS if chance.random() < 0.5 else sorted(honest))] = chance.choice(VALUES)
+    top = {{"ok": found}}
+    if kind == 1:
+        said = {{"exit_code": chance.choice(VALUES), "message": chance.choice(VALUES)}}
+        top = {{"error": chance.choice([*VALUES, said])}}
+    elif kind == 2:
+        top = chance.choice([found, {{"ok": chance.choice(VALUES)}}, {{}}, [found], {{"id": 1, "ok": found}}])
+    body = json.dumps(top).encode()
+    if kind == 3:
+        body = bytearray(body)
+        for _ in range(chance.randrange(1, 5)):
+            body[chance.randrange(len(body))] = chance.randrange(256)
+    return struct.pack(">I", len(body)) + bytes(body)
+
+def play(seed, honest):
+    chance = random.Random(seed)
+    for fd in range(3, 100):
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+        except OSError:
+            continue
+        for _ in range(chance.choice([1, 1, 1, 2, 5])):
+            rights = []
+            if chance.random() < 0.1:
+                number = chance.choice([1, 2, 5, 100])
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd] * number))]
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+            try:
+                sock.sendmsg([message(chance, honest)], rights)
+            except OSError:
+                pass
+            sock.detach()
+    if chance.random() < 0.7:
+        os._exit(chance.choice([0, 0, 1]))
+    if chance.random() < 0.5:
+        os.kill(os.getpid(), 9)
+
+OPTIONS = (integer("seed", 0, "what it says"),)
+"""
+SAYS_ANYTHING_OF_FILES = """
+class Hostile(Module):
+    name = "hostile"
+    options = OPTIONS
+
+    def open(self, mounting):
+        play(mounting.options["seed"], {"root_mode": 0o100444, "writable": False, "resumable": False, "names": None})
+        return computed_file(lambda: "x")
+"""
+SAYS_ANYTHING_OF_DEVICES = """
+class Hostile(DeviceModule):
+    name = "hostile"
+    options = OPTIONS
+
+    def open_devices(self, mounting):
+        play(mounting.options["seed"], {"root_mode": 0o100666, "writable": True, "resumable": False, "names": [""]})
+        return CharDevice()
+"""
+
+
+@pytest.mark.parametrize("kind", ["files", "devices"])
+def test_whatever_it_says_has_no_consequences(
+    open_view: Callable[..., View], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What is mounted is what was asked for, where it was asked for; nothing is imported, and nothing is left open.
+
+    (`make soak-servers`: 100,000 reports.)
+    """
+    count = int(os.environ.get("VIEWFS_SOAK_REPORTS", "150"))
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    of_kind = SAYS_ANYTHING_OF_FILES if kind == "files" else SAYS_ANYTHING_OF_DEVICES
+    module = tmp_path / "hostile.py"
+    module.write_text(SAYS_ANYTHING.format(evil=str(evil)) + of_kind)
+    view = open_view()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", view.viewfs.environment["XDG_RUNTIME_DIR"])
+    supervisor = view.supervisor
+    before = mounted(view)
+    mounts = 0
+    with contextlib.closing(find_session(view.name)) as session:
+        request = {
+            "type": str(module), "source": "", "path": "/place", "cwd": "/", "operation": "insmod",
+        }  # fmt: skip
+        files = None
+        for seed in range(count):
+            try:
+                result = session.request("mount", **request, options={"seed": str(seed), "deadline": "1"})
+            except ViewfsError as error:
+                assert str(error).isprintable() and len(str(error)) < 2000, seed
+                continue
+            finally:
+                if seed == 20:
+                    files = len(os.listdir(f"/proc/{supervisor}/fd"))
+            mounts += 1
+            assert result["path"] == "/place", seed
+            session.request("umount", path="/place", lazy=True)
+    assert mounted(view) == before and view.json("lsmod")["modules"] == []
+    assert view.supervisor == supervisor and not (tmp_path / "ran").exists()
+    assert files is not None and len(os.listdir(f"/proc/{supervisor}/fd")) <= files + 5
+    assert 0 < mounts < count
+    print(f"{kind}: {count} reports, {mounts} mounts, which were asked for")
+
+
+def mounted(view: View) -> list[str]:
+    """What the view has mounted, and where."""
+    rows = view.sh("cut -d' ' -f5- /proc/self/mountinfo").out.splitlines()
+    return sorted(row for row in rows if " /place " not in row)
+
+
+DIES_WHEN_LOOKED_AT = """
+import os
+from viewfs.modules.device import CharDevice, DeviceModule
+
+class Device(CharDevice):
+    @property
+    def permissions(self):
+        os._exit(3)
+
+class Dies(DeviceModule):
+    name = "dies"
+
+    def open_devices(self, mounting):
+        return Device()
+"""
+
+
+def test_a_server_that_dies_before_it_is_mounted(viewfs: Viewfs, tmp_path: Path) -> None:
+    """That is said, and nobody waits for it."""
+    (tmp_path / "dies.py").write_text(DIES_WHEN_LOOKED_AT)
+    failed = viewfs("run", "--load", f"{tmp_path}/dies.py:/dies", "--", "true", check=False)
+    assert failed.code == 1
+    assert failed.err == "viewfs: cannot mount on /dies: its server ended (exit status 3); see `viewfs log`\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import trio
@@ -38,6 +38,7 @@ class Child:
         self.pid = pid_of(pidfd)
         self.status: int | None = None
         self.ended = trio.Event()
+        self._to_be_told: list[Callable[[], None]] = []
 
     def end(self, status: int) -> None:
         """It has ended."""
@@ -45,6 +46,26 @@ class Child:
         if not self._keeps_pidfd:
             os.close(self.pidfd)
         self.ended.set()
+        for tell in self._to_be_told:
+            tell()
+
+    @contextmanager
+    def when_ended(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Have `tell` called when it ends, or has ended, while in the block."""
+        self._to_be_told.append(tell)
+        try:
+            if self.status is not None:
+                tell()
+            yield
+        finally:
+            self._to_be_told.remove(tell)
+
+    @property
+    def how_it_ended(self) -> str:
+        """For people to read."""
+        if self.status is None:
+            return "it does not say how"
+        return f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"exit status {self.status}"
 
     def kill(self) -> None:
         if self.status is None:
@@ -64,7 +85,7 @@ class WorkerProcess:
         if received is None:
             with trio.move_on_after(5):
                 await self.child.ended.wait()
-            raise ViewfsError(f"{doing}: the worker ended ({_how(self.child.status)})", remedy="see `viewfs log`")
+            raise ViewfsError(f"{doing}: the worker ended ({self.child.how_it_ended})", remedy="see `viewfs log`")
         message, fds = received
         return result_of(message), fds
 
@@ -80,12 +101,6 @@ class WorkerProcess:
             return Found.from_json(value, has_devices=decided.has_devices)
         except ViewfsError as error:
             raise ViewfsError(f"{doing}: {error.message}") from None
-
-
-def _how(status: int | None) -> str:
-    if status is None:
-        return "it does not say how"
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
 class AgentLink:

@@ -65,6 +65,15 @@ async def _ended_first(worker: WorkerProcess, served: ServedMount) -> AsyncItera
         raise
 
 
+@contextlib.asynccontextmanager
+async def _while_alive(server: Child, doing: str) -> AsyncIterator[None]:
+    """What is waited for in the block comes from `server`. Raises `ViewfsError` when that ends."""
+    with trio.CancelScope() as scope, server.when_ended(scope.cancel):
+        yield
+    if scope.cancelled_caught:
+        raise ViewfsError(f"{doing}: its server ended ({server.how_it_ended})", remedy="see `viewfs log`")
+
+
 class _Descriptors:
     """Descriptors that came with a message: closed at the end of the block, but for those handed over by `take`."""
 
@@ -232,7 +241,8 @@ class View:
                             # What is to be attached are files of the mount, and looking at them takes its server.
                             await self._let_serve(worker, served, made.take(count + 1), opened)
                             await placer.channel.send({"served": True})
-                            _ok, trees = await placer.answer(doing)
+                            async with _while_alive(worker.child, doing):
+                                _ok, trees = await placer.answer(doing)
                             stack.enter_context(_Descriptors(trees))
                         # From here on there is no giving up: what is attached gets recorded.
                         with trio.CancelScope(shield=True):
