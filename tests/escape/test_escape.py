@@ -165,7 +165,11 @@ def results(viewfs: Viewfs, tmp_path: Path) -> Callable[[str], dict[str, str]]:
             text = done.stdout
         elif profile == "program":
             script = PROGRAM.format(checkout=checkout, names=OF_SESSION)
-            text = viewfs("run", "--mount", "none:/hello:hello", "--", sys.executable, "-c", script).out
+            # Servers of all kinds, and the parents that replace some of them.
+            (tmp_path / "tree").mkdir()
+            (tmp_path / "mine").mkdir()
+            made = ["--cow", tmp_path / "tree", "--cow-backend", "fuse", "--mount", f"none:{tmp_path}/mine/new:tmp"]
+            text = viewfs("run", *made, "--mount", "none:/hello:hello", "--", sys.executable, "-c", script).out
         else:
             template, needs = SERVERS[profile]
             path = tmp_path / "hostile.py"

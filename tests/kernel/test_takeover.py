@@ -151,7 +151,7 @@ print(good, errors, wrong)
 """
 
 
-@pytest.mark.parametrize("kind", ["ext", "squashfs"])
+@pytest.mark.parametrize("kind", ["ext", "squashfs", "copy-on-write"])
 def test_servers_that_are_killed_every_second(
     open_view: Callable[..., View], image: Image, tmp_path: Path, kind: str
 ) -> None:
@@ -159,15 +159,24 @@ def test_servers_that_are_killed_every_second(
     seconds, readers = int(os.environ.get("VIEWFS_SOAK_KILLING", "4")), int(os.environ.get("VIEWFS_SOAK_READERS", "4"))
     files = {f"file{number}": random.Random(number).randbytes(300_000 * number) for number in range(1, 9)}
     (tmp_path / "sums").write_text("".join(f"{n} {hashlib.sha256(data).hexdigest()}\n" for n, data in files.items()))
+    (tmp_path / "files").mkdir()
+    for name, data in files.items():
+        (tmp_path / "files" / name).write_bytes(data)
     if kind == "ext":
-        disk = image(size="64M", **files)
-    else:
+        view = open_view("--mount", f"{image(size='64M', **files)}:/mnt")
+    elif kind == "squashfs":
         disk = tmp_path / "image.squashfs"
-        (tmp_path / "files").mkdir()
-        for name, data in files.items():
-            (tmp_path / "files" / name).write_bytes(data)
         subprocess.run(["mksquashfs", tmp_path / "files", disk, "-quiet", "-no-progress"], check=True)
-    view = open_view("--mount", f"{disk}:/mnt")
+        view = open_view("--mount", f"{disk}:/mnt")
+    else:
+        view = open_view("--cow", tmp_path / "files", "--cow-backend", "fuse")
+        view("mount", "-t", "bind", tmp_path / "files", "/mnt")
+
+    def server() -> int | None:
+        if kind != "copy-on-write":
+            return server_of(view)
+        return next((pid for pid, name in own_processes().items() if name == "viewfs-cow"), None)
+
     (tmp_path / "reader.py").write_text(READER)
     script = (
         f"for n in $(seq {readers}); do {sys.executable} {tmp_path}/reader.py {seconds} {tmp_path}/sums & done; wait"
@@ -184,7 +193,7 @@ def test_servers_that_are_killed_every_second(
         try:
             reading.wait(1)
         except subprocess.TimeoutExpired:
-            if (pid := server_of(view)) is not None:
+            if (pid := server()) is not None:
                 kill(pid)
                 killed += 1
     out, err = reading.communicate()
