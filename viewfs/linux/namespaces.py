@@ -13,8 +13,9 @@ __all__ = ["CloneFlags", "namespace_id", "parent_user_namespace", "setns", "unsh
 
 
 class CloneFlags(IntFlag):
-    """CLONE_NEW* of linux/sched.h."""
+    """CLONE_NEW* of linux/sched.h, and CLONE_FS."""
 
+    FS = 0x00000200
     NEWTIME = 0x00000080
     NEWNS = 0x00020000
     NEWCGROUP = 0x02000000

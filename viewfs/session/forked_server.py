@@ -13,11 +13,13 @@ import os
 import resource
 import select
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from viewfs.linux.namespaces import CloneFlags, unshare
 from viewfs.linux.process import die_with_parent, hide_memory, keep_only, pidfd_open, set_name
 from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
 from viewfs.mounts.fuse.counters import Counters
@@ -75,7 +77,15 @@ class ForkedServer:
         self._ledger = Ledger.create()
         self._descriptors = [None if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in descriptors]
         self._patience = Patience()
+        #: Nobody can take over any more.
+        self.is_given_up = False
         self.pid = self._start(successor=False)
+        # Whoever has made it looks at the mount, and could wait for a server that is dead.
+        self._is_kept = os.eventfd(0, os.EFD_CLOEXEC)
+        apart = threading.Event()
+        self._guard = threading.Thread(target=self._give_up_when_dead, args=[pidfd_open(self.pid), apart], daemon=True)
+        self._guard.start()
+        apart.wait()
 
     @property
     def fds(self) -> list[int]:
@@ -116,6 +126,24 @@ class ForkedServer:
             take_over(self._fuse)
         serve(self._make(*self._descriptors), self._fuse, self._counters, Ledger(self._ledger))
 
+    def _give_up_when_dead(self, pidfd: int, apart: threading.Event) -> None:
+        try:
+            unshare(CloneFlags.FS)  # else no other thread could join a mount namespace (setns(2))
+        finally:
+            apart.set()
+        poll = select.poll()
+        for fd in (pidfd, self._is_kept):
+            poll.register(fd, select.POLLIN)
+        if (pidfd, select.POLLIN) in poll.poll():
+            self.give_up()
+        os.close(pidfd)
+
+    def keep(self) -> None:
+        """From now on the caller looks after it: `seconds_to_replace`, `replace`, `give_up`."""
+        os.eventfd_write(self._is_kept, 1)
+        self._guard.join()
+        os.close(self._is_kept)
+
     def seconds_to_replace(self) -> float | None:
         """It has died: how long to wait before `replace`; None: for ever."""
         return self._patience.seconds(time.monotonic(), self._counters.snapshot().total)
@@ -125,15 +153,18 @@ class ForkedServer:
         self.pid = self._start(successor=True)
 
     def end(self) -> None:
-        """End it for good, and wait for that."""
+        """End it for good, and wait for that; it was not kept."""
+        self.keep()
         self.give_up()
         os.kill(self.pid, signal.SIGKILL)  # a child that nobody has asked after yet
         os.waitpid(self.pid, 0)
 
     def give_up(self) -> None:
         """Whoever waits for an answer gets an error, and nobody takes over."""
-        for fd in self.fds:
-            os.close(fd)
+        if not self.is_given_up:
+            self.is_given_up = True
+            for fd in self.fds:
+                os.close(fd)
 
 
 def server_names(servers: Sequence[ForkedServer]) -> list[str]:
@@ -158,9 +189,12 @@ def stay(
     """
     channel.receive()
     watched = watched or {}
+    for server in servers:
+        server.keep()
     if servers or ends:
         hide_memory()  # from programs of the view, which have the same user
-        keep_only(*{*watched, *ends, *(fd for server in servers for fd in server.fds)})
+        kept = [fd for server in servers if not server.is_given_up for fd in server.fds]
+        keep_only(*{*watched, *ends, *kept})
         _Keeper(servers, watched, ends).run()
 
 
@@ -218,7 +252,7 @@ class _Keeper:
         del self._serving[pidfd]
         os.close(pidfd)
         code = os.waitstatus_to_exitcode(status)
-        if code == 0:
+        if code == 0 or server.is_given_up:
             server.give_up()
             return
         how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"

@@ -382,11 +382,14 @@ def test_work_goes_on_while_servers_are_killed(viewfs: Viewfs, tmp_path: Path) -
     subprocess.run(command, cwd=tmp_path / "direct", check=True)
     viewfs.environment["VIEWFS_COW_BACKEND"] = "fuse"
     working = subprocess.Popen(
-        ["viewfs", "run", "--name", "n", "--cow", str(tmp_path / "cow"), "--", *command],
+        ["viewfs", "run", "--name", "n", "--cow", tmp_path / "cow", "--", "sh", "-c", 'echo; exec "$@"', "-", *command],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=viewfs.environment,
         cwd=tmp_path / "cow",
     )
+    assert working.stdout is not None and working.stdout.readline() == b"\n"
+    working.stdout.close()
     chance, killed = random.Random(1), 0
     while working.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -449,3 +452,24 @@ def test_a_directory_of_the_host_goes_on_being_served(viewfs: Viewfs, tmp_path: 
         assert rest == ["file", "here", "made", "outside", "there", "x", "y", "file", "here", "made", "outside"]
     assert view.returncode == 0
     assert (home / "made").read_text() == "three\n" and sorted(os.listdir(home)) == ["file", "made", "outside"]
+
+
+def test_nobody_waits_for_a_server_that_dies_at_once(viewfs: Viewfs, tree: Path) -> None:
+    """While the view is made, or by a command after it: there is an error, or what was to be done."""
+    viewfs.environment["VIEWFS_COW_BACKEND"] = "fuse"
+    viewfs.sh("--name", "n", "--cow", tree, script=f"cd {tree}; for n in $(seq 300); do echo $n > $n; done")
+    commands = (["run", "--name", "n", "--cow", str(tree), "--", "ls", str(tree)], ["diff", "--session", "n", "--stat"])
+    chance, killed, codes = random.Random(1), 0, set()
+    for number in range(20):
+        with subprocess.Popen(
+            ["viewfs", *commands[number % 2]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=viewfs.environment
+        ) as running:
+            while running.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.wait(chance.uniform(0.001, 0.02))
+                killed += len(kill_servers("viewfs-cow"))
+            assert running.stderr is not None
+            err = running.stderr.read().decode()
+        codes.add(running.returncode)
+        assert "Traceback" not in err, err
+    assert killed > 10 and len(codes) > 1, (killed, codes)
