@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,3 +174,26 @@ def test_more_files_than_may_be_open(open_view: Callable[..., View], home: Path)
     # So many descriptors it has had room for: a power of two.
     (slots,) = re.findall(r"^FDSize:\t(\d+)$", Path(f"/proc/{server}/status").read_text(), re.MULTILINE)
     assert int(slots) <= 2048
+
+
+IN_IT = """
+import mmap, os
+fd = os.open("appended", os.O_CREAT | os.O_RDWR | os.O_APPEND)
+os.write(fd, b"a" * 10)
+with mmap.mmap(fd, 10) as memory:
+    memory[:3] = b"XYZ"
+os.write(fd, b"end")
+unnamed = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
+os.write(unnamed, b"unnamed")
+os.link(f"/proc/self/fd/{unnamed}", "named", src_dir_fd=os.open("/", os.O_RDONLY), follow_symlinks=True)
+"""
+
+
+def test_mappings_and_files_without_a_name(viewfs: Viewfs, tmp_path: Path) -> None:
+    """A page of a mapping is not appended; a file that had no name gets one, on the host."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "in_it.py").write_text(IN_IT)
+    viewfs.sh("--mount", f"none:{home}/new:tmp", script=f"cd {home}; {sys.executable} {tmp_path}/in_it.py")
+    assert (home / "appended").read_bytes() == b"XYZaaaaaaaend"
+    assert (home / "named").read_bytes() == b"unnamed" and (home / "named").stat().st_nlink == 1

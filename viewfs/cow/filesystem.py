@@ -46,6 +46,7 @@ class CowFileSystem(CowNames):
     """`lower` with the changes that are in `upper`, which takes those to come."""
 
     cache_seconds = KEPT_SECONDS
+    is_changed_here_only = True
 
     def __init__(
         self,

@@ -256,7 +256,8 @@ class MergedTree:
         """Know again the nodes that the server before has noted."""
         records = {number: NodeRecord.from_bytes(data) for number, data in known.items()}
         for number, record in records.items():
-            node = Node(number, [], record.linked, record.merged, held=record.held, lower_path=record.lower_path)
+            node = Node(number, [], record.linked, record.merged, last=record.last)
+            node.held, node.lower_path = record.held, record.lower_path
             self._nodes[number] = node
             if record.linked:
                 self._linked[record.linked] = node

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from viewfs.linux.files import fallocate
+from viewfs.linux.files import fallocate, pwrite_at
 from viewfs.modules.api import ROOT_INODE, InodeNumber
 from viewfs.modules.lasting import LastingFile
 
@@ -25,8 +25,10 @@ def failed(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-#: Flags, linked, length of the path in the lower tree (-1: none); then its places: directory, length of the name.
+#: Flags, linked, length of the path in the lower tree (-1: none); then perhaps what it was (`_pack_status`), and its
+#: places: directory, length of the name.
 _NODE, _PLACE = struct.Struct("<BQi"), struct.Struct("<QH")
+_STATUS = struct.Struct("<IQQQIIqqqqqqQ")
 _HANDLE = struct.Struct("<QIQQ")
 
 
@@ -38,14 +40,18 @@ class NodeRecord(NamedTuple):
     linked: int
     #: See `Node.lower_path`.
     lower_path: bytes | None
+    #: What it was when its last name went.
+    last: os.stat_result | None
     #: Numbers of directories, and names.
     places: Sequence[tuple[int, bytes]]
 
     def to_bytes(self) -> bytes:
         """For `from_bytes`."""
-        lower = self.lower_path
-        length = -1 if lower is None else len(lower)
-        parts = [_NODE.pack(self.merged | self.held << 1, self.linked, length), lower or b""]
+        lower, last = self.lower_path, self.last
+        flags = self.merged | self.held << 1 | (last is not None) << 2
+        parts = [_NODE.pack(flags, self.linked, -1 if lower is None else len(lower)), lower or b""]
+        if last is not None:
+            parts.append(_pack_status(last))
         for directory, name in self.places:
             parts += [_PLACE.pack(directory, len(name)), name]
         return b"".join(parts)
@@ -55,12 +61,35 @@ class NodeRecord(NamedTuple):
         flags, linked, length = _NODE.unpack_from(data)
         here = _NODE.size + max(length, 0)
         lower = None if length < 0 else data[_NODE.size : here]
+        last = None
+        if flags & 4:
+            last = _unpack_status(data, here)
+            here += _STATUS.size
         places = []
         while here < len(data):
             directory, length = _PLACE.unpack_from(data, here)
             here += _PLACE.size + length
             places.append((directory, data[here - length : here]))
-        return cls(bool(flags & 1), bool(flags & 2), linked, lower, places)
+        return cls(bool(flags & 1), bool(flags & 2), linked, lower, last, places)
+
+
+def _pack_status(status: os.stat_result) -> bytes:
+    return _STATUS.pack(
+        status.st_mode, status.st_ino, status.st_dev, status.st_nlink, status.st_uid, status.st_gid, status.st_size,
+        status.st_blocks, status.st_blksize, status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns, status.st_rdev,
+    )  # fmt: skip
+
+
+def _unpack_status(data: bytes, offset: int) -> os.stat_result:
+    mode, inode, device, links, uid, gid, size, blocks, block, atime, mtime, ctime, rdev = _STATUS.unpack_from(
+        data, offset
+    )
+    times = atime // 10**9, mtime // 10**9, ctime // 10**9
+    more = {
+        "st_atime_ns": atime, "st_mtime_ns": mtime, "st_ctime_ns": ctime,
+        "st_blocks": blocks, "st_blksize": block, "st_rdev": rdev,
+    }  # fmt: skip
+    return os.stat_result((mode, inode, device, links, uid, gid, size, *times), more)
 
 
 class HandleRecord(NamedTuple):
@@ -111,7 +140,8 @@ class Node:
     def record(self) -> bytes:
         """For a successor."""
         places = [(directory.number, name) for directory, name in self.places]
-        return NodeRecord(self.merged, self.held, self.linked, self.lower_path, places).to_bytes()
+        last = self.last if not places else None
+        return NodeRecord(self.merged, self.held, self.linked, self.lower_path, last, places).to_bytes()
 
     @property
     def parent(self) -> Node | None:
@@ -161,12 +191,8 @@ class Handle(LastingFile):
     def fsync(self, *, data_only: bool) -> None:
         (os.fdatasync if data_only else os.fsync)(self.fd)
 
-    def write_again(self, position: int, data: bytes) -> int:
-        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC)  # and not to append
-        try:
-            return os.pwrite(fd, data, position)
-        finally:
-            os.close(fd)
+    def write_at(self, offset: int, data: bytes) -> int:
+        return pwrite_at(self.fd, data, offset) if self._flags & os.O_APPEND else self.write(offset, data)
 
     def record(self) -> bytes:
         status = os.fstat(self.fd)

@@ -6,13 +6,14 @@ Constants: linux/openat2.h, linux/fs.h.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from enum import IntFlag
 
 from viewfs.linux.libc import check, function, path_bytes, syscall
 
-__all__ = ["Rename", "Resolve", "birth_ns", "fallocate", "openat2", "renameat2", "syncfs"]
+__all__ = ["Rename", "Resolve", "birth_ns", "fallocate", "openat2", "pwrite_at", "renameat2", "syncfs"]
 
 
 class Resolve(IntFlag):
@@ -43,6 +44,8 @@ _statx = function("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c
 _STATX_SIZE, _STATX_BIRTH = 256, 80
 _STATX_BTIME = 0x800
 _AT_EMPTY_PATH = 0x1000
+#: RWF_NOAPPEND of linux/fs.h.
+_RWF_NOAPPEND = 0x20
 _syncfs = function("syncfs", ctypes.c_int)
 _fallocate = function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _renameat2 = syscall("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
@@ -71,6 +74,20 @@ def syncfs(fd: int) -> None:
 def renameat2(directory: int, name: bytes, new_directory: int, new_name: bytes, flags: Rename) -> None:
     """renameat2(2). EINVAL where the file system does not know a flag."""
     check(_renameat2(directory, name, new_directory, new_name, int(flags)), "renameat2", new_name)
+
+
+def pwrite_at(fd: int, data: bytes, offset: int) -> int:
+    """pwrite(2) to a file that is open for appending, where that would append (pwrite(2), BUGS)."""
+    try:
+        return os.pwritev(fd, [data], offset, _RWF_NOAPPEND)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:  # before Linux 6.9
+            raise
+    here = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        return os.pwrite(here, data, offset)
+    finally:
+        os.close(here)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

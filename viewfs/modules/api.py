@@ -147,6 +147,10 @@ class OpenFile:
         """Returns how many bytes were taken."""
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
+    def write_at(self, offset: int, data: bytes) -> Answer[int]:
+        """The same, and never appended, though the file be open for that: a page of a mapping (mmap(2))."""
+        return self.write(offset, data)
+
     def lseek(self, offset: int, whence: int) -> Answer[int]:
         """Where data or a hole begins, from `offset` on: `whence` is SEEK_DATA or SEEK_HOLE (lseek(2)).
 

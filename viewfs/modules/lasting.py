@@ -19,13 +19,6 @@ class LastingFile(OpenFile):
     def record(self) -> bytes:
         """What `LastingFileSystem.reopen` needs."""
 
-    def write_again(self, position: int, data: bytes) -> int:
-        """Append what the server before may have appended: `position` is where the file ended then.
-
-        Raises EIO where others may have appended to it meanwhile.
-        """
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
 
 class LostFile(LastingFile):
     """One that a successor could not open again: each call fails."""
@@ -42,8 +35,8 @@ class LostFile(LastingFile):
     def write(self, offset: int, data: bytes) -> int:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    def write_again(self, position: int, data: bytes) -> int:
-        return self.write(position, data)
+    def lseek(self, offset: int, whence: int) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def fsync(self, *, data_only: bool) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -55,6 +48,9 @@ class LastingFileSystem(WritableFileSystem):
     A successor does again what was begun when the server died. Where that can't be done twice, it is asked whether it
     was done.
     """
+
+    #: Nobody else changes its files: what was appended when the server died is where the file had ended.
+    is_changed_here_only: bool = False
 
     @abstractmethod
     def restore(

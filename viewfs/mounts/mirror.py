@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from viewfs.linux.files import Rename, fallocate, renameat2
+from viewfs.linux.files import Rename, fallocate, pwrite_at, renameat2
 from viewfs.linux.ids import known_ids
 from viewfs.modules.api import (
     ROOT_INODE,
@@ -82,6 +82,9 @@ class _Handle(LastingFile):
 
     def write(self, offset: int, data: bytes) -> int:
         return os.pwrite(self._fd, data, offset)
+
+    def write_at(self, offset: int, data: bytes) -> int:
+        return pwrite_at(self._fd, data, offset) if self._flags & os.O_APPEND else self.write(offset, data)
 
     def lseek(self, offset: int, whence: int) -> int:
         return os.lseek(self._fd, offset, whence)
@@ -332,6 +335,12 @@ class MirrorFileSystem(LastingFileSystem):
         self._check_not_own(directory, name, errno.EEXIST)
         os.mknod(name, mode, rdev, dir_fd=self._host(directory))
         return self._made(directory, name)
+
+    def tmpfile(self, directory: InodeNumber, mode: int, uid: int, gid: int) -> Attributes:
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+        fd = os.open(".", flags, stat.S_IMODE(mode), dir_fd=self._host(directory))
+        status = os.fstat(fd)
+        return self._attributes(self._remember((status.st_dev, status.st_ino), fd, None), status)
 
     def mkdir(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
         self._check_not_own(directory, name, errno.EEXIST)

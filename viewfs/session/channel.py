@@ -57,6 +57,16 @@ class Channel:
         return self._inbox.pop()
 
     @property
+    def is_at_end(self) -> bool:
+        """Is there nothing to receive, and so, where poll(2) tells that there is, the end?"""
+        if self._inbox:
+            return False
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError:
+            return True
+
+    @property
     def last_id(self) -> int:
         """The number of the newest request made by `call`."""
         return self._next_id

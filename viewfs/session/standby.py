@@ -108,8 +108,7 @@ def _poll(handles: SessionHandles) -> set[int]:
         events = {fd for fd, _event in poll.poll(_IDLE_MILLISECONDS)}
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until there is an event loop to hear it
     except _ToldToEnd:
-        handles.front.close()
-        return {handles.link.fileno()}
+        return {handles.front.fileno()}
     return events
 
 
@@ -132,9 +131,11 @@ def _stand_by(handles: SessionHandles) -> int:
     handles.inside = listen_in_view(namespace_id(namespaces["user"]))
     events = _poll(handles)
     if handles.front.fileno() in events:
-        told = handles.front.receive()
+        told = None if handles.front.is_at_end else handles.front.receive()
         handles.kept = told is not None and bool(told[0].get("keep"))
-    if (handles.front.fileno() in events and not handles.kept) or handles.link.fileno() in events:
+    # (What the agent says else, of a child that has ended say, is for the real one.)
+    agent_is_gone = handles.link.fileno() in events and handles.link.is_at_end
+    if (handles.front.fileno() in events and not handles.kept) or agent_is_gone:
         spare = own.union(*(take_servers(fds) for _report, fds in covers))
         end_session(namespace_id(namespaces["user"]), spare=spare, release=handles.link.close, agent=agent_pidfd)
         _end_layers(handles, covers)

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.kernel.conftest import SECONDS, Viewfs, kill, own_processes
+from tests.kernel.conftest import SECONDS, Viewfs, kill, own_processes, wait_until
 from tests.kernel.cow.conftest import snapshot
 from tests.kernel.cow.test_interrupted_commit import CHANGING, in_a_child, killed_at
 from tests.kernel.cow.test_random_work import SCRIPT, begin
@@ -314,7 +314,10 @@ def kill_servers(name: str) -> list[int]:
 PROGRAM = """
 import os, sys
 def begin():
-    global read, written, gone, lower_gone, appended, unnamed, replaced
+    global read, written, gone, lower_gone, appended, unnamed, replaced, removed, path_only, below_path_only
+    os.mkdir("removed"); removed = os.open("removed", os.O_RDONLY | os.O_DIRECTORY); os.rmdir("removed")
+    open("short", "w").write("short"); path_only = os.open("short", os.O_PATH); os.unlink("short")
+    os.chdir("deeper"); below_path_only = os.open("file", os.O_PATH); os.unlink("file"); os.chdir("..")
     read = open("../text"); read.readline()
     written = open("../new", "w"); written.write("new\\n"); written.flush()
     gone = open("../gone", "w+"); gone.write("gone\\n"); gone.flush(); os.unlink("../gone")
@@ -331,7 +334,8 @@ def go_on(number):
     read.seek(0); lower_gone.seek(0); replaced.seek(0)
     return [read.read(), open("../new").read(), gone.read(), lower_gone.read(), os.pread(unnamed, 100, 0),
             replaced.read(), open("../other").read(), sorted(os.listdir(".")), os.getcwd(),
-            os.fstat(gone.fileno()).st_nlink]
+            os.fstat(gone.fileno()).st_nlink, os.listdir(removed), os.fstat(removed).st_nlink,
+            os.fstat(path_only).st_size, os.fstat(path_only).st_nlink, os.fstat(below_path_only).st_nlink]
 begin()
 for number, _line in enumerate(iter(sys.stdin.readline, "")):
     print(go_on(number), flush=True)
@@ -366,6 +370,7 @@ def test_programs_go_on_with_what_they_have_open(viewfs: Viewfs, tree: Path, tmp
         assert row == [
             f"one\ntwo\nthree\n{lines}", f"new\n{lines}", f"gone\n{lines}", "to be deleted\n", b"unnamed\n",
             "replaced\n", "third\n", ["deeper", *(f"moved{n}" for n in range(number + 1))], str(working), 0,
+            [], 0, 5, 0, 0,
         ]  # fmt: skip
     assert sorted(path.name for path in working.iterdir()) == ["deeper", "gone"]
 
@@ -473,3 +478,33 @@ def test_nobody_waits_for_a_server_that_dies_at_once(viewfs: Viewfs, tree: Path)
         codes.add(running.returncode)
         assert "Traceback" not in err, err
     assert killed > 10 and len(codes) > 1, (killed, codes)
+
+
+def test_the_parent_of_a_server_is_killed(viewfs: Viewfs, tree: Path) -> None:
+    """Its mount is gone, and the view goes on, however young it is."""
+    viewfs.environment["VIEWFS_COW_BACKEND"] = "fuse"
+    running = subprocess.Popen(
+        [
+            "viewfs",
+            "run",
+            "--name",
+            "n",
+            "--cow",
+            str(tree),
+            "--",
+            "sh",
+            "-c",
+            "echo; read l; ls $0; echo on",
+            str(tree),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=viewfs.environment,
+    )
+    assert running.stdout is not None and running.stdout.readline() == "\n"
+    assert len(kill_servers("viewfs-cover")) == 1
+    wait_until(lambda: not servers("viewfs-cow"), "its server is gone too")
+    out, err = running.communicate("\n", timeout=SECONDS)
+    assert (running.returncode, out) == (0, "on\n") and "not connected" in err

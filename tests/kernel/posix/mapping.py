@@ -24,6 +24,17 @@ def mapped_and_read(top: Path) -> None:
 
 
 @on_files
+def mapped_by_who_appends(top: Path) -> None:
+    """A page of a mapping goes where it is in the file, though the file was opened to append to it."""
+    with opened(top / "file", os.O_RDWR | os.O_APPEND) as fd:
+        with mmap.mmap(fd, 0) as memory:
+            memory[5000:5007] = b"mapped!"
+            memory.flush()
+        os.write(fd, b"appended")
+    assert (top / "file").read_bytes() == CONTENT[:5000] + b"mapped!" + CONTENT[5007:] + b"appended"
+
+
+@on_files
 def written_and_mapped(top: Path) -> None:
     """What is written to the file is seen in a mapping at once."""
     with opened(top / "file", os.O_RDWR) as fd, mmap.mmap(fd, 0) as memory:

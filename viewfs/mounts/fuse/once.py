@@ -122,17 +122,25 @@ class LastingOperations(Operations):
 
     def _end_to_append_to(self, request: Request) -> int:
         """Where a file ends that is to be appended to; 0 for all else."""
-        if request.opcode != Opcode.WRITE or not request.fields[5] & os.O_APPEND:
+        if not self._is_append(request):
             return 0
         return cast(int, self._open_file(request.fields[0]).lseek(0, os.SEEK_END))
+
+    @staticmethod
+    def _is_append(request: Request) -> bool:
+        if request.opcode != Opcode.WRITE:
+            return False
+        return bool(request.fields[5] & os.O_APPEND) and not request.fields[3] & protocol.WRITE_CACHE
 
     def _again(self, request: Request, before: LastRequest) -> Answer[Body]:
         """Carry out what was begun when the server before died."""
         opcode = request.opcode
-        if opcode == Opcode.WRITE and request.fields[5] & os.O_APPEND:
+        if self._is_append(request):
+            if not self._lasting.is_changed_here_only:
+                raise error(errno.EIO)
             handle, _offset, size = request.fields[:3]
-            file = cast(LastingFile, self._open_file(handle))
-            return protocol.encode_size(file.write_again(before.position, request.rest[:size]))
+            written = self._open_file(handle).write_at(before.position, request.rest[:size])
+            return protocol.encode_size(cast(int, written))
         if opcode == Opcode.RENAME2 and request.fields[1] & Rename.EXCHANGE:
             raise error(errno.EIO)  # whatever was exchanged would be exchanged back
         try:

@@ -303,10 +303,13 @@ class Operations(Changing):
         return then(self._open_file(handle).fsync(data_only=bool(flags & 1)), done) if handle else b""
 
     def _write(self, request: Request) -> Answer[Body]:
-        handle, offset, size = request.fields[:3]
+        handle, offset, size, flags = request.fields[:4]
         data = request.rest[:size]
         if handle:
-            return then(self._open_file(handle).write(offset, data), protocol.encode_size)
+            file = self._open_file(handle)
+            # A page of a mapping comes with any descriptor that can write.
+            write = file.write_at if flags & protocol.WRITE_CACHE else file.write
+            return then(write(offset, data), protocol.encode_size)
         if self._writable is None:
             raise error(errno.EROFS)
         return then(self._writable.write(self._inode(request.node), offset, data), protocol.encode_size)

@@ -148,6 +148,8 @@ class Notify(IntEnum):
     RESEND = 7
 
 
+#: FUSE_WRITE_CACHE: what is written comes from the page cache, and the descriptor is a guess.
+WRITE_CACHE = 1 << 0
 #: FUSE_POLL_SCHEDULE_NOTIFY: the caller waits, and wants to be told.
 POLL_SCHEDULE_NOTIFY = 1
 #: FUSE_IOCTL_32BIT: the caller is a program of 32 bits on a kernel of 64.
