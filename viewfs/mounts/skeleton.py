@@ -329,6 +329,11 @@ class Skeleton:
         #: Readable when names have changed.
         self.changes = watch(below)
 
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What it needs open."""
+        return self._below, self._top, self._writable, self.changes
+
     def update(self) -> None:
         """Wait until names have changed in the directory below, and follow. Raises OSError."""
         for name in changed_names(self.changes):

@@ -182,10 +182,12 @@ def stay(
     servers: Sequence[ForkedServer],
     watched: Mapping[int, Callable[[], None]] | None = None,
     ends: Collection[int] = (),
+    kept: Collection[int] = (),
 ) -> None:
     """Until what was sent has been received, which must not be closed here before; and as long as there are servers.
 
-    `watched` says what to do when a descriptor is readable; as long as one of `ends` is not, there is reason to stay.
+    `watched` says what to do when a descriptor is readable, for which those that are `kept` are needed; as long as one
+    of `ends` is not readable, there is reason to stay.
     """
     channel.receive()
     watched = watched or {}
@@ -193,8 +195,8 @@ def stay(
         server.keep()
     if servers or ends:
         hide_memory()  # from programs of the view, which have the same user
-        kept = [fd for server in servers if not server.is_given_up for fd in server.fds]
-        keep_only(*{*watched, *ends, *kept})
+        needed = [fd for server in servers if not server.is_given_up for fd in server.fds]
+        keep_only(*{*watched, *ends, *kept, *needed})
         _Keeper(servers, watched, ends).run()
 
 

@@ -67,7 +67,8 @@ class Mirrors:
         """As long as there is anything to do: servers to wait for, skeletons to keep up to date."""
         watched = {skeleton.changes: skeleton.update for skeleton, _ours, _theirs in self._skeletons.values()}
         ends = [ours.fileno() for _skeleton, ours, _theirs in self._skeletons.values()]
-        stay(channel, self.servers, watched, ends)
+        kept = [fd for skeleton, _ours, _theirs in self._skeletons.values() for fd in skeleton.fds]
+        stay(channel, self.servers, watched, ends, kept)
 
     @property
     def directories(self) -> set[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +28,7 @@ from viewfs.session.scaffold import Scaffold
 from viewfs.session.served import ServedMount
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.view_layers import ViewLayers
+from viewfs.session.waiting import answering, ended_first, while_alive
 
 __all__ = ["ServedMount", "View"]
 
@@ -42,36 +43,6 @@ def _held(fd: int | None) -> int:
     if fd is None:
         raise ViewfsError("the mount has been given up meanwhile")
     return fd
-
-
-@contextlib.contextmanager
-def _answering(doing: str, seconds: float, remedy: str) -> Iterator[None]:
-    """Wait for no answer longer than that. Raises `ViewfsError`."""
-    try:
-        with trio.fail_after(seconds):
-            yield
-    except trio.TooSlowError:
-        raise ViewfsError(f"{doing}: no answer after {seconds} seconds", remedy=remedy) from None
-
-
-@contextlib.asynccontextmanager
-async def _ended_first(worker: WorkerProcess, served: ServedMount) -> AsyncIterator[None]:
-    """Where the block is left by an exception the server ends, and nobody waits for it any more."""
-    try:
-        yield
-    except BaseException:
-        worker.child.kill()
-        served.release()
-        raise
-
-
-@contextlib.asynccontextmanager
-async def _while_alive(server: Child, doing: str) -> AsyncIterator[None]:
-    """What is waited for in the block comes from `server`. Raises `ViewfsError` when that ends."""
-    with trio.CancelScope() as scope, server.when_ended(scope.cancel):
-        yield
-    if scope.cancelled_caught:
-        raise ViewfsError(f"{doing}: its server ended ({server.how_it_ended})", remedy="see `viewfs log`")
 
 
 class _Descriptors:
@@ -177,13 +148,13 @@ class View:
         for apart in (True, False):
             # What takes its time to open keeps nobody else from changing the view.
             async with self.agent.worker("mount", request | {"apart": apart}, apart=apart) as worker:
-                with _answering(doing, deadline, "is it damaged, or on a file system that hangs? -o deadline=SECONDS"):
+                with answering(doing, deadline, "is it damaged, or on a file system that hangs? -o deadline=SECONDS"):
                     report, fds = await worker.answer(doing)
                 if report.get("needs_callers"):
                     continue
                 with _Descriptors(fds, report.pop("descriptors")) as opened:
                     decided = Decided.from_json(report)
-                    with _answering(doing, deadline, "is it damaged? -o deadline=SECONDS waits longer"):
+                    with answering(doing, deadline, "is it damaged? -o deadline=SECONDS waits longer"):
                         found = await worker.found(doing, decided)
                     async with self._changing:
                         return await self._place(request, worker, decided, found, opened, nursery)
@@ -216,12 +187,12 @@ class View:
         done = 0  # how many of them have something attached
         try:
             seconds = min(_PLACE_SECONDS, options.deadline)
-            with _answering(doing, seconds, "does a file system on the way there hang?"):
+            with answering(doing, seconds, "does a file system on the way there hang?"):
                 mirrors = {"mirrors": list(self._mirrors)}
                 request_fds = list(self._mirrors.values())
                 async with (
                     self.agent.worker("place", wanted | mirrors, request_fds, undoes=True) as placer,
-                    _ended_first(worker, served),  # whose mount the placer may be looking at
+                    ended_first(worker, served),  # whose mount the placer may be looking at
                 ):
                     placed, fds = await placer.answer(doing)
                     plans = [MountPointPlan.from_json(plan) for plan in placed["plans"]]
@@ -241,7 +212,7 @@ class View:
                             # What is to be attached are files of the mount, and looking at them takes its server.
                             await self._let_serve(worker, served, made.take(count + 1), opened)
                             await placer.channel.send({"served": True})
-                            async with _while_alive(worker.child, doing):
+                            async with while_alive(worker.child, doing):
                                 _ok, trees = await placer.answer(doing)
                             stack.enter_context(_Descriptors(trees))
                         # From here on there is no giving up: what is attached gets recorded.
@@ -252,7 +223,7 @@ class View:
                             if not kernel and served.server is None:
                                 await self._let_serve(worker, served, made.take(count + 1), opened)
                             await placer.channel.send({"attached": True})
-                            with _answering(doing, _PLACE_SECONDS, "see `viewfs log`"):
+                            with answering(doing, _PLACE_SECONDS, "see `viewfs log`"):
                                 attached, _none = await placer.answer(doing)
                         snapshot = made.take(0)
                         self._adopt_mirrors(placed, rest)
@@ -397,7 +368,7 @@ class View:
             with trio.CancelScope(shield=True):
                 doing = f"cannot unmount {mount.path}"
                 async with self.agent.worker("unmount", {"paths": paths, "lazy": lazy}) as worker:
-                    with _answering(doing, _PLACE_SECONDS, "--force takes it away though its server hangs"):
+                    with answering(doing, _PLACE_SECONDS, "--force takes it away though its server hangs"):
                         _report, (snapshot,) = await worker.answer(doing)
                 self._keep_snapshot(snapshot)
                 for one in (*(inside if force else ()), mount):  # what is inside goes with it
@@ -515,7 +486,7 @@ class View:
         request = served.request | {"anew": anew, "descriptors": list(given)}
         doing = f"cannot have another server take over {decided.path}"
         async with self.agent.worker("resume", request, list(given.values()), apart=True) as worker:
-            with _answering(doing, served.options.deadline, "see `viewfs log`"):
+            with answering(doing, served.options.deadline, "see `viewfs log`"):
                 found = await worker.found(doing, decided)
             if found != served.found:
                 raise ViewfsError(

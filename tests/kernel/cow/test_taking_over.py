@@ -17,7 +17,7 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,14 @@ from viewfs.mounts.fuse.once import LastingOperations
 from viewfs.mounts.fuse.protocol import Opcode, decode
 
 RESENT = 1 << 63
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """That of this process is changed by a file system that is served in it."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 class Kernel:
