@@ -245,7 +245,7 @@ def test_whatever_it_says_has_no_consequences(
 
     (`make soak-servers`: 100,000 reports.)
     """
-    count = int(os.environ.get("VIEWFS_SOAK_REPORTS", "150"))
+    count = int(os.environ.get("VIEWFS_SOAK_REPORTS", "60"))
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     of_kind = SAYS_ANYTHING_OF_FILES if kind == "files" else SAYS_ANYTHING_OF_DEVICES
