@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,40 @@ from tests.kernel.conftest import View, Viewfs
 from viewfs.errors import ViewfsError
 from viewfs.session.client import find_session
 
+#: What the modules here begin with.
+SOCKETS = """
+import array, json, os, random, socket, stat, struct, time
+
+def sockets():
+    for fd in range(3, 100):
+        try:
+            is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+        except OSError:
+            continue
+        if is_socket:
+            yield fd
+
+def send(fd, data, descriptors=0):
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd] * descriptors))]
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        if descriptors:
+            sock.sendmsg([data], rights)
+            return
+    except PermissionError:
+        pass  # a reader can send none
+    finally:
+        sock.detach()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        sock.sendall(data, socket.MSG_NOSIGNAL)
+    finally:
+        sock.detach()
+"""
+
 #: A module whose `open`, which runs sealed, plays the part of one that was taken over: it writes what it likes to every
 #: socket that it has.
 MODULE = """
-import array, json, os, socket, stat, struct
 from viewfs.modules.api import FileSystem, Module
 
 MESSAGE = %s
@@ -27,18 +58,8 @@ class Hostile(Module):
 
     def open(self, mounting):
         body = json.dumps(MESSAGE).encode()
-        for fd in range(3, 100):
-            try:
-                if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                    continue
-            except OSError:
-                continue
-            rights = []
-            if MESSAGE.get("fds"):
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd] * MESSAGE["fds"]))]
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
-            sock.sendmsg([struct.pack(">I", len(body)) + body], rights)
-            sock.detach()
+        for fd in sockets():
+            send(fd, struct.pack(">I", len(body)) + body, MESSAGE.get("fds", 0))
         os._exit(0)
 """
 
@@ -67,7 +88,7 @@ def test_what_it_says_has_no_consequences(viewfs: Viewfs, tmp_path: Path, messag
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     text = repr(MESSAGES[message]).replace("'EVIL'", repr(str(evil)))
-    (tmp_path / "hostile.py").write_text(MODULE % text)
+    (tmp_path / "hostile.py").write_text(SOCKETS + MODULE % text)
     script = f"""
         viewfs mount -t {tmp_path}/hostile.py none /mnt && echo mounted
         ls /usr/bin/env; grep -c hostile /proc/self/mountinfo || true
@@ -77,6 +98,7 @@ def test_what_it_says_has_no_consequences(viewfs: Viewfs, tmp_path: Path, messag
     lines = result.out.splitlines()
     assert lines[:2] == ["/usr/bin/env", "0"], result
     assert "Hello from viewfs!" in result.out
+    assert "not permitted" not in result.err, "it could say it"
     assert result.err.count("\n") == 1 and "\x1b" not in result.err and "Traceback" not in result.err, result
     assert not (tmp_path / "ran").exists() and os.path.exists("/usr/bin/env")
 
@@ -112,31 +134,22 @@ def test_a_log_that_is_flooded(viewfs: Viewfs, tmp_path: Path) -> None:
 
 
 NEVER_ANSWERS = """
-import json, os, socket, stat, struct, time
 from viewfs.modules.device import DeviceModule
 
 class Hostile(DeviceModule):
     name = "hostile"
 
     def devices(self, mounting):
-        fd = next(fd for fd in range(3, 100) if is_socket(fd))
         found = {"root_mode": 0o100666, "writable": True, "resumable": False, "names": [""]}
         body = json.dumps({"ok": found}).encode()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
-        sock.sendall(struct.pack(">I", len(body)) + body)
+        send(next(sockets()), struct.pack(">I", len(body)) + body)
         time.sleep(1000)
-
-def is_socket(fd):
-    try:
-        return stat.S_ISSOCK(os.fstat(fd).st_mode)
-    except OSError:
-        return False
 """
 
 
 def test_a_device_that_never_answers_takes_nothing_with_it(viewfs: Viewfs, tmp_path: Path) -> None:
     """It says that it is there, and then is not: the directory in which it was to be stays as it is."""
-    (tmp_path / "hostile.py").write_text(NEVER_ANSWERS)
+    (tmp_path / "hostile.py").write_text(SOCKETS + NEVER_ANSWERS)
     (tmp_path / "place").mkdir()
     script = f"""
         cd {tmp_path}/place
@@ -152,7 +165,6 @@ def test_a_device_that_never_answers_takes_nothing_with_it(viewfs: Viewfs, tmp_p
 #: The same with a message for each seed: bytes of no form, other fields, other values, other descriptors; also some
 #: that are honest. A server says so once or more, and goes on, ends, or dies.
 SAYS_ANYTHING = """
-import array, json, os, random, socket, stat, struct
 from viewfs.modules.api import Module
 from viewfs.modules.device import CharDevice, DeviceModule
 from viewfs.modules.nodes import computed_file
@@ -167,7 +179,7 @@ FIELDS = ["root_mode", "writable", "resumable", "names", "type", "path", "source
           "uses_view", "has_devices", "device", "source_identity", "is_built_in", "needs_callers", "id", "op", "ended",
           "status", "error", "ok", "fds", "plans", "rest", "mirrors", "served", "attached"]
 
-def message(chance, honest):
+def message(chance, honest, descriptors):
     kind = chance.randrange(6)
     if kind == 0:
         lies = struct.pack(">I", chance.randrange(1 << 32)) + b"x" * 50
@@ -184,6 +196,8 @@ def message(chance, honest):
         top = {{"error": chance.choice([*VALUES, said])}}
     elif kind == 2:
         top = chance.choice([found, {{"ok": chance.choice(VALUES)}}, {{}}, [found], {{"id": 1, "ok": found}}])
+    if descriptors and isinstance(top, dict) and chance.random() < 0.7:
+        top = {{**top, "fds": descriptors}}
     body = json.dumps(top).encode()
     if kind == 3:
         body = bytearray(body)
@@ -193,23 +207,13 @@ def message(chance, honest):
 
 def play(seed, honest):
     chance = random.Random(seed)
-    for fd in range(3, 100):
-        try:
-            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                continue
-        except OSError:
-            continue
+    for fd in sockets():
         for _ in range(chance.choice([1, 1, 1, 2, 5])):
-            rights = []
-            if chance.random() < 0.1:
-                number = chance.choice([1, 2, 5, 100])
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd] * number))]
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+            descriptors = chance.choice([1, 2, 5, 100]) if chance.random() < 0.2 else 0
             try:
-                sock.sendmsg([message(chance, honest)], rights)
+                send(fd, message(chance, honest, descriptors), descriptors)
             except OSError:
                 pass
-            sock.detach()
     if chance.random() < 0.7:
         os._exit(chance.choice([0, 0, 1]))
     if chance.random() < 0.5:
@@ -237,7 +241,11 @@ class Hostile(DeviceModule):
 """
 
 
-@pytest.mark.parametrize("kind", ["files", "devices"])
+#: Characters of a message, or a remedy, that are passed on.
+LONGEST = 10_000
+
+
+@pytest.mark.parametrize("kind", ["files", "devices", "files of the view"])
 def test_whatever_it_says_has_no_consequences(
     open_view: Callable[..., View], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -248,14 +256,16 @@ def test_whatever_it_says_has_no_consequences(
     count = int(os.environ.get("VIEWFS_SOAK_REPORTS", "60"))
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    of_kind = SAYS_ANYTHING_OF_FILES if kind == "files" else SAYS_ANYTHING_OF_DEVICES
+    of_kind = SAYS_ANYTHING_OF_DEVICES if kind == "devices" else SAYS_ANYTHING_OF_FILES
+    if kind == "files of the view":  # which can send descriptors too
+        of_kind = of_kind.replace("options = OPTIONS", "options, uses_view = OPTIONS, True")
     module = tmp_path / "hostile.py"
-    module.write_text(SAYS_ANYTHING.format(evil=str(evil)) + of_kind)
+    module.write_text(SOCKETS + SAYS_ANYTHING.format(evil=str(evil)) + of_kind)
     view = open_view()
     monkeypatch.setenv("XDG_RUNTIME_DIR", view.viewfs.environment["XDG_RUNTIME_DIR"])
     supervisor = view.supervisor
     before = mounted(view)
-    mounts = 0
+    mounts, refused = 0, Counter[tuple[bool, bool]]()
     with contextlib.closing(find_session(view.name)) as session:
         request = {
             "type": str(module), "source": "", "path": "/place", "cwd": "/", "operation": "insmod",
@@ -265,7 +275,9 @@ def test_whatever_it_says_has_no_consequences(
             try:
                 result = session.request("mount", **request, options={"seed": str(seed), "deadline": "1"})
             except ViewfsError as error:
-                assert str(error).isprintable() and len(str(error)) < 2000, seed
+                assert all(text.isprintable() for text in (error.message, error.remedy or "")), seed
+                assert max(map(len, (error.message, error.remedy or ""))) <= LONGEST, seed
+                refused["what can't be" in str(error), "descriptors" in str(error)] += 1
                 continue
             finally:
                 if seed == 20:
@@ -276,7 +288,8 @@ def test_whatever_it_says_has_no_consequences(
     assert mounted(view) == before and view.json("lsmod")["modules"] == []
     assert view.supervisor == supervisor and not (tmp_path / "ran").exists()
     assert files is not None and len(os.listdir(f"/proc/{supervisor}/fd")) <= files + 5
-    assert 0 < mounts < count
+    assert 0 < mounts < count and refused[True, False] > count / 10, "it was heard"
+    assert (refused[False, True] > 0) == (kind == "files of the view"), refused
     print(f"{kind}: {count} reports, {mounts} mounts, which were asked for")
 
 

@@ -14,7 +14,8 @@ import trio
 from viewfs.errors import ViewfsError
 from viewfs.linux.process import pid_of, pidfd_send_signal
 from viewfs.session.async_channel import AsyncChannel
-from viewfs.session.protocol import Message, result_of
+from viewfs.session.inbox import result_with
+from viewfs.session.protocol import Message
 from viewfs.session.reports import Decided, Found
 
 __all__ = ["AgentLink", "Child", "WorkerProcess"]
@@ -87,7 +88,7 @@ class WorkerProcess:
                 await self.child.ended.wait()
             raise ViewfsError(f"{doing}: the worker ended ({self.child.how_it_ended})", remedy="see `viewfs log`")
         message, fds = received
-        return result_of(message), fds
+        return result_with(message, fds)
 
     async def found(self, doing: str, decided: Decided) -> Found:
         """What a server found that has shut itself in, and that its source may have taken over since. Raises as
@@ -164,7 +165,7 @@ class AgentLink:
             gone = ViewfsError("the session is ending: its agent is gone", remedy="start another")
             raise gone if self._is_gone else ViewfsError("the agent does not answer", remedy="is it stopped?")
         message, received = self._replies.pop(number)
-        return result_of(message), received
+        return result_with(message, received)
 
     def _adopt(self, pid: int, pidfd: int, *, is_waited_for: bool = False) -> Child:
         child = Child(pidfd, is_waited_for=is_waited_for)

@@ -10,8 +10,8 @@ import socket
 from typing import Any
 
 from viewfs.linux.scm import in_pieces, rights
-from viewfs.session.inbox import ANCILLARY_SIZE, Inbox, Received
-from viewfs.session.protocol import Message, encode, result_of
+from viewfs.session.inbox import ANCILLARY_SIZE, Inbox, Received, result_with
+from viewfs.session.protocol import Message, encode
 
 __all__ = ["Channel", "Received", "socket_pair"]
 
@@ -86,7 +86,7 @@ class Channel:
         while (received := self.receive()) is not None:
             message, received_fds = received
             if message.get("id") == self._next_id:
-                return result_of(message), received_fds
+                return result_with(message, received_fds)
             for fd in received_fds:
                 os.close(fd)
         raise ConnectionError(f"the connection ended before {op} was answered")

@@ -6,16 +6,28 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
+from viewfs.errors import ViewfsError
 from viewfs.linux.scm import MAX_WITH_ONE, Ancillary, descriptors_in, room_for
-from viewfs.session.protocol import FrameDecoder, Message, ProtocolError
+from viewfs.session.protocol import FrameDecoder, Message, ProtocolError, result_of
 
-__all__ = ["ANCILLARY_SIZE", "Inbox", "Received"]
+__all__ = ["ANCILLARY_SIZE", "Inbox", "Received", "result_with"]
 
 #: A message and the descriptors that came with it, which are the receiver's now.
 Received = tuple[Message, list[int]]
 #: Room to give to recvmsg(2) for ancillary data, in bytes.
 ANCILLARY_SIZE = room_for(MAX_WITH_ONE)
+
+
+def result_with(reply: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+    """What a reply brings, and its descriptors. Raises the `ViewfsError` that it carries, and then closes those."""
+    try:
+        return result_of(reply), fds
+    except ViewfsError:
+        for fd in fds:
+            os.close(fd)
+        raise
 
 
 class Inbox:

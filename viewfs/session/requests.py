@@ -185,7 +185,7 @@ class Connection:
         if path is not None and (mount := self._view.epochs.visible_on(path)) is not None:
             return mount
         module = request.get("module")
-        if module is None:
+        if module is None or "/" in module:
             raise NotFoundError(f"nothing of this view is mounted on {path}", remedy="`viewfs lsmod` lists what is")
         loaded = [mount for mount in self._view.epochs.live() if mount.type == module]
         if not loaded:

@@ -103,15 +103,15 @@ class LastingOperations(Operations):
         before, self._before = self._before, None
         if before is not None and request.unique == before.unique | _RESENT:
             if before.answer is None:
-                return self._finish(request, lambda: self._again(request, before))
+                return self._finish(lambda: self._again(request, before))
             number, body = before.answer
             if number:
                 raise error(number)
             return body
         self._ledger.begin(request.unique & ~_RESENT, self._end_to_append_to(request))
-        return self._finish(request, lambda: super(LastingOperations, self).dispatch(request))
+        return self._finish(lambda: super(LastingOperations, self).dispatch(request))
 
-    def _finish(self, request: Request, carry_out: Callable[[], Answer[Body]]) -> Answer[Body]:
+    def _finish(self, carry_out: Callable[[], Answer[Body]]) -> Answer[Body]:
         try:
             body = cast(bytes, carry_out())
         except OSError as failure:
