@@ -9,7 +9,7 @@
 # make bench-cow       the same for copy-on-write views; writes docs/cow.md
 # make soak   the tests that take long: a million files, hundreds of random trees
 # make lock   choose versions of the Python packages anew: tools/locked
-# make soak-servers   servers killed for ten minutes, 10,000 mounts, 1,000 at once, 500 random kills, 100,000 hostile reports
+# make soak-servers   servers killed for ten minutes, 10,000 mounts, 1,000 at once, 500 random kills, 150,000 hostile reports
 
 .PHONY: demo test lint lock wheel fuzz conformance soak soak-servers bench bench-devices bench-cow clean
 

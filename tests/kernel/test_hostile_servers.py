@@ -251,7 +251,7 @@ def test_whatever_it_says_has_no_consequences(
 ) -> None:
     """What is mounted is what was asked for, where it was asked for; nothing is imported, and nothing is left open.
 
-    (`make soak-servers`: 100,000 reports.)
+    (`make soak-servers`: 50,000 reports of each.)
     """
     count = int(os.environ.get("VIEWFS_SOAK_REPORTS", "60"))
     evil = tmp_path / "evil.py"
@@ -289,7 +289,7 @@ def test_whatever_it_says_has_no_consequences(
     assert view.supervisor == supervisor and not (tmp_path / "ran").exists()
     assert files is not None and len(os.listdir(f"/proc/{supervisor}/fd")) <= files + 5
     assert 0 < mounts < count and refused[True, False] > count / 10, "it was heard"
-    assert (refused[False, True] > 0) == (kind == "files of the view"), refused
+    assert refused[False, True] or kind != "files of the view", refused
     print(f"{kind}: {count} reports, {mounts} mounts, which were asked for")
 
 
