@@ -76,7 +76,7 @@ def test_any_process_at_any_moment(viewfs: Viewfs, image: Callable[..., Path], t
     assert len({name for name in victims if name}) > 1, f"seed {seed}: several kinds of processes were met"
 
 
-@pytest.mark.parametrize("name", ["viewfs-agent", "viewfs-supervis"])
+@pytest.mark.parametrize("name", ["viewfs-agent", "viewfs-standby", "viewfs-supervis"])
 def test_a_process_that_is_stopped_keeps_nobody_waiting_for_ever(viewfs: Viewfs, tmp_path: Path, name: str) -> None:
     """`viewfs ps` tells of the other sessions."""
     first = subprocess.Popen(
@@ -88,6 +88,7 @@ def test_a_process_that_is_stopped_keeps_nobody_waiting_for_ever(viewfs: Viewfs,
     )
     assert first.stdout is not None and first.stdout.readline() == b"ready\n"
     stopped = 0
+    viewfs("lsmod", "--session", "stopped")  # for which there is a supervisor
     try:
         (stopped,) = wait_until(
             lambda: [pid for pid, called in session_processes(tmp_path).items() if called == name], "it has its name"

@@ -86,7 +86,7 @@ def _pids_of(view: View, name: str) -> list[int]:
     return [pid for pid, command in own_processes().items() if command == name]
 
 
-@pytest.mark.parametrize("victim", ["front", "supervisor", "agent", "command", "server"])
+@pytest.mark.parametrize("victim", ["front", "standby", "supervisor", "agent", "command", "server"])
 @pytest.mark.parametrize("options", [(), ("--pid",)])
 def test_nothing_is_left_whoever_is_killed(
     open_view: Callable[..., View], image: Callable[..., Path], victim: str, options: tuple[str, ...]
@@ -101,7 +101,12 @@ def test_nothing_is_left_whoever_is_killed(
         env=view.viewfs.environment,
     )
     assert inside.stdout is not None and inside.stdout.readline()
-    names = {"supervisor": "viewfs-supervis", "agent": "viewfs-agent", "server": "viewfs-ext"}
+    names = {
+        "standby": "viewfs-standby",
+        "supervisor": "viewfs-supervis",
+        "agent": "viewfs-agent",
+        "server": "viewfs-ext",
+    }
     if victim == "front":
         view.process.kill()
     elif victim == "command":
@@ -111,15 +116,15 @@ def test_nothing_is_left_whoever_is_killed(
     else:
         for pid in _pids_of(view, names[victim]):
             kill(pid)
-    if victim == "server":
-        wait_until(lambda: view.json("lsmod")["modules"][0]["server"], "another server has taken over")
+    if victim in ("server", "supervisor"):
+        wait_until(lambda: view.json("lsmod")["modules"][0]["server"], "another has taken over")
         assert view.sh("cat /mnt/file /hello").out == "contentHello from viewfs!\n"
         view.close()
     assert inside.wait(60) != 0
     inside.stdout.close()
     code = view.process.wait(60)
-    assert code == {"front": -signal.SIGKILL, "command": 137, "supervisor": 1, "agent": 1, "server": 0}[victim]
-    if victim in ("supervisor", "agent"):
+    assert code == {"front": -signal.SIGKILL, "command": 137, "standby": 1, "agent": 1}.get(victim, 0)
+    if victim in ("standby", "agent"):
         assert view.process.stderr is not None
         assert view.process.stderr.read() == f"viewfs: the session ended: its {victim} was killed by SIGKILL\n"
 
@@ -151,7 +156,7 @@ def test_a_kept_session_goes_on_until_it_is_killed(viewfs: Viewfs, image: Callab
     assert gone.code == 4 and gone.err == "viewfs: no session is called kept; `viewfs ps` lists them\n"
 
 
-@pytest.mark.parametrize("victim", ["viewfs-supervis", "viewfs-agent"])
+@pytest.mark.parametrize("victim", ["viewfs-standby", "viewfs-agent"])
 def test_a_kept_session_ends_with_its_processes(viewfs: Viewfs, tmp_path: Path, victim: str) -> None:
     viewfs("run", "--keep", "--name", "kept", "--load", "hello", "--", "true")
     ours = session_processes(tmp_path)

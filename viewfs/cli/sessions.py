@@ -158,5 +158,4 @@ def kill(name: str) -> None:
       viewfs kill work
     """
     with closing(find_session(name)) as session:
-        session.request("end")
-        session.wait_closed()
+        session.end()

@@ -3,7 +3,8 @@
 Plain synchronous code in one thread, because unshare(2) and setns(2) want that. It follows no path and keeps no
 descriptor of a
 FUSE mount, so that nothing a module does can make it wait: what has to look at the view is done in a forked worker,
-which the supervisor can give up on. It ends when the supervisor does, and takes all that lives in the session with it.
+which the supervisor can give up on. It ends when stand-by and supervisor have, and takes all that lives in the session
+with it.
 """
 
 from __future__ import annotations
@@ -222,50 +223,67 @@ def _log_to_standard_error() -> None:
 _PARENTS = frozenset({"cover", "show_state", "place", "root_name"})
 #: How long they may take to end those.
 _PARENTS_SECONDS = 1.0
+#: Of so many children that have ended it is remembered how, for a supervisor that was not there when they did.
+_REMEMBERED = 1000
 
 
 class _Agent:
     def __init__(self, link: Channel, *, as_root: bool, owners: socket | None) -> None:
-        self._link = link
+        self._standby: Channel | None = link
+        self._supervisor: Channel | None = None
         self._as_root = as_root
         self._owners = owners
-        #: What was forked and has not ended. As process 1 of a pid namespace this process reaps orphans besides.
-        self._children: set[int] = set()
+        #: What was forked and has not ended, and what kind it is. As process 1 of a pid namespace this process reaps
+        #: orphans besides.
+        self._children: dict[int, str] = {}
+        #: How children have ended.
+        self._ended: dict[int, int] = {}
         #: Those of them that have children of their own to ask after.
         self._parents: set[int] = set()
-        self._operations: dict[str, Callable[[Message, list[int]], None]] = {
+        self._operations: dict[str, Callable[[Message, list[int]], tuple[Message, list[int]]]] = {
+            "link": self._link,
             "fork": self._fork,
             "attach": self._attach,
             "spawn": self._spawn,
             "warm": self._warm,
+            "children": self._list_children,
+            "child": self._child,
         }
 
     def adopt(self, workers: Iterable[int]) -> None:
         """These have been forked before, and have forked servers."""
         self._parents.update(workers)
-        self._children |= self._parents
+        self._children |= dict.fromkeys(self._parents, "cover")
 
     def serve(self) -> None:
-        """Until the link closes."""
+        """Until every link has closed."""
         child_ended, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        poll = select.poll()
-        poll.register(self._link.fileno(), select.POLLIN)
-        poll.register(child_ended, select.POLLIN)
-        while True:
+        while links := [link for link in (self._standby, self._supervisor) if link is not None]:
+            poll = select.poll()
+            poll.register(child_ended, select.POLLIN)
+            for link in links:
+                poll.register(link, select.POLLIN)
             ready = {fd for fd, _event in poll.poll()}
             if child_ended in ready:
                 os.read(child_ended, 4096)
                 self._reap()
-            if self._link.fileno() in ready:
-                while True:
-                    received = self._link.receive()
-                    if received is None:
-                        return
-                    self._handle(*received)
-                    if not self._link.has_more:
-                        break
+            for link in links:
+                if link.fileno() in ready and not self._hear(link):
+                    link.close()
+                    self._standby = None if link is self._standby else self._standby
+                    self._supervisor = None if link is self._supervisor else self._supervisor
+
+    def _hear(self, link: Channel) -> bool:
+        """Do what it is asked there; False at the end."""
+        while True:
+            received = link.receive()
+            if received is None:
+                return False
+            self._handle(link, *received)
+            if not link.has_more:
+                return True
 
     def _reap(self) -> None:
         while True:
@@ -275,13 +293,17 @@ class _Agent:
                 return
             if pid == 0:
                 return
-            if pid in self._children:
-                self._children.discard(pid)
-                self._link.send({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+            if self._children.pop(pid, None) is None:
+                continue
+            self._ended[pid] = os.waitstatus_to_exitcode(status)
+            while len(self._ended) > _REMEMBERED:
+                del self._ended[next(iter(self._ended))]
+            if self._supervisor is not None:
+                _send(self._supervisor, {"ended": pid, "status": self._ended[pid]})
 
     def end_children(self) -> None:
         """Kill and reap what was forked: nobody else is its parent. Parents are asked to do the same first."""
-        parents = [os.pidfd_open(pid) for pid in self._parents & self._children]
+        parents = [os.pidfd_open(pid) for pid in self._parents & set(self._children)]
         for pidfd in parents:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         wait_for_ends(parents, _PARENTS_SECONDS)
@@ -290,21 +312,34 @@ class _Agent:
         for pid in self._children:
             os.waitpid(pid, 0)
 
-    def _handle(self, request: Message, fds: list[int]) -> None:
+    def _handle(self, link: Channel, request: Message, fds: list[int]) -> None:
         operation = self._operations.get(request.get("op", ""))
+        given: list[int] = []
         try:
             if operation is None:
                 raise ViewfsError(f"the agent knows no {request.get('op')}")
-            operation(request, fds)
+            result, given = operation(request, fds)
+            reply = success(request, **result)
         except ViewfsError as error:
-            self._link.send(failure(request, error))
+            reply = failure(request, error)
         except OSError as error:
-            self._link.send(failure(request, explain_os_error(f"cannot {request['op']}", error)))
+            reply = failure(request, explain_os_error(f"cannot {request['op']}", error))
         finally:
             for fd in fds:
                 os.close(fd)
+        if "id" in request:
+            _send(link, reply, given)
+        for fd in given:
+            os.close(fd)
 
-    def _warm(self, _request: Message, _fds: list[int]) -> None:
+    def _link(self, _request: Message, fds: list[int]) -> tuple[Message, list[int]]:
+        """Another supervisor is there."""
+        if self._supervisor is not None:
+            self._supervisor.close()
+        self._supervisor = Channel(socket(fileno=os.dup(fds[0])))
+        return {}, []
+
+    def _warm(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
         """Import what workers use, once, so that each is forked with it in memory. Nothing of it starts a thread."""
         import trio  # noqa: F401
 
@@ -313,7 +348,20 @@ class _Agent:
         import viewfs.modules.squashfs.module
         import viewfs.session.worker  # noqa: F401
 
-    def _fork(self, request: Message, fds: list[int]) -> None:
+        return {}, []
+
+    def _list_children(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
+        """Those that have not ended, and of which kind they are."""
+        return {"children": list(self._children.items())}, []
+
+    def _child(self, request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
+        """A child that this was told of before: its pidfd, or how it has ended."""
+        pid = request["pid"]
+        if pid in self._children:
+            return {}, [os.pidfd_open(pid)]
+        return {"status": self._ended.get(pid, -signal.SIGKILL)}, []
+
+    def _fork(self, request: Message, fds: list[int]) -> tuple[Message, list[int]]:
         """Fork a worker, which is given `fds`; the reply has its pid, and descriptors of its channel and of itself."""
         if request["kind"] not in LIGHT:
             self._warm(request, [])
@@ -327,13 +375,10 @@ class _Agent:
         if pid == 0:
             _become_worker(request, theirs, agent, given)
         theirs.close()
-        self._children.add(pid)
+        self._children[pid] = request["kind"]
         if request["kind"] in _PARENTS:
             self._parents.add(pid)
-        pidfd = os.pidfd_open(pid)
-        with ours:
-            self._link.send(success(request, pid=pid), [ours.fileno(), pidfd])
-        os.close(pidfd)
+        return {"pid": pid}, [ours.detach(), os.pidfd_open(pid)]
 
     def _fork_apart(self) -> int:
         """Fork a process to which no other has a number, if the kernel and its limits (namespaces(7)) allow that."""
@@ -344,20 +389,24 @@ class _Agent:
                 raise
             return os.fork()
 
-    def _attach(self, request: Message, fds: list[int]) -> None:
+    def _attach(self, _request: Message, fds: list[int]) -> tuple[Message, list[int]]:
         attach(fds[0], fds[1])
-        self._link.send(success(request))
+        return {}, []
 
-    def _spawn(self, request: Message, fds: list[int]) -> None:
+    def _spawn(self, request: Message, fds: list[int]) -> tuple[Message, list[int]]:
         """Start a command for a client inside the view, which has no right to enter a namespace itself."""
         agent = os.getpid()
         pid = os.fork()
         if pid == 0:
             _become_command(request, fds, agent, as_root=self._as_root)
-        self._children.add(pid)
-        pidfd = os.pidfd_open(pid)
-        self._link.send(success(request, pid=pid), [pidfd])
-        os.close(pidfd)
+        self._children[pid] = "command"
+        return {"pid": pid}, [os.pidfd_open(pid)]
+
+
+def _send(link: Channel, message: Message, fds: list[int] | None = None) -> None:
+    """Whoever asked may have died."""
+    with contextlib.suppress(OSError):
+        link.send(message, fds)
 
 
 def _become_worker(request: Message, channel_socket: Any, agent: int, fds: list[int]) -> NoReturn:

@@ -30,13 +30,14 @@ _UNDO_SECONDS = 5.0
 class Child:
     """A process that the agent started. `status` is None until it has ended, then as `os.waitstatus_to_exitcode`."""
 
-    def __init__(self, pidfd: int, *, is_waited_for: bool = False) -> None:
-        """The descriptor is its own, and closed when it has ended; where a client waits for it, by that client's task
-        (`is_waited_for`)."""
+    def __init__(self, number: int, pidfd: int | None, *, is_waited_for: bool = False) -> None:
+        """`number`: what the agent calls it. The descriptor is its own, and closed when it has ended; where a client
+        waits for it, by that client's task (`is_waited_for`). None: it has ended, as will be told at once."""
+        self.number = number
         self.pidfd = pidfd
         self._keeps_pidfd = is_waited_for
         #: As the supervisor sees it, for people to read.
-        self.pid = pid_of(pidfd)
+        self.pid = -1 if pidfd is None else pid_of(pidfd)
         self.status: int | None = None
         self.ended = trio.Event()
         self._to_be_told: list[Callable[[], None]] = []
@@ -44,7 +45,7 @@ class Child:
     def end(self, status: int) -> None:
         """It has ended."""
         self.status = status
-        if not self._keeps_pidfd:
+        if not self._keeps_pidfd and self.pidfd is not None:
             os.close(self.pidfd)
         self.ended.set()
         for tell in self._to_be_told:
@@ -69,7 +70,7 @@ class Child:
         return f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"exit status {self.status}"
 
     def kill(self) -> None:
-        if self.status is None:
+        if self.status is None and self.pidfd is not None:
             pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
@@ -168,10 +169,24 @@ class AgentLink:
         return result_with(message, received)
 
     def _adopt(self, pid: int, pidfd: int, *, is_waited_for: bool = False) -> Child:
-        child = Child(pidfd, is_waited_for=is_waited_for)
+        child = Child(pid, pidfd, is_waited_for=is_waited_for)
         self._children[pid] = child
         if pid in self._ended_early:
             self._end(pid, self._ended_early.pop(pid))
+        return child
+
+    async def children(self) -> dict[int, str]:
+        """By what the agent calls them, all that have not ended, and of which kind they are."""
+        result, _none = await self.call("children")
+        return {int(number): str(kind) for number, kind in result["children"]}
+
+    async def find_child(self, number: int, *, is_waited_for: bool = False) -> Child:
+        """A child of which a supervisor before this one knew."""
+        result, fds = await self.call("child", pid=number)
+        if fds:
+            return self._adopt(number, fds[0], is_waited_for=is_waited_for)
+        child = Child(number, None)
+        child.end(result["status"])
         return child
 
     @asynccontextmanager

@@ -23,6 +23,9 @@ class AsyncChannel:
         self._inbox = Inbox()
         self._sending = trio.Lock()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     async def send(self, message: Message, fds: list[int] | None = None) -> None:
         """Raises `trio.BrokenResourceError` if the other end is gone."""
         data = encode(message, len(fds or ()))

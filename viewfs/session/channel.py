@@ -67,11 +67,6 @@ class Channel:
             return True
 
     @property
-    def last_id(self) -> int:
-        """The number of the newest request made by `call`."""
-        return self._next_id
-
-    @property
     def has_more(self) -> bool:
         """Is another message here already, so that poll(2) would not tell of it?"""
         return bool(self._inbox)

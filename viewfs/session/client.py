@@ -89,17 +89,23 @@ class Session:
         """
         file = write_command(argv, dict(os.environ), os.getcwd())
         try:
-            _result, (pidfd,) = self._channel.call("spawn", [0, 1, 2, file], epoch=epoch, group=group)
+            result, (pidfd,) = self._channel.call("spawn", [0, 1, 2, file], epoch=epoch, group=group)
         finally:
             os.close(file)
-        return pidfd, self._channel.last_id
+        return pidfd, int(result["number"])
 
     def wait_for_end(self, number: int) -> int:
         """The exit code of what `spawn` started (negative: the signal that killed it)."""
-        while (received := self._channel.receive()) is not None:
-            if received[0].get("ended") == number:
-                return int(received[0]["status"])
-        raise ViewfsError("the session ended before the command did")
+        while True:
+            while (received := self._channel.receive()) is not None:
+                if received[0].get("ended") == number:
+                    return int(received[0]["status"])
+            self._channel.close()
+            try:  # the supervisor may have been killed, and another goes on
+                self._channel = Session.of_view()._channel
+                self._channel.call("await", number=number)
+            except (OSError, ViewfsError):
+                raise ViewfsError("the session ended before the command did") from None
 
     def is_view_of_caller(self) -> bool:
         """Does this process live in the session's user namespace?"""
@@ -109,8 +115,9 @@ class Session:
     def close(self) -> None:
         self._channel.close()
 
-    def wait_closed(self) -> None:
-        """Until the session has closed the connection, as it does when it has ended."""
+    def end(self) -> None:
+        """End it, and wait until nothing of it is left."""
+        self.request("end")
         while self._channel.receive() is not None:
             pass
 

@@ -78,6 +78,7 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     division = _division(layers, request)
     setns(snapshot, CloneFlags.NEWNS)
     shown = [*request["shown"], *_left_out(path, Filter.of(request["exclude"], request["include"]))]
+    places_now = [entry.mount_point for entry in _mount_table()]
     opened = [open_parts(root, _mount_table(), request["cover"], shown, division) for root in roots]
     trees = [one.parts for one in opened]
     setns(workshop, CloneFlags.NEWNS)
@@ -95,6 +96,7 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     report = {
         "path": path,
         "roots": roots,
+        "depths": [places_now.count(root) for root in roots],
         "points": [part.path for parts in trees for part in parts],
         "layers": maker.made,
         "device": device,

@@ -27,10 +27,11 @@ from viewfs.session.channel import Channel, socket_pair
 from viewfs.session.client import SESSION_VARIABLE, Session
 from viewfs.session.ending import end_session
 from viewfs.session.execution import drop_privileges_for_command, exec_command
+from viewfs.session.handles import SessionHandles
 from viewfs.session.layer_settings import LayerSettings, chosen_backend
 from viewfs.session.protocol import result_of
 from viewfs.session.runtime import RUNTIME_VARIABLE, RuntimeDirectory
-from viewfs.session.standby import SessionHandles, supervisor_main
+from viewfs.session.standby import standby_main
 
 __all__ = ["InitialChange", "SessionPlan", "run_in_view", "run_session", "start_command"]
 
@@ -101,18 +102,18 @@ class _Front:
         )
         #: Those changes that the agent makes itself, before anything runs.
         self._covers = list(takewhile(lambda change: change.request == "cow", plan.changes))
-        self._to_supervisor: Channel
+        self._to_standby: Channel
         self._namespaces: Namespaces | None = None
         self._processes: dict[str, int] = {}
         self._ended: dict[str, int] = {}
         self._kept = False
 
     def open(self) -> None:
-        """Fork the agent and the supervisor, and wait for the view to be there."""
+        """Fork the agent and the stand-by, and wait for the view to be there."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
-        agent_end, supervisor_end = map(Channel, socket_pair())
+        agent_end, standby_end = map(Channel, socket_pair())
         ready, ready_end = map(Channel, socket_pair())
-        self._to_supervisor, front_end = map(Channel, socket_pair())
+        self._to_standby, front_end = map(Channel, socket_pair())
         log_read, log_write = os.pipe2(os.O_CLOEXEC)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -121,10 +122,10 @@ class _Front:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
             agent_main(self._view_plan(), agent_end, ready_end, log_write, self._runtime, self.name)
         self._processes["agent"] = agent
-        supervisor = os.fork()
-        if supervisor == 0:
+        standby = os.fork()
+        if standby == 0:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
-            supervisor_main(
+            standby_main(
                 SessionHandles(
                     name=self.name,
                     layers=self._layers,
@@ -132,15 +133,15 @@ class _Front:
                     command=list(self._plan.command),
                     history=self._plan.history,
                     listener=self._listener,
-                    link=supervisor_end,
+                    link=standby_end,
                     front=front_end,
                     log_fd=log_read,
                     runtime=self._runtime,
                     agent_process=agent,
                 )
             )
-        self._processes["supervisor"] = supervisor
-        for channel in (agent_end, supervisor_end, ready_end, front_end):
+        self._processes["standby"] = standby
+        for channel in (agent_end, standby_end, ready_end, front_end):
             channel.close()
         self._listener.close()
         os.close(log_read)
@@ -183,8 +184,8 @@ class _Front:
         )
         self._processes["command"] = command
         status = self._wait(command)
-        if self._plan.keep and "supervisor" not in self._ended and "agent" not in self._ended:
-            self._to_supervisor.send({"keep": True})
+        if self._plan.keep and "standby" not in self._ended and "agent" not in self._ended:
+            self._to_standby.send({"keep": True})
             self._kept = True
         return status
 
@@ -223,8 +224,8 @@ class _Front:
         return code if code >= 0 else 128 - code
 
     def _lost(self) -> int | None:
-        """The exit code if the supervisor or the agent has failed."""
-        for name in ("supervisor", "agent"):
+        """The exit code if the stand-by or the agent has failed."""
+        for name in ("standby", "agent"):
             if self._ended.get(name, 0) != 0:
                 self._warn(f"the session ended: its {name} {_describe(self._ended[name])}")
                 return 1
@@ -247,12 +248,12 @@ class _Front:
     def close(self) -> None:
         """End the session, whatever is left of it, unless it was kept."""
         if self._kept:
-            self._to_supervisor.close()
+            self._to_standby.close()
             return
         with contextlib.suppress(OSError):
-            self._to_supervisor.send({"end": True})
-        if "supervisor" in self._processes:
-            self._await_supervisor()
+            self._to_standby.send({"end": True})
+        if "standby" in self._processes:
+            self._await_standby()
         if self._namespaces is not None:
             left = end_session(namespace_id(self._namespaces.fds["user"]), grace_seconds=0)
             if left:
@@ -274,25 +275,25 @@ class _Front:
         os.close(pidfd)
         os.waitpid(pid, 0)
 
-    def _await_supervisor(self) -> None:
+    def _await_standby(self) -> None:
         """It ends the session, in good order. One that takes too long is killed, and what it leaves is ended here."""
-        if "supervisor" in self._ended:
+        if "standby" in self._ended:
             return
-        pid = self._processes["supervisor"]
+        pid = self._processes["standby"]
         pidfd = pidfd_open(pid)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        poll.register(self._to_supervisor.fileno(), select.POLLIN)
+        poll.register(self._to_standby.fileno(), select.POLLIN)
         in_time = bool(poll.poll(_END_SECONDS * 1000))
-        if in_time and (received := self._to_supervisor.receive()) is not None:
+        if in_time and (received := self._to_standby.receive()) is not None:
             for path in received[0].get("discarding", ()):
                 self._warn(f"what was changed in {path} is discarded with the view (to keep it: --name)")
         elif not in_time:
-            self._warn("the supervisor does not end; it is killed")
+            self._warn("the stand-by does not end; it is killed")
             pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
         _pid, status = os.waitpid(pid, 0)
-        self._ended["supervisor"] = os.waitstatus_to_exitcode(status)
+        self._ended["standby"] = os.waitstatus_to_exitcode(status)
 
 
 def _next_signal(command: int) -> int:
@@ -324,7 +325,7 @@ def start_command(namespaces: Namespaces, argv: list[str], environment: dict[str
         if namespaces.needs_fork:
             command = os.fork()
             if command:
-                keep_only()  # what tells the supervisor that the front is gone must not live on here
+                keep_only()  # what tells the session that the front is gone must not live on here
                 _stand_for(command)
         drop_privileges_for_command(as_root=as_root)
         exec_command(argv, environment, working_directory)

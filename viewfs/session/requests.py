@@ -52,6 +52,7 @@ class Connection:
             "resolve": self._resolve,
             "enter": self._enter,
             "spawn": self._spawn,
+            "await": self._await,
             "log": self._log,
             "end": self._end,
         }
@@ -95,7 +96,7 @@ class Connection:
 
     def _epoch(self, request: Message) -> Epoch:
         epoch = request.get("epoch")
-        return self._view.epochs.current if epoch is None else Epoch(int(epoch))
+        return self._view.history.epochs.current if epoch is None else Epoch(int(epoch))
 
     async def _status(self, _request: Message, _fds: list[int]) -> Result:
         supervisor = self._supervisor
@@ -104,8 +105,8 @@ class Connection:
             "pid": os.getpid(),
             "command": supervisor.command,
             "started_ns": supervisor.started_ns,
-            "epoch": self._view.epochs.current,
-            "mounts": len(self._view.epochs.live()),
+            "epoch": self._view.history.epochs.current,
+            "mounts": len(self._view.history.epochs.live()),
             "as_root": supervisor.plan.as_root,
             "kept": supervisor.kept,
             "namespaces": {kind: namespace_id(fd) for kind, fd in supervisor.namespaces.items()},
@@ -121,7 +122,7 @@ class Connection:
             ("operation", "mount"),
         ):
             request.setdefault(name, default)
-        mount = await self._view.mount(request, self._supervisor.nursery)
+        mount = await self._view.mount(request)
         return {"epoch": mount.made_in, "path": mount.path, "type": mount.type}, []
 
     async def _cow(self, request: Message, _fds: list[int]) -> Result:
@@ -130,7 +131,7 @@ class Connection:
 
     async def _layers(self, _request: Message, _fds: list[int]) -> Result:
         """What is copy-on-write; `layer` gives the descriptors of one."""
-        names = self._view.layers.names
+        names = self._view.history.state_names
         rows = [
             {
                 "path": layer.path,
@@ -140,7 +141,7 @@ class Connection:
             }
             for layer in self._view.layers.layers()
         ]
-        return {"layers": rows, "epoch": self._view.epochs.current}, []
+        return {"layers": rows, "epoch": self._view.history.epochs.current}, []
 
     async def _layer(self, request: Message, _fds: list[int]) -> Result:
         """Descriptors of the layer at `path`: its lower tree, its directory, what the view shows, what `states` did."""
@@ -163,7 +164,7 @@ class Connection:
         if not is_state_directory(directory):
             raise UsageError(f"{directory!r} names no state")
         ended = await self._view.keep_state(str(request["name"]), directory, operation)
-        return {"epoch": ended, "current": self._view.epochs.current}, []
+        return {"epoch": ended, "current": self._view.history.epochs.current}, []
 
     async def _umount(self, request: Message, _fds: list[int]) -> Result:
         mount = self._named_mount(request)
@@ -177,17 +178,17 @@ class Connection:
 
     async def _restart(self, request: Message, _fds: list[int]) -> Result:
         mount = self._named_mount(request)
-        return {"path": mount.path, "server": await self._view.restart(mount)}, []
+        return {"path": mount.path, "server": await self._view.servers.restart(mount)}, []
 
     def _named_mount(self, request: Message) -> Mount:
         """The mount at `path`, or the only one of the module `module`."""
         path = request.get("path")
-        if path is not None and (mount := self._view.epochs.visible_on(path)) is not None:
+        if path is not None and (mount := self._view.history.epochs.visible_on(path)) is not None:
             return mount
         module = request.get("module")
         if module is None or "/" in module:
             raise NotFoundError(f"nothing of this view is mounted on {path}", remedy="`viewfs lsmod` lists what is")
-        loaded = [mount for mount in self._view.epochs.live() if mount.type == module]
+        loaded = [mount for mount in self._view.history.epochs.live() if mount.type == module]
         if not loaded:
             raise NotFoundError(f"no module {module} is loaded", remedy="`viewfs lsmod` lists what is")
         if len(loaded) > 1:
@@ -198,11 +199,11 @@ class Connection:
         return loaded[0]
 
     async def _lsmod(self, _request: Message, _fds: list[int]) -> Result:
-        epochs = self._view.epochs
+        epochs = self._view.history.epochs
         alive = epochs.alive()
         rows = []
         for mount in epochs.mounts.values():
-            served = self._view.served[mount.made_in]
+            served = self._view.history.served[mount.made_in]
             server = served.server
             running = server is not None and server.status is None
             if mount.made_in not in alive and not running:
@@ -228,8 +229,8 @@ class Connection:
 
     async def _stats(self, _request: Message, _fds: list[int]) -> Result:
         rows = []
-        for mount in self._view.epochs.mounts.values():
-            served = self._view.served[mount.made_in]
+        for mount in self._view.history.epochs.mounts.values():
+            served = self._view.history.served[mount.made_in]
             if served.counters is None or served.server is None or served.server.status is not None:
                 continue
             counted = served.counters.snapshot()
@@ -254,11 +255,11 @@ class Connection:
             return "dead" if given_up else "restarting"
         if mount.removed_in is not None:
             return "unmounted"
-        return "shadowed" if self._view.epochs.is_shadowed(mount) else "mounted"
+        return "shadowed" if self._view.history.epochs.is_shadowed(mount) else "mounted"
 
     async def _epochs(self, _request: Message, _fds: list[int]) -> Result:
-        epochs = self._view.epochs
-        enterable = self._view.enterable()
+        epochs = self._view.history.epochs
+        enterable = self._view.history.enterable()
         rows = []
         for change in epochs.changes:
             mount = epochs.mount_of(change.mount) if change.mount is not None else None
@@ -283,9 +284,11 @@ class Connection:
 
     async def _resolve(self, request: Message, _fds: list[int]) -> Result:
         epoch = self._epoch(request)
-        if epoch not in self._view.epochs:
-            raise NotFoundError(f"there is no epoch {epoch}", remedy=f"the newest is {self._view.epochs.current}")
-        found = self._view.epochs.resolve(request["path"], epoch)
+        if epoch not in self._view.history.epochs:
+            raise NotFoundError(
+                f"there is no epoch {epoch}", remedy=f"the newest is {self._view.history.epochs.current}"
+            )
+        found = self._view.history.epochs.resolve(request["path"], epoch)
 
         def row(mount: Mount) -> dict[str, Any]:
             return {"epoch": mount.made_in, "path": mount.path, "type": mount.type, "source": mount.source}
@@ -299,7 +302,7 @@ class Connection:
 
     async def _enter(self, request: Message, _fds: list[int]) -> Result:
         """Descriptors of the view's namespaces, for a client that may join them."""
-        namespaces = self._supervisor.namespaces | {"mnt": self._view.namespace_of(self._epoch(request))}
+        namespaces = self._supervisor.namespaces | {"mnt": self._view.history.namespace_of(self._epoch(request))}
         return {"kinds": list(namespaces), "as_root": self._supervisor.plan.as_root}, [
             os.dup(fd) for fd in namespaces.values()
         ]
@@ -310,20 +313,31 @@ class Connection:
         if len(fds) != _SPAWN_FDS:
             raise UsageError("a malformed request: three streams and the command are descriptors")
         streams = list(fds)
-        if epoch != self._view.epochs.current:
-            streams.append(self._view.namespace_of(epoch))
+        if epoch != self._view.history.epochs.current:
+            streams.append(self._view.history.namespace_of(epoch))
         child = await self._supervisor.agent.spawn({"group": request["group"]}, streams)
-        self._supervisor.nursery.start_soon(self._announce_end, child, request.get("id"))
-        return {}, [os.dup(child.pidfd)]
+        self._supervisor.commands[child.number] = child
+        self._supervisor.keep()
+        self._supervisor.nursery.start_soon(self._announce_end, child)
+        assert child.pidfd is not None
+        return {"number": child.number}, [os.dup(child.pidfd)]
 
-    async def _announce_end(self, child: Child, number: object) -> None:
+    async def _await(self, request: Message, _fds: list[int]) -> Result:
+        """Announce the end of a command that another supervisor had started."""
+        child = self._supervisor.commands.get(request["number"])
+        if child is None:
+            raise NotFoundError(f"no command has the number {request['number']}")
+        self._supervisor.nursery.start_soon(self._announce_end, child)
+        return {}, []
+
+    async def _announce_end(self, child: Child) -> None:
         await child.ended.wait()
         try:
-            await self._channel.send({"ended": number, "status": child.status})
+            await self._channel.send({"ended": child.number, "status": child.status})
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
-            os.close(child.pidfd)
+            self._supervisor.forget_command(child)
 
     async def _log(self, _request: Message, _fds: list[int]) -> Result:
         return {"lines": list(self._supervisor.log_lines)}, []
@@ -333,5 +347,6 @@ class Connection:
             await trio.sleep(0)  # let the reply go out first
             self._supervisor.ending.set()
 
+        self._supervisor.stays_open(self._channel)
         self._supervisor.nursery.start_soon(end_soon)
         return {}, []

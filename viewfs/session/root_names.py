@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from viewfs.errors import ViewfsError
-from viewfs.linux.inotify import changed_names, watch
+from viewfs.linux.inotify import changed_names
 
 if TYPE_CHECKING:
     from viewfs.session.view import View
@@ -27,17 +27,13 @@ __all__ = ["follow_root"]
 log = logging.getLogger("viewfs.view")
 
 
-async def follow_root(view: View, tell: Callable[[str], None]) -> None:
-    """For ever. What can't be followed is told."""
-    with contextlib.ExitStack() as stack:
-        try:
-            root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, root)
-            changes = watch(root)
-            stack.callback(os.close, changes)
-        except OSError as error:
-            tell(f"what comes and goes in / is not seen in this view: {error.strerror}")
-            return
+async def follow_root(view: View, changes: int | None, tell: Callable[[str], None]) -> None:
+    """For ever. `changes`: what `linux.inotify.watch` gave, if it could be had. What can't be followed is told."""
+    if changes is None:
+        tell("what comes and goes in / is not seen in this view: the kernel does not tell (inotify(7), its limits)")
+        return
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         while True:
             await trio.lowlevel.wait_readable(changes)
             for name in changed_names(changes):
@@ -48,6 +44,8 @@ async def follow_root(view: View, tell: Callable[[str], None]) -> None:
                     await _follow(view, root, os.fsdecode(name))
                 except (OSError, ViewfsError) as error:
                     tell(f"/{os.fsdecode(name)} has changed, and this view can't follow: {error}")
+    finally:
+        os.close(root)
 
 
 async def _follow(view: View, root: int, name: str) -> None:

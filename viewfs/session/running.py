@@ -20,6 +20,7 @@ _WORKERS = {
     "place": "viewfs.session.worker:place",
     "root_name": "viewfs.session.mirror_server:show_in_root",
     "unmount": "viewfs.session.worker:unmount",
+    "survey": "viewfs.session.worker:survey",
     "tidy": "viewfs.session.worker:tidy",
     "cover": "viewfs.session.cow:cover",
     "show_state": "viewfs.session.cow:show_state",

@@ -10,6 +10,7 @@ import trio
 
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.session.agent_link import Child
+from viewfs.session.deposit import Row
 from viewfs.session.patience import Patience
 from viewfs.session.reports import Decided, Found
 from viewfs.session.server_options import ServerOptions
@@ -28,6 +29,8 @@ class ServedMount:
     #: major:minor of its superblock, by which sources that lie in it are known; empty for binds.
     device: str = ""
     server: Child | None = None
+    #: What the agent calls that which a supervisor before this one had as `server`.
+    server_number: int | None = None
     #: A duplicate of the server's descriptor: its death then does not end the connection before we say so.
     fuse_fd: int | None = None
     counters: Counters | None = None
@@ -58,6 +61,55 @@ class ServedMount:
         if not (self.decided.is_built_in and self.found.resumable and self.source_fd is not None):
             return None
         return self.patience.seconds(trio.current_time(), self.counters.snapshot().total)
+
+    def _held(self) -> dict[str, int]:
+        """Its descriptors, by name."""
+        counters = None if self.counters is None else self.counters.fd
+        found = {
+            "fuse_fd": self.fuse_fd,
+            "source_fd": self.source_fd,
+            "control_fd": self.control_fd,
+            "counters": counters,
+        }
+        return {name: fd for name, fd in found.items() if fd is not None}
+
+    @property
+    def mark(self) -> tuple[Any, ...]:
+        """Differs when it has changed."""
+        return (self.server.number if self.server else None, *self._held().items())
+
+    def row(self) -> Row:
+        """For `of_row`."""
+        held = self._held()
+        value = {
+            "confinement": self.confinement,
+            "decided": None if self.decided is None else self.decided.to_json(),
+            "found": None if self.found is None else self.found.to_json(),
+            "device": self.device,
+            "server": self.server.number if self.server else None,
+            "request": self.request,
+            "descriptors": list(held),
+        }
+        return Row(value, tuple(held.values()))
+
+    @classmethod
+    def of_row(cls, row: Row) -> ServedMount:
+        """What another supervisor had. Its server is still to be found."""
+        value = row.value
+        held = dict(zip(value["descriptors"], row.fds, strict=True))
+        counters = held.pop("counters", None)
+        served = cls(
+            value["confinement"],
+            decided=None if value["decided"] is None else Decided.from_json(value["decided"]),
+            found=None if value["found"] is None else Found(**value["found"]),
+            device=value["device"],
+            counters=None if counters is None else Counters(counters),
+            server_number=value["server"],
+            request=value["request"],
+            **held,
+        )
+        served.patience = Patience(served.options.deadline)
+        return served
 
     def withdraw(self) -> None:
         """Take devices away, for those too who have them open. Other mounts have nothing of that kind."""

@@ -11,25 +11,32 @@ import os
 import signal
 import socket
 import time
-from collections import deque
+from collections.abc import Iterator
+from functools import partial
 
 import trio
 
 from viewfs.linux.namespaces import namespace_id
-from viewfs.session.agent_link import AgentLink
+from viewfs.session.agent_link import AgentLink, Child
 from viewfs.session.async_channel import AsyncChannel
+from viewfs.session.channel import Channel
+from viewfs.session.deposit import Deposit, Depositor, Entry, Row
 from viewfs.session.ending import end_session
+from viewfs.session.handles import SessionHandles, TheView
+from viewfs.session.history import History
 from viewfs.session.left_layers import raise_descriptor_limit
 from viewfs.session.protocol import ProtocolError
 from viewfs.session.requests import Connection
 from viewfs.session.root_names import follow_root
-from viewfs.session.standby import Cover, SessionHandles
+from viewfs.session.servers import Servers
+from viewfs.session.standby import RETIRED
 from viewfs.session.view import View
 from viewfs.session.view_layers import ViewLayers
 
 __all__ = ["Supervisor", "run_supervisor"]
 
-_LOG_LINES = 1000
+#: A supervisor that nobody has asked for anything for so long ends, if it has nothing to watch.
+_IDLE_SECONDS = 30.0
 #: Bytes of a line of the log that are kept.
 _LINE_BYTES = 8192
 _ACCEPT_AGAIN_SECONDS = 0.2
@@ -39,63 +46,126 @@ class Supervisor:
     """One session."""
 
     def __init__(
-        self,
-        handles: SessionHandles,
-        namespaces: dict[str, int],
-        covers: list[Cover],
-        agent_pidfd: int,
-        own: set[int],
+        self, handles: SessionHandles, view: TheView, deposit: Deposit, depositor: Depositor, root_changes: int | None
     ) -> None:
         self.handles = handles
         self.name = handles.name
         self.plan = handles.plan
-        self.namespaces = namespaces
-        self.started_ns = time.time_ns()
+        self.namespaces = view.namespaces
         self.command = handles.command
-        self.log_lines: deque[str] = deque(maxlen=_LOG_LINES)
-        self.own = own
-        self._agent_pidfd = agent_pidfd
+        self.log_lines = deposit.log
+        self._deposit = deposit
+        self._depositor = depositor
+        self._view = view
         self.agent = AgentLink(handles.link.socket)
-        layers = ViewLayers(self.agent, handles.layers)
-        self.view = View(self.agent, namespaces["mnt"], layers, keep_history=handles.history, log=self.log)
-        for report, fds in covers:
-            layers.adopt(self.view, report, fds)
-        self.ending = trio.Event()
+        before = deposit.rows.get("session")
+        self.started_ns: int = time.time_ns() if before is None else before.value["started_ns"]
         #: The process that the user started need not be there for the session to go on.
-        self.kept = handles.kept
+        self.kept: bool = handles.kept or (before is not None and before.value["kept"])
+        history = History(view.namespaces["mnt"], keeps_all=handles.history, time_ns=self.started_ns)
+        layers = ViewLayers(self.agent, handles.layers, history)
+        self.servers = Servers(self.agent, history, log=self.log, keep=self.keep)
+        self.view = View(self.agent, history, layers, self.servers, log=self.log, keep=self.keep)
+        #: Commands that run for clients.
+        self.commands: dict[int, Child] = {}
+        self.ending = trio.Event()
         self.nursery: trio.Nursery
+        self._clients = 0
+        self._last_client = 0.0
+        self._root_changes = root_changes
+        self._is_retired = False
+        #: Connections that are closed when all has ended.
+        self._waiting_for_end: list[int] = []
 
     def log(self, line: str) -> None:
-        self.log_lines.append(f"{time.strftime('%H:%M:%S')} {line}")
+        line = f"{time.strftime('%H:%M:%S')} {line}"
+        self.log_lines.append(line)
+        self._depositor.log(line)
+
+    def keep(self) -> None:
+        """Leave with the stand-by what another supervisor would have to know."""
+        self._depositor.put(self._entries())
+
+    def _entries(self) -> Iterator[Entry]:
+        yield from self.view.entries()
+        session = {"started_ns": self.started_ns, "kept": self.kept, "commands": list(self.commands)}
+        yield Entry("session", session, partial(Row, session))
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            self.nursery = nursery
+            self.nursery = self.servers.nursery = nursery
             nursery.start_soon(self._watch_for_term)
             nursery.start_soon(self._watch_agent)
+            nursery.start_soon(self._watch_standby)
             nursery.start_soon(self._watch_front)
             nursery.start_soon(self._read_log)
-            nursery.start_soon(follow_root, self.view, self.log)
-            await self.view.take_up_states()
+            await self._begin()
+            nursery.start_soon(follow_root, self.view, self._root_changes, self.log)
+            nursery.start_soon(self._retire_when_idle)
             for listener in (self.handles.listener, self.handles.inside):
                 if listener is not None:
                     nursery.start_soon(self._accept, trio.socket.from_stdlib_socket(listener))
             await self.ending.wait()
             nursery.cancel_scope.cancel()
 
-    def end(self) -> None:
-        """End everything that lives in the session."""
-        spare = self.own | self.view.server_pids()
+    async def _begin(self) -> None:
+        if self._deposit.rows:
+            await self.view.take_up(self._deposit.rows)
+            for number in self._deposit.rows["session"].value["commands"]:
+                child = self.commands[number] = await self.agent.find_child(number, is_waited_for=True)
+                self.nursery.start_soon(self._forget_unless_awaited, child)
+        else:
+            for report, fds in self._view.covers:
+                self.view.layers.adopt(report, fds)
+            await self.view.take_up_states()
+        if self.handles.told_to_end:
+            self.ending.set()
+
+    def end(self) -> int:
+        """End everything that lives in the session, unless it goes on without a supervisor: the exit status."""
+        if self._is_retired:
+            return RETIRED
+        spare = self._view.own | self.view.server_pids()
         discarded = self.view.layers.changed_paths()
-        end_session(namespace_id(self.namespaces["user"]), spare=spare, release=self._release, agent=self._agent_pidfd)
+        end_session(namespace_id(self.namespaces["user"]), spare=spare, release=self._release, agent=self._view.agent)
         if not self.handles.layers.is_kept:
             with contextlib.suppress(OSError):  # the front is gone
                 self.handles.front.send({"discarding": discarded})
         self.handles.layers.end(self.view.layers.lock)
+        return 0
+
+    def stays_open(self, channel: AsyncChannel) -> None:
+        """Whoever is there waits for its end, which is to be that of the session."""
+        self._waiting_for_end.append(os.dup(channel.fileno()))
+
+    def forget_command(self, child: Child) -> None:
+        """Its end has been announced."""
+        if self.commands.pop(child.number, None) is not None:
+            if child.pidfd is not None:
+                os.close(child.pidfd)
+            self.keep()
+
+    async def _forget_unless_awaited(self, child: Child) -> None:
+        """A command that a supervisor before this one had started."""
+        await child.ended.wait()
+        await trio.sleep(_IDLE_SECONDS)
+        self.forget_command(child)
 
     def _release(self) -> None:
+        self._depositor.let_go()
         self.view.close()
         self.handles.link.close()
+
+    async def _retire_when_idle(self) -> None:
+        """A view in which nothing is mounted that a server has to be watched for needs no supervisor."""
+        while True:
+            await trio.sleep(_IDLE_SECONDS)
+            busy = self._clients or self.commands or any(one.server for one in self.view.history.served.values())
+            if not busy and trio.current_time() - self._last_client >= _IDLE_SECONDS:
+                self.keep()
+                self._is_retired = True
+                self.ending.set()
+                return
 
     async def _watch_agent(self) -> None:
         try:
@@ -103,11 +173,17 @@ class Supervisor:
         finally:
             self.ending.set()
 
+    async def _watch_standby(self) -> None:
+        """It says nothing by itself: there is something to read when it is gone."""
+        await trio.lowlevel.wait_readable(self._depositor)
+        self.ending.set()
+
     async def _watch_front(self) -> None:
         channel = AsyncChannel(self.handles.front.socket)
         while (received := await channel.receive()) is not None:
             message = received[0]
             self.kept = self.kept or bool(message.get("keep"))
+            self.keep()
             if message.get("end"):
                 self.ending.set()
         if not self.kept:
@@ -141,22 +217,29 @@ class Supervisor:
             self.nursery.start_soon(self._serve_client, plain)
 
     async def _serve_client(self, plain: socket.socket) -> None:
-        with AsyncChannel(plain) as channel:
-            if channel.peer_uid() != os.geteuid():
-                return  # the directory's mode should have kept them out; not a word
-            try:
-                await Connection(self, channel).serve()
-            except* (trio.BrokenResourceError, ProtocolError):
-                pass  # it has gone away, or it does not speak this protocol
+        self._clients += 1
+        try:
+            with AsyncChannel(plain) as channel:
+                if channel.peer_uid() != os.geteuid():
+                    return  # the directory's mode should have kept them out; not a word
+                try:
+                    await Connection(self, channel).serve()
+                except* (trio.BrokenResourceError, ProtocolError):
+                    pass  # it has gone away, or it does not speak this protocol
+        finally:
+            self._clients -= 1
+            self._last_client = trio.current_time()
 
 
 def run_supervisor(
-    handles: SessionHandles, namespaces: dict[str, int], covers: list[Cover], agent_pidfd: int, own: set[int]
-) -> None:
-    """Own the session until it ends."""
+    handles: SessionHandles, view: TheView, deposit: Deposit, deposits: Channel, root_changes: int | None
+) -> int:
+    """Own the session until it ends, or until there is nothing to do: the exit status. `deposit` is what a supervisor
+    before this one has left."""
     raise_descriptor_limit()  # each mount takes some
-    supervisor = Supervisor(handles, namespaces, covers, agent_pidfd, own)
+    supervisor = Supervisor(handles, view, deposit, Depositor(deposits.socket, deposit.rows), root_changes)
     try:
         trio.run(supervisor.run)
     finally:
-        supervisor.end()
+        status = supervisor.end()
+    return status

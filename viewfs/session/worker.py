@@ -56,7 +56,7 @@ from viewfs.session.mirror_server import Mirrors
 from viewfs.session.reports import MAIN_DEVICE, Decided, Found
 from viewfs.session.server_options import ServerOptions
 
-__all__ = ["mount", "place", "resume", "tidy", "unmount"]
+__all__ = ["mount", "place", "resume", "survey", "tidy", "unmount"]
 
 log = logging.getLogger("viewfs.worker")
 
@@ -348,7 +348,12 @@ def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         servers, controls = mirrors.servers, mirrors.take_controls()
         names_of_rest = [f"control{number}" for number in range(len(controls))] + server_names(servers)
         rest = [*controls.values(), *pidfds(servers)]
-        report = {"plans": [asdict(plan) for plan in plans], "rest": names_of_rest, "mirrors": list(controls)}
+        report = {
+            "plans": [asdict(plan) for plan in plans],
+            "depths": _depths([plan.path for plan in plans]),
+            "rest": names_of_rest,
+            "mirrors": list(controls),
+        }
         channel.send({"ok": report}, fds + rest)
         for fd in fds + rest:
             if fd != mount_fd:
@@ -436,9 +441,25 @@ def _trees_of_files(mount_fd: int, names: list[str]) -> list[int]:
     return [open_tree(mount_fd, name, OpenTree.CLONE) for name in names]
 
 
+def _depths(paths: list[str]) -> list[int]:
+    """How many mounts lie on each of these, one on the other."""
+    places = [entry.mount_point for entry in _mount_table()]
+    return [places.count(path) for path in paths]
+
+
+def survey(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
+    """Say how many mounts lie on each of the `paths`."""
+    channel.send({"ok": {"depths": _depths(request["paths"])}})
+
+
 def unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
-    """Take a snapshot, and unmount `path` in the live view."""
+    """Take a snapshot, say how many mounts lie on each of the `paths`, and, when told to, unmount the topmost of each
+    in the live view."""
     snapshot = _take_snapshot(open_namespace("mnt"))
+    channel.send({"ok": {"depths": _depths(request["paths"])}}, [snapshot])
+    os.close(snapshot)
+    if channel.receive() is None:
+        return
     flags = UmountFlags.NOFOLLOW | (UmountFlags.DETACH if request["lazy"] else UmountFlags.NONE)
     for path in request["paths"]:
         try:
@@ -447,7 +468,7 @@ def unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
             reason = (error.strerror or "").lower()
             remedy = "close what has files or its working directory there, or use --lazy"
             raise ViewfsError(f"cannot unmount {path}: {reason}", remedy=remedy) from error
-    channel.send({"ok": {}}, [snapshot])
+    channel.send({"ok": {}})
 
 
 def tidy(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import SECONDS, View, Viewfs, kill, wait_until
+from tests.kernel.conftest import SECONDS, View, Viewfs, kill, session_processes, wait_until
 from tests.kernel.cow.conftest import Cow, snapshot
 
 
@@ -116,7 +116,9 @@ def test_a_session_that_was_killed_holds_nothing(open_view: OpenView, elsewhere:
     view = open_view("--cow", tree, name="work")
     view.sh(f"echo first > {tree}/text")
     assert elsewhere("diff", "--session", "work", check=False).code == 1
-    kill(view.supervisor)
+    for pid, name in session_processes(view.viewfs.directory).items():
+        if name == "viewfs-standby":
+            kill(pid)
     view.process.communicate(timeout=SECONDS)
     wait_until(lambda: elsewhere("diff", "--session", "work", check=False).code == 0, "the lock is free")
     assert elsewhere("diff", "--session", "work", "--name-only").out == f"{tree}/text\n"
