@@ -1,4 +1,4 @@
-"""A supervisor that is killed, or has nothing to do and ends: the session goes on, and the next one finds it as it was."""
+"""A supervisor that is killed, or ends for lack of work: the session goes on, and the next one finds it as it was."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import SECONDS, View, Viewfs, kill, own_processes, session_processes, wait_until
+from tests.kernel.conftest import SECONDS, View, Viewfs, kill, session_processes, wait_until
 from tests.kernel.cow.conftest import tree
 
 __all__ = ["tree"]
@@ -59,7 +60,7 @@ def test_all_that_it_knew(open_view: OpenView, image: Callable[..., Path], tree:
     kill_supervisor(view)
     for place in ("/hello", "/dev/useless", "/mnt"):
         view("umount", place)
-    assert [row["module"] for row in view.json("lsmod")["modules"] if row["state"] == "mounted"] == ["cow"]
+    assert mounted(view) == [str(tree)]
     view.sh(f"echo more >> {tree}/file")
     kill_supervisor(view)
     view("commit")
@@ -166,17 +167,21 @@ def test_killed_in_the_middle_of_changes(open_view: OpenView, image: Callable[..
             for pid in supervisors(view):
                 kill(pid)
         changing.wait(SECONDS)
-        wait_until(
-            lambda: all(row["state"] != "restarting" for row in view.json("lsmod")["modules"]), f"seed {seed}: settled"
-        )
-        known = sorted(row["path"] for row in view.json("lsmod")["modules"] if row["state"] == "mounted")
+        wait_until(partial(nobody_restarts, view), f"seed {seed}: settled")
+        known = mounted(view)
         table = view.sh("cat /proc/self/mountinfo").out.splitlines()
         places = [line.split()[4] for line in table if " fuse.viewfs.hello " in line or " fuse.viewfs.ext " in line]
-        places += [line.split()[4] for line in table if f" overlay viewfs-cow" in line and str(tree) in line]
+        places += [line.split()[4] for line in table if " overlay viewfs-cow" in line and str(tree) in line]
         assert sorted(places) == known, f"seed {seed}, round {number}"
         for path in reversed(known):
             view("umount", "--lazy", path)
-        assert not view.json("lsmod")["modules"] or all(
-            row["state"] != "mounted" for row in view.json("lsmod")["modules"]
-        )
+        assert not mounted(view)
         view.close()
+
+
+def mounted(view: View) -> list[str]:
+    return sorted(row["path"] for row in view.json("lsmod")["modules"] if row["state"] == "mounted")
+
+
+def nobody_restarts(view: View) -> bool:
+    return all(row["state"] != "restarting" for row in view.json("lsmod")["modules"])

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     },
     "viewfs.mounts": {
         "viewfs.modules.api", "viewfs.modules.damage", "viewfs.modules.device", "viewfs.modules.ioctls",
-        "viewfs.modules.lasting", "viewfs.linux", "viewfs.errors",
+        "viewfs.modules.kept", "viewfs.modules.lasting", "viewfs.linux", "viewfs.errors",
     },
     "viewfs.modules": {"viewfs.linux", "viewfs.errors"},
     "viewfs.namespaces": {"viewfs.linux", "viewfs.errors"},
@@ -53,11 +53,14 @@ MAY_IMPORT = {
     "viewfs.mounts.fuse.protocol": {"viewfs.modules.api"},
     "viewfs.mounts.fuse.dirents": {"viewfs.modules.api", "viewfs.mounts.fuse.protocol"},
     # What an author implements knows nothing of how it is served; a reader of a format nothing of anything.
-    "viewfs.modules.api": {"viewfs.modules.options"},
+    "viewfs.modules.api": {"viewfs.modules.options", "viewfs.modules.kept"},
+    "viewfs.modules.kept": set(),
     "viewfs.modules.options": {"viewfs.errors"},
     "viewfs.modules.lasting": {"viewfs.modules.api"},
     "viewfs.modules.nodes": {"viewfs.modules.api"},
-    "viewfs.modules.device": {"viewfs.modules.api", "viewfs.modules.ioctls", "viewfs.modules.options", "viewfs.linux"},
+    "viewfs.modules.device": {
+        "viewfs.modules.api", "viewfs.modules.ioctls", "viewfs.modules.kept", "viewfs.modules.options", "viewfs.linux",
+    },
     "viewfs.modules.image": {"viewfs.modules.api"},
     "viewfs.modules.ioctls": set(),
     "viewfs.modules.ext": READERS_MAY_IMPORT,

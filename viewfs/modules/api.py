@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, NewType, Protocol, TypeAlias, TypeVar
 
+from viewfs.modules.kept import Kept
 from viewfs.modules.options import Option
 
 __all__ = [
@@ -345,6 +346,8 @@ class Mounting:
     identities: Identities
     #: Every declared option, by name: the given value, or else its default.
     options: Mapping[str, Any] = field(default_factory=dict)
+    #: Of a device module that keeps something: what outlives its server.
+    kept: Kept | None = None
 
 
 class Module:

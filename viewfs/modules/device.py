@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from viewfs.linux.process import process_vm_readv, process_vm_writev, thread_group_of
 from viewfs.modules.api import Answer, Buffer, Module, Mounting
 from viewfs.modules.ioctls import IoctlHandler, handlers_of
+from viewfs.modules.kept import Kept
 from viewfs.modules.options import Option, flag, permissions
 
 if TYPE_CHECKING:
@@ -111,7 +112,20 @@ class CallerMemory:
 class Call:
     """One call of a device: who made it, and how."""
 
-    __slots__ = ("_group", "_has_memory", "flags", "gid", "is_32bit", "is_over", "offset", "tid", "uid")
+    __slots__ = (
+        "_group",
+        "_has_memory",
+        "_progress",
+        "flags",
+        "gid",
+        "is_32bit",
+        "is_again",
+        "is_over",
+        "note_progress",
+        "offset",
+        "tid",
+        "uid",
+    )
 
     def __init__(
         self,
@@ -136,6 +150,11 @@ class Call:
         #: A program of 32 bits: its structures and pointers are smaller.
         self.is_32bit = is_32bit
         self.is_over = False
+        #: A server that has died had begun this call, and what it changed was set back, but for the caller's memory.
+        self.is_again = False
+        #: Set by the host.
+        self.note_progress: Callable[[int], None] | None = None
+        self._progress = 0
         self._has_memory = has_memory
         self._group: int | None = None
 
@@ -149,6 +168,18 @@ class Call:
     @property
     def nonblocking(self) -> bool:
         return bool(self.flags & os.O_NONBLOCK)
+
+    @property
+    def progress(self) -> int:
+        """How far a call has come that waits in the middle, in units of its own: 0 at first, and what it was set to
+        last though another server carries it on."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, done: int) -> None:
+        self._progress = done
+        if self.note_progress is not None:
+            self.note_progress(done)
 
     @property
     def memory(self) -> CallerMemory:
@@ -168,9 +199,23 @@ class DeviceFile:
         super().__init_subclass__()
         cls.ioctls = handlers_of(cls)
 
+    #: Set by the host.
+    keep: Callable[[int, bytes | None], None] = staticmethod(lambda _number, _state: None)
+
     def __init__(self, device: Any, call: Call) -> None:
         self.device = device
         self.flags = call.flags
+        #: Of `remember`, by number.
+        self.remembered: dict[int, bytes] = {}
+
+    def remember(self, state: bytes | None, number: int = 0) -> None:
+        """Have `CharDevice.reopen` of another server know `state` (None: nothing any more) of this file, under that
+        number (of 32 bits). For modules that keep something (`DeviceModule.keeps`)."""
+        if state is None:
+            self.remembered.pop(number, None)
+        else:
+            self.remembered[number] = state
+        self.keep(number, state)
 
     def read(self, call: Call, size: int) -> Answer[Buffer]:
         """Up to `size` bytes; none is the end. Raises OSError."""
@@ -213,13 +258,25 @@ class CharDevice:
     exclusive: bool = False
     busy: int = errno.EBUSY
 
+    #: Reading, writing and ioctls can be done twice as well as once, so that nobody has to know whether one was done
+    #: when its server died.
+    repeatable: bool = False
+
     _lot: ParkingLot | None = None
     #: Set by the host: pollers are to look again.
     wake_pollers: Callable[[], None] = staticmethod(lambda: None)
+    #: Set by the host: a call goes on after waiting, or is about to wait.
+    step_begins: Callable[[], None] = staticmethod(lambda: None)
+    step_ends: Callable[[], None] = staticmethod(lambda: None)
 
     def open(self, call: Call) -> Answer[DeviceFile]:
         """Called at every open(2). Raises OSError."""
         return self.file(self, call)
+
+    def reopen(self, call: Call, remembered: Mapping[int, bytes]) -> DeviceFile:
+        """A file that is open since a server before this one: with which flags `call` says, and what it remembers by
+        number. Raises OSError if it can't go on, whose calls then are ENODEV until it is opened again."""
+        raise _error(errno.ENODEV)
 
     async def run(self) -> None:
         """What goes on while nobody calls: override it for a device that becomes ready by itself. It is cancelled
@@ -255,8 +312,10 @@ class CharDevice:
 
         if self._lot is None:
             self._lot = ParkingLot()
+        self.step_ends()
         while not ready():
             await self._lot.park()
+        self.step_begins()
 
 
 #: Options that every device has.
@@ -284,6 +343,16 @@ class DeviceModule(Module):
     def uses_kernel_crypto(cls, options: Mapping[str, Any]) -> bool:
         """Will it open AF_ALG sockets, given these options?"""
         return False
+
+    @classmethod
+    def keeps(cls, options: Mapping[str, Any]) -> int | None:
+        """How many bytes of memory (`Mounting.kept`) its devices need to go on where their server dies; None: they
+        don't, and what was open then is ENODEV until it is opened again."""
+        return None
+
+    def kept(self, mounting: Mounting) -> Kept:
+        """What its devices keep; of a module that keeps nothing beyond its server too. Raises as `Kept` does."""
+        return mounting.kept or Kept(self.keeps(mounting.options) or 0)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -39,7 +39,7 @@ def run_worker(kind: str, channel: Channel, request: dict[str, Any], fds: list[i
         _try_to_send(channel, error)
         return error.exit_code
     except OSError as error:
-        _try_to_send(channel, explain_os_error(f"cannot {kind} {request.get('path', '')}".rstrip(), error))
+        _try_to_send(channel, explain_os_error(f"cannot {kind} {request.get('path') or ''}".rstrip(), error))
         return 1
     except (Exception, SystemExit) as error:
         import logging  # only here, for what takes no module starts without it

@@ -15,7 +15,11 @@ from viewfs.session.patience import Patience
 from viewfs.session.reports import Decided, Found
 from viewfs.session.server_options import ServerOptions
 
-__all__ = ["ServedMount"]
+__all__ = ["FOR_SUCCESSOR", "ServedMount"]
+
+#: Descriptors that a server leaves to the next, by name: the source; and of devices where they are taken away, who has
+#: them open, and what they keep.
+FOR_SUCCESSOR = ("source", "watch", "ledger", "kept")
 
 
 @dataclass
@@ -36,9 +40,9 @@ class ServedMount:
     counters: Counters | None = None
     #: Devices are there as long as this is open.
     control_fd: int | None = None
-    #: What another server needs to go on where this one died, if its file system has no state: the source, open, and
-    #: the request that it was mounted with.
-    source_fd: int | None = None
+    #: What another server needs to go on where this one died: descriptors by name, and the request that it was mounted
+    #: with.
+    for_successor: dict[str, int] = field(default_factory=dict)
     request: dict[str, Any] = field(default_factory=dict)
     #: The server that goes on when this one has ended (`viewfs restart`).
     successor: Child | None = None
@@ -58,7 +62,9 @@ class ServedMount:
         """How long to wait before another server takes over from one that has died; None: nobody can any more."""
         if self.decided is None or self.found is None or self.fuse_fd is None or self.counters is None:
             return None
-        if not (self.decided.is_built_in and self.found.resumable and self.source_fd is not None):
+        if not self.decided.is_built_in:
+            return None
+        if not self.decided.has_devices and not (self.found.resumable and "source" in self.for_successor):
             return None
         return self.patience.seconds(trio.current_time(), self.counters.snapshot().total)
 
@@ -67,11 +73,10 @@ class ServedMount:
         counters = None if self.counters is None else self.counters.fd
         found = {
             "fuse_fd": self.fuse_fd,
-            "source_fd": self.source_fd,
             "control_fd": self.control_fd,
             "counters": counters,
         }
-        return {name: fd for name, fd in found.items() if fd is not None}
+        return {name: fd for name, fd in found.items() if fd is not None} | self.for_successor
 
     @property
     def mark(self) -> tuple[Any, ...]:
@@ -97,16 +102,18 @@ class ServedMount:
         """What another supervisor had. Its server is still to be found."""
         value = row.value
         held = dict(zip(value["descriptors"], row.fds, strict=True))
-        counters = held.pop("counters", None)
+        counters, fuse, control = (held.pop(name, None) for name in ("counters", "fuse_fd", "control_fd"))
         served = cls(
             value["confinement"],
             decided=None if value["decided"] is None else Decided.from_json(value["decided"]),
             found=None if value["found"] is None else Found(**value["found"]),
             device=value["device"],
             counters=None if counters is None else Counters(counters),
+            fuse_fd=fuse,
+            control_fd=control,
+            for_successor=held,
             server_number=value["server"],
             request=value["request"],
-            **held,
         )
         served.patience = Patience(served.options.deadline)
         return served
@@ -137,7 +144,9 @@ class ServedMount:
 
     def release(self) -> None:
         self.withdraw()
-        for fd in (self.fuse_fd, self.source_fd):
-            if fd is not None:
-                os.close(fd)
-        self.fuse_fd = self.source_fd = None
+        for fd in self.for_successor.values():
+            os.close(fd)
+        self.for_successor.clear()
+        if self.fuse_fd is not None:
+            os.close(self.fuse_fd)
+            self.fuse_fd = None

@@ -125,11 +125,12 @@ class Servers:
         """Another server, which has opened what was mounted, and may begin. Raises `ViewfsError`."""
         decided = served.decided
         assert decided is not None and served.counters is not None
-        fds = {"counters": served.counters.fd, "source": served.source_fd, "epoch": epoch}
-        given = {name: fd for name, fd in fds.items() if fd is not None}
+        given = {"counters": served.counters.fd} | served.for_successor | ({} if epoch is None else {"epoch": epoch})
         request = served.request | {"anew": anew, "descriptors": list(given)}
         doing = f"cannot have another server take over {decided.path}"
-        async with self._agent.worker("resume", request, list(given.values()), apart=True) as worker:
+        # (Callers of a device have no numbers in a pid namespace of its own.)
+        apart = not decided.has_devices
+        async with self._agent.worker("resume", request, list(given.values()), apart=apart) as worker:
             with answering(doing, served.options.deadline, "see `viewfs log`"):
                 found = await worker.found(doing, decided)
             if found != served.found:
@@ -146,7 +147,7 @@ class Servers:
         remedy = "unmount it, and mount it anew"
         if served.decided is None or served.found is None or served.decided.is_kernel:
             raise UsageError(f"{doing}: no module serves it")
-        if served.decided.has_devices or served.found.writable:
+        if served.found.writable and "kept" not in served.for_successor:
             raise UsageError(f"{doing}: its server has state that another would not have", remedy=remedy)
         if served.fuse_fd is None or served.server is None or served.successor is not None:
             raise UsageError(f"{doing}: its server is dead, or another is about to take over", remedy=remedy)

@@ -28,7 +28,7 @@ from viewfs.session.history import History
 from viewfs.session.patience import Patience
 from viewfs.session.reports import Decided, Found
 from viewfs.session.scaffold import Scaffold
-from viewfs.session.served import ServedMount
+from viewfs.session.served import FOR_SUCCESSOR, ServedMount
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.servers import Servers
 from viewfs.session.view_layers import ViewLayers
@@ -321,10 +321,9 @@ class View:
         served.server = worker.child
         served.patience.begin(trio.current_time())
         served.counters = Counters(opened.take("counters"))
-        if "source" in opened:
-            served.source_fd = opened.take("source")
         if "control" in opened:
             served.control_fd = opened.take("control")
+        served.for_successor = {name: opened.take(name) for name in FOR_SUCCESSOR if name in opened}
 
     async def cover(self, request: dict[str, Any]) -> tuple[Mount, list[str]]:
         """Make a tree copy-on-write; also what there was to say. Raises `ViewfsError`, nothing having changed."""

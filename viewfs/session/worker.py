@@ -19,6 +19,7 @@ Every worker speaks over a channel of its own to the supervisor, and ends when t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import stat
@@ -39,13 +40,15 @@ from viewfs.linux.process import set_name
 from viewfs.modules import registry
 from viewfs.modules.api import Answer, FileSystem, Identities, Module, Mounting, WritableFileSystem
 from viewfs.modules.device import DeviceModule
+from viewfs.modules.kept import Kept
 from viewfs.modules.kernel import KernelModule
 from viewfs.modules.options import parse_options
 from viewfs.modules.sources import FileSource, open_source
 from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
 from viewfs.mounts.fuse.counters import Counters
-from viewfs.mounts.fuse.device_host import serve_devices
+from viewfs.mounts.fuse.device_host import Lasting, serve_devices
 from viewfs.mounts.fuse.host import serve, take_over
+from viewfs.mounts.fuse.ledger import FixedLedger
 from viewfs.mounts.skeleton import MountPointPlan, make_mount_point, plan_mount_point, remove_mount_point
 from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.sandbox import Confinement, Limits, Needs, confine
@@ -111,17 +114,16 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         return
     counters = Counters.create()
     descriptors = {"counters": counters.fd}
-    control = -1
-    if decided.has_devices:
-        # Whoever has the other end takes the devices away by closing it.
-        control, descriptors["control"] = os.pipe2(os.O_CLOEXEC)
-    elif source is not None:
-        descriptors["source"] = source.fd  # for another server to take over with
-    _tell_decided(channel, decided, descriptors)
-    if "control" in descriptors:
-        os.close(descriptors["control"])
+    if source is not None:
+        descriptors["source"] = source.fd  # for another server to take over with, as what follows
     if isinstance(module, DeviceModule):
-        serving, seen = _open_devices(module, mounting, limits, control)
+        # Whoever has the other end takes the devices away by closing it.
+        descriptors["watch"], descriptors["control"] = os.pipe2(os.O_CLOEXEC)
+        descriptors |= _what_is_kept(module, mounting)
+    _tell_decided(channel, decided, descriptors)
+    if isinstance(module, DeviceModule):
+        os.close(descriptors.pop("control"))
+        serving, seen = _open_devices(module, mounting, limits, descriptors)
     else:
         file_system, seen = _open_confined(module, mounting, limits)
         serving = partial(serve, file_system)
@@ -130,6 +132,20 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     if received is not None:  # else the mount was given up
         channel.close()
         serving(received[1][0], counters)
+
+
+def _what_is_kept(module: DeviceModule, mounting: Mounting) -> dict[str, int]:
+    """What outlives this server of devices that keep something, by name."""
+    size = module.keeps(mounting.options)
+    if size is None:
+        return {}
+    try:
+        kept = Kept.create(size)
+        Kept(size, kept)  # can it be had?
+        return {"ledger": FixedLedger.create(), "kept": kept}
+    except (OSError, OverflowError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "too large"
+        raise UsageError(f"no memory for a {module.name} of {size} bytes: {reason.lower()}") from None
 
 
 def _tell_decided(channel: Channel, decided: Decided, descriptors: dict[str, int]) -> None:
@@ -153,8 +169,8 @@ def _confinement_of(module: Module) -> Confinement:
 def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     """Become the server of a mount whose server has died, or is about to end: then with the module's code as it is now.
 
-    `fds` are what `descriptors` of the request says: the counters; the source, if there is one; and the epoch that the
-    module sees, if it uses the view.
+    `fds` are what `descriptors` of the request says: the counters; the source, if there is one; the epoch that the
+    module sees, if it uses the view; and of devices where they are taken away, and what outlives their server.
     """
     opened = dict(zip(request["descriptors"], fds, strict=True))
     if request["anew"]:
@@ -167,16 +183,23 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     unshare(CloneFlags.NEWNS)
     source = None
     if "source" in opened:
-        source = FileSource(opened["source"], os.lseek(opened["source"], 0, os.SEEK_END))
+        size = os.lseek(opened["source"], 0, os.SEEK_END)
+        writable = fcntl.fcntl(opened["source"], fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        source = FileSource(opened["source"], size, writable=writable)
     mounting = _mounting(module, request, source, request["path"])
-    file_system, seen = _open_confined(module, mounting, _limits(request, mounting, module))
+    limits = _limits(request, mounting, module)
+    if isinstance(module, DeviceModule):
+        serving, seen = _open_devices(module, mounting, limits, opened)
+    else:
+        file_system, seen = _open_confined(module, mounting, limits)
+        serving = partial(serve, file_system)
     channel.send({"ok": seen.to_json()})
     received = channel.receive()
     if received is not None:
         channel.close()
         (fuse_fd,) = received[1]
         take_over(fuse_fd)
-        serve(file_system, fuse_fd, Counters(opened["counters"]))
+        serving(fuse_fd, Counters(opened["counters"]))
 
 
 def _mounting(module: Module, request: dict[str, Any], source: FileSource | None, path: str) -> Mounting:
@@ -239,13 +262,19 @@ def _open_confined(module: Module, mounting: Mounting, limits: Limits) -> tuple[
 
 
 def _open_devices(
-    module: DeviceModule, mounting: Mounting, limits: Limits, control: int
+    module: DeviceModule, mounting: Mounting, limits: Limits, fds: dict[str, int]
 ) -> tuple[Callable[[int, Counters], None], Found]:
     """Shut this process in, and only then let the module make its devices: what serves them, and what to report.
+
+    `fds`: where they are taken away (`watch`), and of those that keep something what outlives the server.
 
     One device is a mount of its own. Several are files of one mount that is attached nowhere; their mount points show
     one each. They are called as what is appended to the place, the one at the place itself “.main”.
     """
+    lasting = None
+    if "kept" in fds:
+        lasting = Lasting.of(fds["ledger"], fds["kept"], module.keeps(mounting.options) or 0)
+        mounting = replace(mounting, kept=lasting.kept)
     _shut_in(module, mounting, limits)
     try:
         devices = module.devices(mounting)
@@ -255,7 +284,9 @@ def _open_devices(
         raise ViewfsError(f"module {module.name} has no devices, or no good names for them: {', '.join(devices)}")
     if list(devices) != [""]:
         devices = {name or MAIN_DEVICE: device for name, device in devices.items()}
-    serving = partial(serve_devices, devices, control=control, has_memory=module.uses_caller_memory)
+    serving = partial(
+        serve_devices, devices, control=fds["watch"], has_memory=module.uses_caller_memory, lasting=lasting
+    )
     return serving, Found(stat.S_IFREG if "" in devices else stat.S_IFDIR, writable=True, names=list(devices))
 
 

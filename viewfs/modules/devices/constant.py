@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from viewfs.modules.api import Buffer, Mounting
 from viewfs.modules.device import Call, CharDevice, DeviceFile, DeviceModule
@@ -31,19 +33,34 @@ class _FullFile(_ZeroFile):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-class _Null(CharDevice):
+class _Constant(CharDevice):
+    """Has no state."""
+
+    repeatable = True
+
+    def reopen(self, call: Call, remembered: Mapping[int, bytes]) -> DeviceFile:
+        return self.file(self, call)
+
+
+class _Null(_Constant):
     file = _NullFile
 
 
-class _Zero(CharDevice):
+class _Zero(_Constant):
     file = _ZeroFile
 
 
-class _Full(CharDevice):
+class _Full(_Constant):
     file = _FullFile
 
 
-class Null(DeviceModule):
+class _ConstantModule(DeviceModule):
+    @classmethod
+    def keeps(cls, options: Mapping[str, Any]) -> int:
+        return 0
+
+
+class Null(_ConstantModule):
     """Takes everything and gives nothing."""
 
     name = "null"
@@ -52,7 +69,7 @@ class Null(DeviceModule):
         return _Null()
 
 
-class Zero(DeviceModule):
+class Zero(_ConstantModule):
     """Gives zeros without end."""
 
     name = "zero"
@@ -61,7 +78,7 @@ class Zero(DeviceModule):
         return _Zero()
 
 
-class Full(DeviceModule):
+class Full(_ConstantModule):
     """Gives zeros, and never has room for anything (ENOSPC): what does a program do when the disk is full?"""
 
     name = "full"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
+from collections.abc import Mapping
 from typing import Protocol
 
 from viewfs.modules.api import Buffer
@@ -41,12 +41,12 @@ class MemorySectors:
 
     writable = True
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    def __init__(self, memory: memoryview) -> None:
+        self.size = len(memory)
+        self._memory = memory
 
     def read(self, offset: int, size: int) -> Buffer:
-        return memoryview(self._memory)[offset : offset + size]
+        return self._memory[offset : offset + size]
 
     def write(self, offset: int, data: bytes) -> int:
         self._memory[offset : offset + len(data)] = data
@@ -101,6 +101,7 @@ class Disk(CharDevice):
 
     file = _File
     stream = False
+    repeatable = True
 
     def __init__(self, sectors: Sectors) -> None:
         self.sectors = sectors
@@ -112,3 +113,6 @@ class Disk(CharDevice):
         if call.flags & os.O_ACCMODE != os.O_RDONLY and not self.sectors.writable:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return _File(self, call)
+
+    def reopen(self, call: Call, remembered: Mapping[int, bytes]) -> DeviceFile:
+        return _File(self, call)  # which has nothing of its own

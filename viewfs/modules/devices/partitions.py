@@ -6,8 +6,8 @@ are read by The Sleuth Kit (pytsk3), after the server has been shut in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import pytsk3
 
@@ -82,6 +82,10 @@ class Partitions(DeviceModule):
     source_option = "file"
     writes_source = True
     options = (text("file", "", "the image"), flag("ro", "nothing can be written"))
+
+    @classmethod
+    def keeps(cls, options: Mapping[str, Any]) -> int:
+        return 0
 
     def open_devices(self, mounting: Mounting) -> dict[str, CharDevice]:
         source = mounting.source

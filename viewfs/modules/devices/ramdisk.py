@@ -27,9 +27,9 @@ class Ramdisk(DeviceModule):
     )
 
     @classmethod
-    def memory(cls, options: Mapping[str, Any]) -> int:
+    def keeps(cls, options: Mapping[str, Any]) -> int:
         size: int = options["size"]
-        return size
+        return 0 if options["file"] else size
 
     def open_devices(self, mounting: Mounting) -> CharDevice:
         if mounting.source is not None:
@@ -37,11 +37,4 @@ class Ramdisk(DeviceModule):
             return Disk(FileSectors(mounting.source, 0, mounting.source.size, writable=True))
         if not mounting.options["size"]:
             raise UsageError("option size of module ramdisk: a disk has at least one byte")
-        try:
-            return Disk(MemorySectors(mounting.options["size"]))
-        except (OSError, OverflowError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or "too large"
-            raise UsageError(
-                f"no memory for a ramdisk of {mounting.options['size']} bytes: {reason.lower()}",
-                remedy="a smaller size=, or file= for one on a disk",
-            ) from None
+        return Disk(MemorySectors(self.kept(mounting).memory))

@@ -4,42 +4,59 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+from collections.abc import Mapping
+from typing import Any
 
 from viewfs.modules.api import Mounting
 from viewfs.modules.device import Call, CharDevice, DeviceFile, DeviceModule
+from viewfs.modules.kept import Kept
 from viewfs.modules.options import size
 
 __all__ = ["Useless"]
 
 
+_POSITION = struct.Struct("<Q")
+#: How much is kept.
+_LENGTH = 0
+
+
 class _File(DeviceFile):
     device: _Device
 
-    def __init__(self, device: _Device, call: Call) -> None:
+    def __init__(self, device: _Device, call: Call, position: int = 0) -> None:
         super().__init__(device, call)
-        self._position = 0
+        self._position = position
         if call.flags & os.O_TRUNC:
-            device.kept.clear()
+            device.kept.registers[_LENGTH] = 0
 
     def read(self, call: Call, size: int) -> bytes:
-        data = bytes(self.device.kept[self._position : self._position + size])
+        kept = self.device.kept
+        end = min(self._position + size, kept.registers[_LENGTH])
+        data = bytes(kept.memory[self._position : end])
         self._position += len(data)
+        self.remember(_POSITION.pack(self._position))
         return data
 
     def write(self, call: Call, data: bytes) -> int:
-        taken = data[: self.device.limit - len(self.device.kept)]
+        kept = self.device.kept
+        length = kept.registers[_LENGTH]
+        taken = data[: len(kept.memory) - length]
         if not taken:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.device.kept += taken
+        kept.memory[length : length + len(taken)] = taken
+        kept.registers[_LENGTH] = length + len(taken)
         return len(taken)
 
 
 class _Device(CharDevice):
     file = _File
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.kept = bytearray()
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
+
+    def reopen(self, call: Call, remembered: Mapping[int, bytes]) -> DeviceFile:
+        return _File(self, call, _POSITION.unpack(remembered.get(0, bytes(_POSITION.size)))[0])
 
 
 class Useless(DeviceModule):
@@ -48,5 +65,10 @@ class Useless(DeviceModule):
     name = "useless"
     options = (size("size", 1 << 20, "how much it keeps; more is ENOSPC"),)
 
+    @classmethod
+    def keeps(cls, options: Mapping[str, Any]) -> int:
+        size: int = options["size"]
+        return size
+
     def open_devices(self, mounting: Mounting) -> CharDevice:
-        return _Device(mounting.options["size"])
+        return _Device(self.kept(mounting))

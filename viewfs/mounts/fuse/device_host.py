@@ -16,26 +16,52 @@ import logging
 import os
 import select
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import trio
 
 from viewfs.modules.device import CharDevice
+from viewfs.modules.kept import Kept
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.device_operations import DeviceOperations
+from viewfs.mounts.fuse.lasting_devices import LastingDevices
+from viewfs.mounts.fuse.ledger import FixedLedger
 from viewfs.mounts.fuse.server import Server
 
-__all__ = ["serve_devices"]
+__all__ = ["Lasting", "serve_devices"]
 
 log = logging.getLogger("viewfs.fuse")
 
 
+class Lasting(NamedTuple):
+    """What outlives a server of devices that keep something."""
+
+    ledger: FixedLedger
+    kept: Kept
+
+    @classmethod
+    def of(cls, ledger: int, kept: int, size: int) -> Lasting:
+        """By descriptors of `FixedLedger.create` and `Kept.create`. What another server has begun and not finished is
+        set back."""
+        lasting = cls(FixedLedger(ledger), Kept(size, kept))
+        LastingDevices.settle(*lasting)
+        return lasting
+
+
 def serve_devices(
-    devices: Mapping[str, CharDevice], fd: int, counters: Counters, control: int, *, has_memory: bool = False
+    devices: Mapping[str, CharDevice],
+    fd: int,
+    counters: Counters,
+    control: int,
+    *,
+    has_memory: bool = False,
+    lasting: Lasting | None = None,
 ) -> None:
     """Answer the kernel over `fd` until nobody has the devices mounted or open any more.
 
     `devices` by name; one called "" is the root of the mount itself. `control` becomes readable when they are taken
-    away. `has_memory`: this process may reach into its callers' memory.
+    away. `has_memory`: this process may reach into its callers' memory. `lasting`: what was open in another server
+    goes on.
     """
     os.set_blocking(fd, False)
     gc.freeze()
@@ -47,7 +73,11 @@ def serve_devices(
             if error.errno not in (errno.ENOENT, errno.ENODEV):  # nobody polls any more; unmounted
                 log.error("a notification was refused: %s", error)
 
-    operations = DeviceOperations(devices, notify, has_memory=has_memory)
+    operations: DeviceOperations
+    if lasting is None:
+        operations = DeviceOperations(devices, notify, has_memory=has_memory)
+    else:
+        operations = LastingDevices(devices, notify, ledger=lasting.ledger, kept=lasting.kept, has_memory=has_memory)
     server = _DeviceServer(operations, fd, counters, control, list(devices.values()))
     try:
         trio.run(server.serve)

@@ -29,7 +29,7 @@ from viewfs.mounts.fuse import protocol
 from viewfs.mounts.fuse.dirents import encode_directory
 from viewfs.mounts.fuse.protocol import InitFlags, InitRequest, Opcode, OpenFlags, Request
 
-__all__ = ["DeviceOperations"]
+__all__ = ["Body", "DeviceOperations", "Opened"]
 
 log = logging.getLogger("viewfs.fuse")
 
@@ -48,11 +48,14 @@ def _error(number: int) -> OSError:
 
 
 @dataclass
-class _Opened:
+class Opened:
     """One open file."""
 
+    node: InodeNumber
     device: CharDevice
     file: DeviceFile
+    #: Of open(2).
+    flags: int
     #: The kernel's name for it where somebody polls, and what for since the last time that they were woken.
     poll_handle: int | None = None
     awaited: PollEvents = PollEvents.NONE
@@ -82,11 +85,12 @@ class DeviceOperations:
         self._has_memory = has_memory
         first = protocol.ROOT_NODE if "" in devices else protocol.ROOT_NODE + 1
         self._names = {name.encode(): InodeNumber(number) for number, name in enumerate(devices, first)}
-        self._nodes = {
+        self.nodes = {
             number: _Node(device, number) for number, device in zip(self._names.values(), devices.values(), strict=True)
         }
-        self._opened: dict[int, _Opened] = {}
-        self._next_handle = itertools.count(1)
+        self.opened: dict[int, Opened] = {}
+        # No number that the server of the same devices before may have given.
+        self._next_handle = itertools.count(time.time_ns())
         self._made_ns = time.time_ns()
         #: Taken away: nothing is answered any more but ENODEV.
         self.withdrawn = False
@@ -128,20 +132,20 @@ class DeviceOperations:
     def withdraw(self) -> None:
         """From now on there is no such device. Whoever polls is woken, to find that out."""
         self.withdrawn = True
-        for opened in self._opened.values():
-            self._wake(opened)
+        for opened in self.opened.values():
+            self.wake(opened)
 
     def close(self) -> None:
         """Release what is open still, and let the devices go."""
-        for opened in self._opened.values():
+        for opened in self.opened.values():
             try:
                 answer = opened.file.release()
                 if isinstance(answer, Awaitable):
                     cast(Any, answer).close()
             except Exception:
                 log.exception("release failed")
-        self._opened.clear()
-        for node in self._nodes.values():
+        self.opened.clear()
+        for node in self.nodes.values():
             node.device.close()
 
     # -- calling
@@ -182,14 +186,14 @@ class DeviceOperations:
 
     def _node(self, number: int) -> _Node:
         try:
-            return self._nodes[InodeNumber(number)]
+            return self.nodes[InodeNumber(number)]
         except KeyError:
             raise _error(errno.EISDIR if number == protocol.ROOT_NODE else errno.ESTALE) from None
 
     def attributes(self, number: int) -> Attributes:
         """What stat(2) tells of node `number`. Raises OSError."""
         inode = InodeNumber(number)
-        if number == protocol.ROOT_NODE and inode not in self._nodes:
+        if number == protocol.ROOT_NODE and inode not in self.nodes:
             mode, size, changed = stat.S_IFDIR | 0o555, 0, self._made_ns
         else:
             node = self._node(number)
@@ -240,11 +244,29 @@ class DeviceOperations:
 
     # -- open files
 
-    def _file(self, request: Request) -> _Opened:
+    def _file(self, request: Request) -> Opened:
+        """Raises OSError(ENODEV) for one that a server before had open, and of which nothing was kept."""
         try:
-            return self._opened[request.fields[0]]
+            return self.opened[request.fields[0]]
         except KeyError:
-            raise _error(errno.EBADF) from None
+            raise _error(errno.ENODEV) from None
+
+    def number_handles_from(self, number: int) -> None:
+        """Give no open file a smaller number."""
+        self._next_handle = itertools.count(number)
+
+    def opens(self, handle: int, opened: Opened) -> None:
+        """A file is open from now on, under that number."""
+        self.opened[handle] = opened
+
+    def closes(self, handle: int) -> Opened | None:
+        """It is not any more; None if nothing is known of it."""
+        return self.opened.pop(handle, None)
+
+    def polls(self, handle: int, opened: Opened, poll_handle: int, events: PollEvents) -> None:
+        """Somebody waits for `events` of that file, which the kernel calls `poll_handle` then."""
+        opened.poll_handle = poll_handle
+        opened.awaited |= events
 
     def _open(self, request: Request) -> Answer[Body]:
         node = self._node(request.node)
@@ -259,7 +281,7 @@ class DeviceOperations:
             if not isinstance(file, DeviceFile):
                 raise TypeError(f"open gave {type(file).__name__}, not a DeviceFile")
             handle = next(self._next_handle)
-            self._opened[handle] = _Opened(device, file)
+            self.opens(handle, Opened(node.number, device, file, call.flags))
             flags = OpenFlags.DIRECT_IO
             flags |= OpenFlags.STREAM | OpenFlags.NONSEEKABLE if device.stream else OpenFlags.PARALLEL_DIRECT_WRITES
             if type(file).flush is DeviceFile.flush:
@@ -281,7 +303,7 @@ class DeviceOperations:
         return finish_later(answer) if isinstance(answer, Awaitable) else answer
 
     def _release(self, request: Request) -> Answer[Body]:
-        opened = self._opened.pop(request.fields[0], None)
+        opened = self.closes(request.fields[0])
         if opened is None:
             return b""
         # First: whoever opens next must not be told that it is busy still.
@@ -361,24 +383,23 @@ class DeviceOperations:
 
     def _poll(self, request: Request) -> Body:
         opened = self._file(request)
-        _handle, poll_handle, flags, events = request.fields
+        handle, poll_handle, flags, events = request.fields
         ready = opened.file.poll()
         if flags & protocol.POLL_SCHEDULE_NOTIFY:
-            opened.poll_handle = poll_handle
-            opened.awaited |= PollEvents(events)
+            self.polls(handle, opened, poll_handle, PollEvents(events))
         return protocol.encode_poll(ready)
 
     def _waker(self, device: CharDevice) -> Callable[[], None]:
         def wake() -> None:
-            for opened in list(self._opened.values()):
+            for opened in list(self.opened.values()):
                 if opened.device is device and opened.poll_handle is not None:
                     interesting = opened.awaited | PollEvents.ERR | PollEvents.HUP
                     if opened.file.poll() & interesting:
-                        self._wake(opened)
+                        self.wake(opened)
 
         return wake
 
-    def _wake(self, opened: _Opened) -> None:
+    def wake(self, opened: Opened) -> None:
         if opened.poll_handle is not None:
             handle, opened.poll_handle, opened.awaited = opened.poll_handle, None, PollEvents.NONE
             self._notify(protocol.encode_poll_wakeup(handle))

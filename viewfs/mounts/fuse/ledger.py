@@ -10,6 +10,7 @@ again; where it was only begun the successor is told so (`once`).
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 from viewfs.linux.files import fallocate
 
-__all__ = ["Ledger", "LastRequest"]
+__all__ = ["FixedLedger", "LastRequest", "Ledger"]
 
 #: A record: its number and how many bytes follow.
 _RECORD = struct.Struct("<QI")
@@ -55,10 +56,10 @@ class Ledger:
         self._end = self._words[_LOG] & 0xFFFFFFFF
 
     @staticmethod
-    def create() -> int:
-        """A descriptor of an empty one."""
+    def create(size: int = _LEAST_BYTES) -> int:
+        """A descriptor of an empty one. `size` bytes are for the log; a `FixedLedger` has no more."""
         fd = os.memfd_create("viewfs-ledger", os.MFD_CLOEXEC)
-        os.truncate(fd, _HEADER_BYTES + _LEAST_BYTES)
+        os.truncate(fd, _HEADER_BYTES + size)
         return fd
 
     def _map_log(self) -> None:
@@ -105,10 +106,14 @@ class Ledger:
         self._end = end
         self._words[_LOG] = self._words[_LOG] & ~0xFFFFFFFF | end
 
+    def _rewritten(self) -> bytes:
+        """What counts, one record after the other."""
+        return b"".join(_RECORD.pack(number, len(value)) + value for number, value in self.records().items())
+
     def _make_room(self, needed: int) -> None:
         """Write what counts to another place, which then is the log."""
         old_begin, old_end = self._words[_LOG] >> 32, self._end
-        rest = b"".join(_RECORD.pack(number, len(value)) + value for number, value in self.records().items())
+        rest = self._rewritten()
         # As much again can come before the next time. (In whole pages, as it is mapped.)
         size = max(-(-2 * (len(rest) + needed) // mmap.PAGESIZE) * mmap.PAGESIZE, _LEAST_BYTES)
         begin = 0 if size <= old_begin else -(-old_end // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -152,3 +157,55 @@ class Ledger:
         if words[_PHASE] == _DONE:
             answer = words[_ERROR], self._header[_ANSWER : _ANSWER + words[_LENGTH]]
         return LastRequest(words[_UNIQUE], words[_POSITION], answer)
+
+
+class FixedLedger(Ledger):
+    """One that stays as large as it was made, for a server that has shut itself in.
+
+    What is put between `begin_step` and `finish` can be set back.
+    """
+
+    #: Bytes that one step may put, and how many a log has in all.
+    STEP_BYTES = 64 << 10
+    BYTES = 4 << 20
+
+    @classmethod
+    def create(cls, size: int = BYTES) -> int:
+        return Ledger.create(size)
+
+    @property
+    def _half(self) -> int:
+        return self._size // 2
+
+    def begin_step(self, unique: int) -> None:
+        """Request `unique` is about to be carried out, or goes on."""
+        begin = self._words[_LOG] >> 32
+        if self._end + self.STEP_BYTES > (self._size if begin else self._half):
+            self._move(0 if begin else self._half)
+        self.begin(unique, self._end)
+
+    def _move(self, begin: int) -> None:
+        """What counts goes to the other half, which then is the log."""
+        rest = self._rewritten()
+        if len(rest) + 2 * self.STEP_BYTES > self._half:
+            return  # too much is open: `_make_room` says so when there is no room at all
+        self._log[begin : begin + len(rest)] = rest
+        self._end = begin + len(rest)
+        self._words[_LOG] = begin << 32 | self._end
+
+    def _make_room(self, needed: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _append(self, record: bytes) -> None:
+        if not self._words[_LOG] >> 32 and self._end + len(record) > self._half:
+            self._make_room(len(record))
+        super()._append(record)
+
+    def forget_last(self) -> None:
+        """What was done of it so far stays, and it is not finished."""
+        self._words[_PHASE] = _NOTHING
+
+    def set_back(self, end: int) -> None:
+        """The log ends there again, as it did when the last step began."""
+        self._end = end
+        self._words[_LOG] = self._words[_LOG] & ~0xFFFFFFFF | end

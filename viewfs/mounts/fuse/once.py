@@ -22,12 +22,12 @@ from viewfs.mounts.fuse.ledger import LastRequest, Ledger
 from viewfs.mounts.fuse.operations import Operations
 from viewfs.mounts.fuse.protocol import Opcode, Request
 
-__all__ = ["LastingOperations"]
+__all__ = ["RESENT", "LastingOperations"]
 
 T = TypeVar("T")
 
 #: FUSE_UNIQUE_RESEND of linux/fuse.h.
-_RESENT = 1 << 63
+RESENT = 1 << 63
 _MAKING = frozenset({Opcode.CREATE, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK})
 _REMOVING = frozenset({Opcode.UNLINK, Opcode.RMDIR})
 _MOVING = frozenset({Opcode.RENAME, Opcode.RENAME2})
@@ -101,14 +101,14 @@ class LastingOperations(Operations):
         if request.opcode not in _ONCE:
             return super().dispatch(request)
         before, self._before = self._before, None
-        if before is not None and request.unique == before.unique | _RESENT:
+        if before is not None and request.unique == before.unique | RESENT:
             if before.answer is None:
                 return self._finish(lambda: self._again(request, before))
             number, body = before.answer
             if number:
                 raise error(number)
             return body
-        self._ledger.begin(request.unique & ~_RESENT, self._end_to_append_to(request))
+        self._ledger.begin(request.unique & ~RESENT, self._end_to_append_to(request))
         return self._finish(lambda: super(LastingOperations, self).dispatch(request))
 
     def _finish(self, carry_out: Callable[[], Answer[Body]]) -> Answer[Body]:

@@ -7,10 +7,11 @@ says that it is not needed.)
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from viewfs.errors import MachineError
@@ -62,15 +63,31 @@ _ROOM = (256 << 10) + BLOCK
 class _File(DeviceFile):
     device: _Device
 
-    def __init__(self, device: _Device, call: Call) -> None:
+    def __init__(self, device: _Device, call: Call, before: Mapping[int, bytes] | None = None) -> None:
+        """`before`: the sessions that it had in another server."""
         super().__init__(device, call)
         self._sessions: dict[int, Session] = {}
+        for number, state in (before or {}).items():
+            self._sessions[number] = Session.restored(state, device.backend)
 
     def _session(self, number: int) -> Session:
         try:
             return self._sessions[number]
         except KeyError:
             raise failure(errno.EINVAL) from None
+
+    @contextlib.contextmanager
+    def _used(self, call: Call, op: Any) -> Iterator[Session]:
+        """Session `op.ses`, which another server goes on with as it is at the end of the block."""
+        if call.is_again and op.src < op.dst + op.len and op.dst < op.src + op.len:
+            raise failure(errno.EIO)  # what was to be read may have been written over
+        session = self._session(op.ses)
+        try:
+            yield session
+        finally:
+            state = session.state()
+            if self.remembered.get(op.ses) != state:
+                self.remember(state, op.ses)
 
     @ioctl(session_command(SessionOp), SessionOp)
     @ioctl(session_command(SessionOp32), SessionOp32)
@@ -87,12 +104,14 @@ class _File(DeviceFile):
         while not number or number in self._sessions:
             number = secrets.randbits(32)
         self._sessions[number] = session
+        self.remember(session.state(), number)
         op.ses = number
 
     @ioctl(CIOCFSESSION, ctypes.c_uint32)
     def end(self, call: Call, number: ctypes.c_uint32) -> None:
         self._session(number.value).close()
         del self._sessions[number.value]
+        self.remember(None, number.value)
 
     @ioctl(CIOCGSESSINFO, SessionInfoOp)
     def describe(self, call: Call, info: SessionInfoOp) -> None:
@@ -110,13 +129,19 @@ class _File(DeviceFile):
 
     @ioctl(CIOCCPHASH, CopyHashOp)
     def copy_hash(self, call: Call, op: CopyHashOp) -> None:
-        self._session(op.dst_ses).copy_hash(self._session(op.src_ses))
+        session = self._session(op.dst_ses)
+        session.copy_hash(self._session(op.src_ses))
+        self.remember(session.state(), op.dst_ses)
 
     @ioctl(crypt_command(CryptOp), CryptOp)
     @ioctl(crypt_command(CryptOp32), CryptOp32)
     def crypt(self, call: Call, op: Any) -> None:
         """CIOCCRYPT."""
-        session, memory = self._session(op.ses), call.memory
+        with self._used(call, op) as session:
+            self._crypt(call, op, session)
+
+    def _crypt(self, call: Call, op: Any, session: Session) -> None:
+        memory = call.memory
         decrypt = _is_decryption(op)
         flags = op.flags
         if session.aead is not None:
@@ -146,7 +171,11 @@ class _File(DeviceFile):
     @ioctl(authcrypt_command(CryptAuthOp32), CryptAuthOp32)
     def authcrypt(self, call: Call, op: Any) -> None:
         """CIOCAUTHCRYPT."""
-        session, memory = self._session(op.ses), call.memory
+        with self._used(call, op) as session:
+            self._authcrypt(call, op, session)
+
+    def _authcrypt(self, call: Call, op: Any, session: Session) -> None:
+        memory = call.memory
         decrypt = _is_decryption(op)
         cipher = session.aead or session.cipher
         flags = op.flags
@@ -218,6 +247,9 @@ class _Device(CharDevice):
         # Kept from call to call: the pages of new ones would have to be made first.
         self._rooms = memoryview(bytearray(_ROOM)), memoryview(bytearray(_ROOM))
 
+    def reopen(self, call: Call, remembered: Mapping[int, bytes]) -> DeviceFile:
+        return _File(self, call, remembered)
+
     def rooms(self, size: int) -> tuple[memoryview, memoryview]:
         """Two buffers with room for `size` bytes and a block, for this call only. Raises OSError(EINVAL)."""
         if size > CallerMemory.LIMIT:
@@ -237,6 +269,10 @@ class Crypto(DeviceModule):
     @classmethod
     def uses_kernel_crypto(cls, options: Mapping[str, Any]) -> bool:
         return bool(options["backend"] == KERNEL.name)
+
+    @classmethod
+    def keeps(cls, options: Mapping[str, Any]) -> int:
+        return 0  # all of it belongs to open files
 
     def open_devices(self, mounting: Mounting) -> CharDevice:
         backend = _BACKENDS[mounting.options["backend"]]

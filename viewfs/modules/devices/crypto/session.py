@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hmac
 import os
+import struct
 
 from viewfs.modules.api import Buffer
 from viewfs.modules.devices.crypto.algorithms import (
@@ -23,6 +24,8 @@ from viewfs.modules.devices.crypto.layouts import Algorithm
 
 __all__ = ["BLOCK", "Session", "failure"]
 
+#: Cipher and length of its key, hash and length of its key, is a hash lost?
+_STATE = struct.Struct("<IHIH?")
 #: Bytes of the longest block of a cipher.
 BLOCK = 16
 
@@ -38,6 +41,10 @@ class Session:
     def __init__(self, cipher: int, key: bytes, mac: int, mac_key: bytes, backend: Backend = LIBRARY) -> None:
         """`cipher` and `mac` are numbers of `Algorithm`, 0 for none. Raises OSError(EINVAL)."""
         self._backend = backend
+        self._made_of = cipher, key, mac, mac_key
+        #: A hash is being computed in parts, of which there is no saving; or was, in another server, and is lost.
+        self._is_in_parts = self._is_lost = False
+        self.iv = b""
         self.cipher: BlockCipher | None = None
         self.aead: Aead | None = None
         self.hash_spec: HashSpec | None = None
@@ -61,6 +68,24 @@ class Session:
     def _new_hash(self) -> HashContext | None:
         return None if self.hash_spec is None else self._backend.new_hash(self.hash_spec, self._mac_key)
 
+    def state(self) -> bytes:
+        """All of it, for `restored`."""
+        cipher, key, mac, mac_key = self._made_of
+        lost = self._is_in_parts or self._is_lost
+        return _STATE.pack(cipher, len(key), mac, len(mac_key), lost) + key + mac_key + self.iv
+
+    @classmethod
+    def restored(cls, state: bytes, backend: Backend) -> Session:
+        """What another server had. Of a hash that was being computed in parts all parts are ENODEV, until another is
+        begun."""
+        cipher, key_size, mac, mac_key_size, lost = _STATE.unpack_from(state)
+        key = state[_STATE.size : _STATE.size + key_size]
+        mac_key = state[_STATE.size + key_size :][:mac_key_size]
+        session = cls(cipher, key, mac, mac_key, backend)
+        session.iv = state[_STATE.size + key_size + mac_key_size :]
+        session._is_lost = lost
+        return session
+
     def close(self) -> None:
         """The session has ended."""
         for part in (self.cipher, self.aead):
@@ -81,15 +106,21 @@ class Session:
 
     def reset_hash(self) -> None:
         self._hash = self._new_hash()
+        self._is_in_parts = self._is_lost = False
 
     def update_hash(self, data: Buffer) -> None:
+        if self._is_lost:
+            raise failure(errno.ENODEV)
         if self._hash is not None:
             self._hash.update(data)
+            self._is_in_parts = True
 
     def finish_hash(self) -> bytes:
         """The digest; the next computation begins."""
         if self._hash is None:
             raise failure(errno.EINVAL)
+        if self._is_lost:
+            raise failure(errno.ENODEV)
         digest = self._hash.finalize()
         self.reset_hash()
         return digest
@@ -98,7 +129,10 @@ class Session:
         """Go on where `other` is. Raises OSError(EINVAL) if that is another algorithm or has none."""
         if other._hash is None or other.hash_spec is not self.hash_spec:
             raise failure(errno.EINVAL)
+        if other._is_lost:
+            raise failure(errno.ENODEV)
         self._hash = other._hash.copy()
+        self._is_in_parts, self._is_lost = other._is_in_parts, False
 
     def crypt(self, data: Buffer, *, decrypt: bool, room: memoryview | None = None) -> Buffer:
         """`data` through the cipher, which goes on from the last call's end unless `iv` has been set.

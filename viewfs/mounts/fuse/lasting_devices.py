@@ -1,0 +1,224 @@
+"""Devices whose server can have a successor: open files go on, and a call is carried out once.
+
+What the kernel knows by number is in the `Ledger`: open files, what each remembers, who polls. What the device itself
+keeps is in `Kept`. One call is carried out at a time, or one step of it between two waits. Where the server dies before
+a step is finished, the next one sets back what it had changed, and the kernel sends the call again; where it had been
+finished, the answer is here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, cast
+
+from viewfs.modules.api import Answer, Buffer, InodeNumber
+from viewfs.modules.device import Call, CharDevice, DeviceFile, PollEvents
+from viewfs.modules.kept import Kept
+from viewfs.mounts.fuse.device_operations import Body, DeviceOperations, Opened
+from viewfs.mounts.fuse.ledger import FixedLedger
+from viewfs.mounts.fuse.once import RESENT
+from viewfs.mounts.fuse.protocol import Opcode, Request
+
+__all__ = ["LastingDevices"]
+
+#: Numbers of records: a file has its handle in bits 33 to 62, and what it remembers bit 32 and a number of its own.
+_FILE, _REMEMBERED = 1 << 63, 1 << 32
+#: How far a call has come that goes on.
+_PROGRESS = 1 << 62
+#: Node, flags of open(2), and the kernel's name for it where somebody polls (0: nobody).
+_OPENED = struct.Struct("<QQQ")
+_COUNT = struct.Struct("<Q")
+_OPENING = frozenset({Opcode.OPEN, Opcode.RELEASE})
+_CALLS = _OPENING | {Opcode.READ, Opcode.WRITE, Opcode.IOCTL, Opcode.FLUSH, Opcode.FSYNC}
+#: Of open(2), what is done once.
+_AT_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC
+
+#: The request that a task is about.
+_request: ContextVar[int | None] = ContextVar("request", default=None)
+
+
+def _key(handle: int) -> int:
+    return _FILE | handle << 33
+
+
+class LastingDevices(DeviceOperations):
+    """Those of a module that keeps what its devices need."""
+
+    def __init__(
+        self,
+        devices: Mapping[str, CharDevice],
+        notify: Callable[[bytes], None],
+        *,
+        ledger: FixedLedger,
+        kept: Kept,
+        has_memory: bool = False,
+    ) -> None:
+        """Go on where the `ledger` says that the server before was. `kept`, which the devices have been given, is as
+        that one has left it, but for what `settle` has set back."""
+        super().__init__(devices, notify, has_memory=has_memory)
+        self._ledger, self._kept = ledger, kept
+        self._before = ledger.last()
+        self._last_answer = b""  # which the next call's replaces
+        if self._before is not None and self._before.answer is not None and self._before.answer[1]:
+            self._last_answer = kept.answer(*_COUNT.unpack(self._before.answer[1]))
+        self._is_again = False
+        self._once = _OPENING if all(device.repeatable for device in devices.values()) else _CALLS
+        #: The request of which a step has been begun.
+        self._step: int | None = None
+        for device in devices.values():
+            device.step_begins = self._step_begins
+            device.step_ends = self._step_ends
+        #: What the kernel calls files that somebody has waited for.
+        self._pollers: dict[int, int] = {}
+        self._restore(ledger.records())
+
+    @staticmethod
+    def settle(ledger: FixedLedger, kept: Kept) -> None:
+        """Set back what the server before has begun and not finished."""
+        before = ledger.last()
+        if before is not None and before.answer is None:
+            kept.undo()
+            ledger.set_back(before.position)
+
+    def _restore(self, records: dict[int, bytes]) -> None:
+        self._progress = {number & ~_PROGRESS: value for number, value in records.items() if number < _FILE}
+        remembered: dict[int, dict[int, bytes]] = {}
+        for number, value in records.items():
+            if number & _FILE and number & _REMEMBERED:
+                remembered.setdefault(number >> 33 & 0x3FFFFFFF, {})[number & 0xFFFFFFFF] = value
+        handles = [number >> 33 & 0x3FFFFFFF for number in records if number & _FILE and not number & _REMEMBERED]
+        for handle in handles:
+            node, flags, poll_handle = _OPENED.unpack(records[_key(handle)])
+            device = self.nodes[InodeNumber(node)].device
+            try:
+                file = device.reopen(Call(tid=0, uid=0, gid=0, flags=flags), remembered.get(handle, {}))
+            except OSError:
+                self._drop(handle, remembered.get(handle, ()))  # who has it open gets ENODEV
+                continue
+            file.remembered = remembered.get(handle, {})
+            self.nodes[InodeNumber(node)].opens += 1
+            self.opened[handle] = opened = Opened(InodeNumber(node), device, file, flags)
+            self._keep_what_it_remembers(handle, file)
+            if poll_handle:  # whoever waits looks again, and is known then
+                self._pollers[handle] = opened.poll_handle = poll_handle
+                self.wake(opened)
+        self.number_handles_from(max(handles, default=0) + 1)
+
+    def _drop(self, handle: int, numbers: Any) -> None:
+        for number in numbers:
+            self._ledger.drop(_key(handle) | _REMEMBERED | number)
+        self._ledger.drop(_key(handle))
+
+    def _keep_what_it_remembers(self, handle: int, file: DeviceFile) -> None:
+        def keep(number: int, state: bytes | None) -> None:
+            key = _key(handle) | _REMEMBERED | number
+            if state is None:
+                self._ledger.drop(key)
+            else:
+                self._ledger.put(key, state)
+
+        file.keep = keep
+
+    # -- steps
+
+    def _step_begins(self) -> None:
+        unique = _request.get()
+        if unique is not None:  # a device's own doings belong to no call
+            self._step = unique
+            self._kept.begin()
+            self._ledger.begin_step(unique)
+
+    def _step_ends(self) -> None:
+        """What was done so far stays done; there is no answer yet."""
+        if self._step is not None:
+            self._step = None
+            self._ledger.forget_last()
+
+    def _finish(self, opcode: int, unique: int, error: int, body: Body) -> None:
+        if self._step != unique:  # it has waited for something of its own
+            self._step_begins()
+        self._step = None
+        if unique in self._progress:
+            self._ledger.drop(_PROGRESS | unique)
+            del self._progress[unique]
+        parts = cast(list[Buffer], body if isinstance(body, list) else [body or b""])
+        self._ledger.finish(error, _COUNT.pack(self._kept.put_answer(parts)))
+
+    # -- requests
+
+    def dispatch(self, request: Request) -> Answer[Body]:
+        if request.opcode not in self._once or self.withdrawn:
+            return super().dispatch(request)
+        unique = request.unique & ~RESENT
+        before = self._before
+        self._is_again = before is not None and request.unique == before.unique | RESENT
+        if self._is_again and before is not None and before.answer is not None:
+            number, _length = before.answer
+            if number:
+                raise OSError(number, os.strerror(number))
+            return self._last_answer
+        _request.set(unique)
+        self._step_ends()  # of one that waits in the middle
+        self._step_begins()
+        try:
+            answer = super().dispatch(request)
+        except BaseException as error:
+            self._finish(request.opcode, unique, getattr(error, "errno", None) or errno.EIO, b"")
+            raise
+        if isinstance(answer, Awaitable):
+            self._step_ends()
+            return self._later(request.opcode, unique, answer)
+        self._finish(request.opcode, unique, 0, answer)
+        return answer
+
+    async def _later(self, opcode: int, unique: int, answer: Awaitable[Body]) -> Body:
+        _request.set(unique)
+        try:
+            body = await answer
+        except Exception as error:
+            self._finish(opcode, unique, getattr(error, "errno", None) or errno.EIO, b"")
+            raise
+        self._finish(opcode, unique, 0, body)
+        return body
+
+    def _call(self, request: Request, file: DeviceFile | None, offset: int = 0, *, is_32bit: bool = False) -> Call:
+        call = super()._call(request, file, offset, is_32bit=is_32bit)
+        unique = request.unique & ~RESENT
+        call.is_again = self._is_again
+        if unique in self._progress:
+            call.progress = _COUNT.unpack(self._progress[unique])[0]
+
+        def note(done: int) -> None:
+            self._progress[unique] = _COUNT.pack(done)
+            self._ledger.put(_PROGRESS | unique, self._progress[unique])
+
+        call.note_progress = note
+        return call
+
+    def opens(self, handle: int, opened: Opened) -> None:
+        super().opens(handle, opened)
+        self._put(handle, opened)
+        self._keep_what_it_remembers(handle, opened.file)
+        for number, state in opened.file.remembered.items():
+            opened.file.keep(number, state)
+
+    def _put(self, handle: int, opened: Opened) -> None:
+        flags = opened.flags & ~_AT_OPEN
+        self._ledger.put(_key(handle), _OPENED.pack(opened.node, flags, self._pollers.get(handle, 0)))
+
+    def closes(self, handle: int) -> Opened | None:
+        opened = super().closes(handle)
+        if opened is not None:
+            self._pollers.pop(handle, None)
+            self._drop(handle, opened.file.remembered)
+        return opened
+
+    def polls(self, handle: int, opened: Opened, poll_handle: int, events: PollEvents) -> None:
+        super().polls(handle, opened, poll_handle, events)
+        if handle not in self._pollers:  # the kernel has one number for each file
+            self._pollers[handle] = poll_handle
+            self._put(handle, opened)
