@@ -67,15 +67,18 @@ def test_servers_that_answer_are_replaced_at_once() -> None:
 
 
 def test_servers_that_answer_nothing_are_waited_for_longer_and_longer() -> None:
-    patience, now, pauses = Patience(30), 0.0, list[float]()
+    patience, now, pauses, over = Patience(30), 0.0, list[float](), list[float]()
     while True:
         patience.begin(now)
         seconds = patience.seconds(now, 0)
         if seconds is None:
             break
+        if patience.is_over(now):
+            over.append(now)
         pauses.append(seconds)
         now += seconds
-    assert pauses[:4] == [0.1, 0.2, 0.4, 0.8] and max(pauses) == LIFE_SECONDS and 30 < now < 45
+    assert pauses[:4] == [0.1, 0.2, 0.4, 0.8] and max(pauses) == LIFE_SECONDS
+    assert 30 < over[0] < 45 and 300 < now < 315
 
 
 def test_a_server_that_has_lived_for_a_while_is_in_order() -> None:

@@ -6,14 +6,17 @@ __all__ = ["LIFE_SECONDS", "Patience"]
 
 #: Seconds between two servers of a mount, at least and at most; one that lives for the latter is in order.
 _PAUSE_SECONDS, LIFE_SECONDS = 0.1, 10.0
+#: So many deadlines, and no other server is tried.
+_DEADLINES = 10
 
 
 class Patience:
     """Where one answers nothing in its life, and that is short, what kills it will kill the next as well: the pauses
-    become longer, and at the deadline callers have waited long enough."""
+    become longer. At the deadline callers have waited long enough, and after ten times as long the mount is given up.
+    """
 
     def __init__(self, deadline: float = 30.0) -> None:
-        """`deadline`: seconds for which servers may die without having answered anything."""
+        """`deadline`: seconds for which servers may die without having answered anything, until callers get errors."""
         self._deadline = deadline
         self._began, self._answered = 0.0, 0
         #: How many have died without having answered anything.
@@ -24,6 +27,10 @@ class Patience:
         """A server begins."""
         self._began = now
 
+    def is_over(self, now: float) -> bool:
+        """Has nothing been answered for longer than the deadline?"""
+        return self._failing_since is not None and now - self._failing_since > self._deadline
+
     def seconds(self, now: float, answered: int) -> float | None:
         """It has died; so many requests have been answered by it and those before. None: no other is to come."""
         if answered > self._answered or now - self._began > LIFE_SECONDS:
@@ -32,6 +39,6 @@ class Patience:
         self.failures += 1
         if self._failing_since is None:
             self._failing_since = now
-        elif now - self._failing_since > self._deadline:
+        elif now - self._failing_since > self._deadline * _DEADLINES:
             return None
         return min(_PAUSE_SECONDS * 2.0 ** (self.failures - 1), LIFE_SECONDS)

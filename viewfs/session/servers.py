@@ -13,6 +13,7 @@ from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.agent_link import AgentLink, Child, WorkerProcess
 from viewfs.session.history import History
 from viewfs.session.patience import LIFE_SECONDS
+from viewfs.session.refusal import refuse
 from viewfs.session.served import ServedMount
 from viewfs.session.waiting import answering
 
@@ -88,7 +89,11 @@ class Servers:
     async def _find_successor(self, mount: Mount, served: ServedMount) -> Child | None:
         """Another server that has taken over, sooner or later; None where none can."""
         while (seconds := served.seconds_to_resume()) is not None:
-            await trio.sleep(seconds)
+            async with trio.open_nursery() as nursery:
+                if served.fuse_fd is not None and served.patience.is_over(trio.current_time()):
+                    nursery.start_soon(refuse, served.fuse_fd)
+                await trio.sleep(seconds)
+                nursery.cancel_scope.cancel()
             served.patience.begin(trio.current_time())
             if mount.made_in not in self._history.epochs.alive():
                 return None
