@@ -28,8 +28,9 @@ class Kept:
         """`fd` is of `create`; without one nothing outlives anybody. Raises OSError, OverflowError and ValueError where
         there is no such memory."""
         if fd is None:
-            page = mmap.mmap(-1, _MEMORY_AT)
-            self.memory = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if size else b"")
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            page = mmap.mmap(-1, _MEMORY_AT, flags)
+            self.memory = memoryview(mmap.mmap(-1, size, flags) if size else b"")
         else:
             page = mmap.mmap(fd, _MEMORY_AT)
             self.memory = memoryview(mmap.mmap(fd, size, offset=_MEMORY_AT) if size else b"")

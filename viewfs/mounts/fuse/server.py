@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import mmap
 import os
 from collections.abc import Awaitable, Sequence
 from time import perf_counter_ns
@@ -67,8 +68,9 @@ class Server:
         self.fd = fd
         self._counters = counters
         self._transmitter = Transmitter(fd)
-        self._buffer = bytearray(self.operations.buffer_size)
-        self._view = memoryview(self._buffer)
+        # Memory that is taken as requests need it, where a bytearray would take all of it.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._buffer = memoryview(mmap.mmap(-1, self.operations.buffer_size, flags))
         self.waiting: dict[int, trio.CancelScope] = {}
 
     def close(self) -> None:
@@ -90,11 +92,11 @@ class Server:
             if size < HEADER_SIZE:
                 return None
             try:
-                return decode(self._view[:size])
+                return decode(self._buffer[:size])
             except ValueError:
                 log.exception("an unintelligible request")
                 with contextlib.suppress(OSError):  # its number may be nonsense too
-                    os.writev(self.fd, [encode_error(unique_of(self._view), errno.EIO)])
+                    os.writev(self.fd, [encode_error(unique_of(self._buffer), errno.EIO)])
 
     def start(self, request: Request) -> Awaitable[Body] | None:
         """Answer the request, or return the promise that will."""
