@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import struct
 import sys
@@ -50,7 +51,8 @@ class Kernel:
 
     def change_server(self) -> None:
         """As when the one before has died: nothing is left of it but its memory."""
-        lasting = Lasting.of(*self._fds, SIZE)
+        lasting = Lasting.of(*map(os.dup, self._fds), SIZE)
+        lasting.settle()
         self.device = self._make(lasting.kept)
         self.operations = LastingDevices({"": self.device}, self.woken.append, ledger=lasting.ledger, kept=lasting.kept)
 
@@ -63,7 +65,8 @@ class Kernel:
         if hasattr(answer, "__await__"):
 
             async def wait() -> Any:
-                return await answer
+                with trio.fail_after(0.1):  # it could wait for somebody; nobody comes
+                    return await answer
 
             answer = trio.run(wait)
         return answer if isinstance(answer, bytes) else b"".join(map(bytes, answer or ()))
@@ -289,3 +292,27 @@ def test_a_ledger_that_stays_as_large_as_it_is() -> None:
             ledger.put(number, b"x" * 2000)
     assert FixedLedger(fd).records().items() >= right.items()
     os.close(fd)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_what_a_server_that_was_taken_over_leaves(name: str) -> None:
+    """The next one is shut in as well, and ends or serves; it does not hang."""
+    make, prepare, calls = DEVICES[name]
+    chance = random.Random(name)
+    outcomes = set()
+    for _round in range(200):
+        kernel = Kernel(make)
+        requests = prepare(kernel)
+        for fd in kernel._fds:
+            for _flip in range(chance.randrange(1, 30)):
+                os.pwrite(fd, chance.randbytes(1), chance.choice((chance.randrange(64), chance.randrange(6000))))
+        try:
+            kernel.change_server()
+            for call in calls:
+                kernel.ask(*requests[call], again=chance.random() < 0.3)
+            outcomes.add("served")
+        except Exception as error:
+            outcomes.add(type(error).__name__)
+        finally:
+            kernel.close()
+    assert len(outcomes) > 1

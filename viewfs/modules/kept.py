@@ -8,10 +8,11 @@ then moves a register. In between a device must not wait.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "memory_file"]
 
 _REGISTERS = 32
 _REGISTER_BYTES = _REGISTERS * 8
@@ -42,13 +43,7 @@ class Kept:
     @staticmethod
     def create(size: int) -> int:
         """A descriptor of such memory. Raises OSError and OverflowError."""
-        fd = os.memfd_create("viewfs-device", os.MFD_CLOEXEC)
-        try:
-            os.truncate(fd, _MEMORY_AT + size)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        return memory_file("viewfs-device", _MEMORY_AT + size)
 
     def begin(self) -> None:
         """A call is about to be carried out."""
@@ -68,3 +63,16 @@ class Kept:
 
     def answer(self, length: int) -> bytes:
         return bytes(self._answer[:length])
+
+
+def memory_file(name: str, size: int) -> int:
+    """A descriptor of a file in memory that nobody can make larger or smaller, so that what is mapped of it stays
+    (F_ADD_SEALS of fcntl(2)). Raises OSError and OverflowError."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.truncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -277,6 +277,8 @@ def _open_devices(
         mounting = replace(mounting, kept=lasting.kept)
     _shut_in(module, mounting, limits)
     try:
+        if lasting is not None:
+            lasting.settle()
         devices = module.devices(mounting)
     except OSError as error:
         raise DamagedSourceError(f"cannot read {mounting.source_name}: {error.strerror or error}") from error

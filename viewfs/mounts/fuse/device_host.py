@@ -41,11 +41,20 @@ class Lasting(NamedTuple):
 
     @classmethod
     def of(cls, ledger: int, kept: int, size: int) -> Lasting:
-        """By descriptors of `FixedLedger.create` and `Kept.create`. What another server has begun and not finished is
-        set back."""
-        lasting = cls(FixedLedger(ledger), Kept(size, kept))
-        LastingDevices.settle(*lasting)
-        return lasting
+        """By descriptors of `FixedLedger.create` and `Kept.create`, which are closed. Nothing is read: what another
+        server has written there is for one that is shut in."""
+        try:
+            return cls(FixedLedger(ledger), Kept(size, kept))
+        finally:
+            os.close(ledger)
+            os.close(kept)
+
+    def settle(self) -> None:
+        """Set back what another server has begun and not finished."""
+        before = self.ledger.last()
+        if before is not None and before.answer is None:
+            self.kept.undo()
+            self.ledger.set_back(before.position)
 
 
 def serve_devices(

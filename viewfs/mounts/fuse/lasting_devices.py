@@ -58,7 +58,7 @@ class LastingDevices(DeviceOperations):
         has_memory: bool = False,
     ) -> None:
         """Go on where the `ledger` says that the server before was. `kept`, which the devices have been given, is as
-        that one has left it, but for what `settle` has set back."""
+        that one has left it, but for what was set back (`device_host.Lasting`)."""
         super().__init__(devices, notify, has_memory=has_memory)
         self._ledger, self._kept = ledger, kept
         self._before = ledger.last()
@@ -75,14 +75,6 @@ class LastingDevices(DeviceOperations):
         #: What the kernel calls files that somebody has waited for.
         self._pollers: dict[int, int] = {}
         self._restore(ledger.records())
-
-    @staticmethod
-    def settle(ledger: FixedLedger, kept: Kept) -> None:
-        """Set back what the server before has begun and not finished."""
-        before = ledger.last()
-        if before is not None and before.answer is None:
-            kept.undo()
-            ledger.set_back(before.position)
 
     def _restore(self, records: dict[int, bytes]) -> None:
         self._progress = {number & ~_PROGRESS: value for number, value in records.items() if number < _FILE}

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from viewfs.linux.files import fallocate
+from viewfs.modules.kept import memory_file
 
 __all__ = ["FixedLedger", "LastRequest", "Ledger"]
 
@@ -56,10 +57,10 @@ class Ledger:
         self._end = self._words[_LOG] & 0xFFFFFFFF
 
     @staticmethod
-    def create(size: int = _LEAST_BYTES) -> int:
-        """A descriptor of an empty one. `size` bytes are for the log; a `FixedLedger` has no more."""
+    def create() -> int:
+        """A descriptor of an empty one."""
         fd = os.memfd_create("viewfs-ledger", os.MFD_CLOEXEC)
-        os.truncate(fd, _HEADER_BYTES + size)
+        os.truncate(fd, _HEADER_BYTES + _LEAST_BYTES)
         return fd
 
     def _map_log(self) -> None:
@@ -169,9 +170,10 @@ class FixedLedger(Ledger):
     STEP_BYTES = 64 << 10
     BYTES = 4 << 20
 
-    @classmethod
-    def create(cls, size: int = BYTES) -> int:
-        return Ledger.create(size)
+    @staticmethod
+    def create(size: int = BYTES) -> int:
+        """As of a `Ledger`, with `size` bytes for the log."""
+        return memory_file("viewfs-ledger", _HEADER_BYTES + size)
 
     @property
     def _half(self) -> int:
