@@ -19,8 +19,8 @@ from tests.kernel.cow.conftest import tree
 __all__ = ["tree"]
 
 OpenView = Callable[..., View]
-#: `make soak-servers` plays 500.
-ROUNDS = int(os.environ.get("VIEWFS_KILL_ROUNDS", "10"))
+#: `make soak-servers` plays 100.
+ROUNDS = int(os.environ.get("VIEWFS_KILL_ROUNDS", "10")) // 5
 
 
 def supervisors(view: View) -> list[int]:
@@ -137,6 +137,42 @@ def test_kill_waits_for_the_end(viewfs: Viewfs) -> None:
         viewfs("kill", "stubborn")
         assert not [name for name in session_processes(viewfs.directory).values() if name in ("sh", "sleep")]
         running.communicate(timeout=SECONDS)
+
+
+def test_a_view_in_which_nothing_is_mounted_has_none(open_view: OpenView, tree: Path) -> None:
+    """It comes when it is asked for, and knows what the last one knew."""
+    view = open_view("--cow", tree)
+    assert not supervisors(view)
+    view("mount", "-t", "hello", "none", "/hello")
+    view("umount", "/hello")
+    view.sh(f"echo changed > {tree}/file")
+    before = view("epochs").out
+    assert supervisors(view)
+    wait_until(lambda: not supervisors(view), "it has ended")
+    assert view("epochs").out == before
+    assert view("diff", "--name-only").out == f"{tree}/file\n"
+    view("mount", "-t", "hello", "none", "/hello")
+    assert view.sh("cat /hello").out == "Hello from viewfs!\n"
+    assert view.close() == (0, "")
+
+
+def test_a_session_that_ends_while_there_is_none(viewfs: Viewfs, tree: Path) -> None:
+    """What was changed is told, and discarded."""
+    script = f"viewfs lsmod; echo changed > {tree}/file; read line"
+    with subprocess.Popen(
+        ["viewfs", "run", "--cow", tree, "--", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=viewfs.environment,
+    ) as running:
+        names = wait_until(lambda: [*session_processes(viewfs.directory).values()], "it is there")
+        wait_until(lambda: "viewfs-supervis" in session_processes(viewfs.directory).values(), "it was asked")
+        wait_until(lambda: "viewfs-supervis" not in session_processes(viewfs.directory).values(), "it has ended")
+        _out, said = running.communicate("\n", timeout=SECONDS)
+        assert f"what was changed in {tree} is discarded" in said and names
+    assert not session_processes(viewfs.directory)
 
 
 CHANGES = """

@@ -107,7 +107,8 @@ class _StandBy:
 
     def _has_ended_unseen(self) -> bool:
         """Wait until there is something to do for a supervisor. True: the session is to end, and has never had one."""
-        return not self._wait() and not self._deposit.rows
+        self._handles.told_to_end = not self._wait()
+        return self._handles.told_to_end and not self._deposit.rows
 
     def _wait(self) -> bool:
         """Until somebody asks for something; False: the session is to end."""
@@ -122,7 +123,6 @@ class _StandBy:
                     poll.register(fd, select.POLLIN)
             events = {fd for fd, _event in poll.poll()}
             if self._told_to_end in events:
-                handles.told_to_end = True
                 return False
             if handles.link.fileno() in events:
                 return False  # the agent says nothing here, so that this is its end

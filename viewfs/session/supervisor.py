@@ -36,7 +36,7 @@ from viewfs.session.view_layers import ViewLayers
 __all__ = ["Supervisor", "run_supervisor"]
 
 #: A supervisor that nobody has asked for anything for so long ends, if it has nothing to watch.
-_IDLE_SECONDS = 30.0
+_IDLE_SECONDS = 10.0
 #: Bytes of a line of the log that are kept.
 _LINE_BYTES = 8192
 _ACCEPT_AGAIN_SECONDS = 0.2
@@ -88,7 +88,9 @@ class Supervisor:
 
     def _entries(self) -> Iterator[Entry]:
         yield from self.view.entries()
-        session = {"started_ns": self.started_ns, "kept": self.kept, "commands": list(self.commands)}
+        is_ending = self.ending.is_set() and not self._is_retired
+        commands = list(self.commands)
+        session = {"started_ns": self.started_ns, "kept": self.kept, "commands": commands, "ending": is_ending}
         yield Entry("session", session, partial(Row, session))
 
     async def run(self) -> None:
@@ -106,6 +108,7 @@ class Supervisor:
                 if listener is not None:
                     nursery.start_soon(self._accept, trio.socket.from_stdlib_socket(listener))
             await self.ending.wait()
+            self.keep()  # whoever comes after this one has to end it too
             nursery.cancel_scope.cancel()
 
     async def _begin(self) -> None:
@@ -118,7 +121,8 @@ class Supervisor:
             for report, fds in self._view.covers:
                 self.view.layers.adopt(report, fds)
             await self.view.take_up_states()
-        if self.handles.told_to_end:
+        before = self._deposit.rows.get("session")
+        if self.handles.told_to_end or (before is not None and before.value["ending"]):
             self.ending.set()
 
     def end(self) -> int:
@@ -159,7 +163,7 @@ class Supervisor:
     async def _retire_when_idle(self) -> None:
         """A view in which nothing is mounted that a server has to be watched for needs no supervisor."""
         while True:
-            await trio.sleep(_IDLE_SECONDS)
+            await trio.sleep_until(max(self._last_client + _IDLE_SECONDS, trio.current_time() + 1))
             busy = self._clients or self.commands or any(one.server for one in self.view.history.served.values())
             if not busy and trio.current_time() - self._last_client >= _IDLE_SECONDS:
                 self.keep()

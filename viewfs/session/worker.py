@@ -399,9 +399,9 @@ def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         attached = received is not None and bool(received[0].get("attached"))
         if attached:
             here_now = [entry for entry in _mount_table() if entry.mount_point == plans[0].path]
-            channel.send({"ok": {"device": here_now[-1].device if here_now else ""}})
             if mount_fd is not None:
-                _let_go(mount_fd, trees)
+                _let_go(mount_fd, trees)  # first: whoever hears of the mount may unmount it at once
+            channel.send({"ok": {"device": here_now[-1].device if here_now else ""}})
             mirrors.stay(channel)
     finally:
         if not attached:
