@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -129,6 +128,8 @@ def _decide(name: str, layer_directory: str | None, answer: str | None) -> int:
 
     All of it is said on standard error, for the other stream is the command's.
     """
+    import subprocess  # only here: a view about which nobody is asked starts without it
+
     where = [] if layer_directory is None else ["--layer", layer_directory]
 
     def viewfs(*command: str, stdout: int = _STDERR) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 __all__ = ["IdRange", "MappedIds", "has_number", "id_ranges", "known_ids", "mapped_ids", "overflow_id"]
@@ -24,7 +23,8 @@ class IdRange(NamedTuple):
 
 def id_ranges(kind: str) -> list[IdRange]:
     """The map of this process's user namespace; `kind` is "uid" or "gid"."""
-    text = Path(f"/proc/self/{kind}_map").read_text()
+    with open(f"/proc/self/{kind}_map") as file:
+        text = file.read()
     return [IdRange(*map(int, line.split())) for line in text.splitlines()]
 
 
@@ -64,4 +64,5 @@ def overflow_id(kind: str) -> int | None:
     """
     if sum(one.length for one in id_ranges(kind)) >= _EVERYBODY:
         return None
-    return int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())
+    with open(f"/proc/sys/kernel/overflow{kind}") as file:
+        return int(file.read())

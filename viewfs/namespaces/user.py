@@ -17,7 +17,6 @@ import contextlib
 import errno
 import os
 import pwd
-import shutil
 from dataclasses import dataclass
 
 from viewfs.errors import MachineError
@@ -54,7 +53,7 @@ class IdentityMap:
                     return everybody
         if ids == "many" or (ids == "auto" and as_root):
             given = [_subordinate(kind) for kind in ("uid", "gid")]
-            tools = all(shutil.which(tool, path=_TOOL_PATH) for tool in _TOOLS) and not has_no_new_privileges()
+            tools = all(map(_find, _TOOLS)) and not has_no_new_privileges()
             if tools and given[0] is not None and given[1] is not None:
                 uids, gids = (
                     _with_subordinate(0 if as_root else own, own, one)
@@ -180,9 +179,15 @@ def _unshare_mapped_by_another(identity: IdentityMap, others: CloneFlags) -> Non
         raise MachineError("cannot write the id map of the user namespace", remedy=remedy)
 
 
+def _find(tool: str) -> str | None:
+    import shutil  # only here: most views are made without it
+
+    return shutil.which(tool, path=_TOOL_PATH)
+
+
 def _write_subordinate(pid: int, identity: IdentityMap) -> int:
     for tool, ranges in zip(_TOOLS, (identity.uids, identity.gids), strict=True):
-        path = shutil.which(tool, path=_TOOL_PATH) or tool
+        path = _find(tool) or tool
         numbers = [str(number) for one in ranges for number in one]
         child = os.posix_spawn(path, [tool, str(pid), *numbers], {"PATH": _TOOL_PATH})
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):

@@ -14,7 +14,6 @@ import errno
 import os
 import select
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -111,7 +110,6 @@ def agent_main(
         ready.close()
         for fd in (itself, *namespaces[1:], *kept):
             os.close(fd)
-        _log_to_standard_error()
         if not os.environ.get(DEBUG_VARIABLE):
             hide_memory()  # from programs of the view, which have the same user
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -211,12 +209,6 @@ def _redirect_standard_streams(log_fd: int) -> None:
         os.dup2(log_fd, 2)
     os.close(null)
     os.close(log_fd)
-
-
-def _log_to_standard_error() -> None:
-    import logging  # for the workers; a view that mounts nothing pays nothing for it
-
-    logging.basicConfig(stream=sys.stderr, format="%(name)s[%(process)d]: %(message)s", force=True)
 
 
 #: Kinds of workers that may become parents of servers.

@@ -8,7 +8,6 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from viewfs.errors import UsageError, ViewfsError
@@ -174,7 +173,8 @@ def _was_changed_since(layer: Layer) -> bool:
 def unnamed_prefix() -> str:
     """How the directories of sessions without a name begin on this machine. (A home directory can be on several.)"""
     try:
-        machine = Path("/etc/machine-id").read_text()
+        with open("/etc/machine-id") as file:
+            machine = file.read()
     except OSError:
         machine = os.uname().nodename
     return f"unnamed.{zlib.crc32(machine.encode()):08x}"
@@ -182,7 +182,8 @@ def unnamed_prefix() -> str:
 
 def _boot() -> str:
     """What differs each time that this machine is started."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read(8)
 
 
 #: File systems that one machine alone has (as /proc/self/mountinfo calls them).
@@ -195,7 +196,8 @@ def _is_local(directory: str) -> bool:
 
     number = os.stat(directory).st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
-    table = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+    with open("/proc/self/mountinfo", "rb") as file:
+        table = parse_mountinfo(file.read())
     return any(entry.device == device and entry.fs_type in _LOCAL for entry in table)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from viewfs.errors import ViewfsError, explain_os_error
@@ -34,6 +35,8 @@ def run_worker(kind: str, channel: Channel, request: dict[str, Any], fds: list[i
     try:
         module, _, name = _WORKERS[kind].partition(":")
         worker: Worker = getattr(importlib.import_module(module), name)
+        if "logging" in sys.modules:
+            _log_to_standard_error()
         worker(channel, request, fds)
     except ViewfsError as error:
         _try_to_send(channel, error)
@@ -42,12 +45,17 @@ def run_worker(kind: str, channel: Channel, request: dict[str, Any], fds: list[i
         _try_to_send(channel, explain_os_error(f"cannot {kind} {request.get('path') or ''}".rstrip(), error))
         return 1
     except (Exception, SystemExit) as error:
-        import logging  # only here, for what takes no module starts without it
-
-        logging.getLogger("viewfs.worker").exception("%s failed", kind)
+        _log_to_standard_error().getLogger("viewfs.worker").exception("%s failed", kind)
         _try_to_send(channel, ViewfsError(f"{kind} failed: {type(error).__name__}: {error}", remedy="see `viewfs log`"))
         return 1
     return 0
+
+
+def _log_to_standard_error() -> ModuleType:
+    import logging  # only here: an agent that has no worker does without it
+
+    logging.basicConfig(stream=sys.stderr, format="%(name)s[%(process)d]: %(message)s", force=True)
+    return logging
 
 
 def _try_to_send(channel: Channel, error: ViewfsError) -> None:
