@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["MountEntry", "parse_mountinfo"]
+__all__ = ["MountEntry", "mount_points", "parse_mountinfo"]
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
@@ -32,6 +32,11 @@ def parse_mountinfo(text: bytes) -> list[MountEntry]:
     return [entry for line in text.split(b"\n") if (entry := _parse_line(line)) is not None]
 
 
+def mount_points(text: bytes) -> list[str]:
+    """Where each mount of the table is, which takes less than all of it."""
+    return [_path(fields[4]) for line in text.split(b"\n") if len(fields := line.split(b" ", 5)) > 5]
+
+
 def _parse_line(line: bytes) -> MountEntry | None:
     fields = line.split(b" ")
     try:
@@ -54,5 +59,5 @@ def _parse_line(line: bytes) -> MountEntry | None:
 
 
 def _path(field: bytes) -> str:
-    plain = _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field)
+    plain = _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field) if b"\\" in field else field
     return plain.decode("utf-8", "surrogateescape")

@@ -34,7 +34,7 @@ from viewfs.errors import DamagedSourceError, UsageError, ViewfsError, explain_o
 from viewfs.linux.ids import mapped_ids
 from viewfs.linux.landlock import landlock_version
 from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
-from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
+from viewfs.linux.mountinfo import MountEntry, mount_points, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 from viewfs.linux.process import set_name
 from viewfs.modules import registry
@@ -476,7 +476,8 @@ def _trees_of_files(mount_fd: int, names: list[str]) -> list[int]:
 
 def _depths(paths: list[str]) -> list[int]:
     """How many mounts lie on each of these, one on the other."""
-    places = [entry.mount_point for entry in _mount_table()]
+    with open("/proc/self/mountinfo", "rb") as table:
+        places = mount_points(table.read())
     return [places.count(path) for path in paths]
 
 
