@@ -20,7 +20,7 @@ from viewfs.modules.api import (
     Mounting,
     WritableFileSystem,
 )
-from viewfs.modules.options import size
+from viewfs.modules.api.options import size
 
 
 class Memory(Module):

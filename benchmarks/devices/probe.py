@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from viewfs.modules.api import Mounting
-from viewfs.modules.device import READABLE, WRITABLE, Call, CharDevice, DeviceFile, DeviceModule, PollEvents
-from viewfs.modules.ioctls import _IO, ioctl
+from viewfs.modules.api.device import READABLE, WRITABLE, Call, CharDevice, DeviceFile, DeviceModule, PollEvents
+from viewfs.modules.api.ioctls import _IO, ioctl
 
 _ZEROS = memoryview(bytes(1 << 20))
 

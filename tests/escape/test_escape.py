@@ -31,7 +31,7 @@ import json, sys
 sys.path.insert(0, {checkout!r})
 from tests.escape.more_attempts import run
 from viewfs.modules.api import Module
-from viewfs.modules.nodes import computed_file
+from viewfs.modules.api.nodes import computed_file
 
 class Hostile(Module):
     name = "escape"
@@ -47,7 +47,7 @@ DEVICE = """
 import json, sys
 sys.path.insert(0, {checkout!r})
 from tests.escape.more_attempts import run
-from viewfs.modules.device import CharDevice, DeviceFile, DeviceModule
+from viewfs.modules.api.device import CharDevice, DeviceFile, DeviceModule
 
 class File(DeviceFile):
     at = 0

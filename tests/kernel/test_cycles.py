@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.kernel.conftest import View, wait_until
-from viewfs.session.channel import Channel
 from viewfs.session.client import Session, find_session
 from viewfs.session.runtime import RuntimeDirectory
+from viewfs.session.wire.channel import Channel
 
 #: `make soak-servers` has 10,000 cycles and 1,000 mounts.
 CYCLES = int(os.environ.get("VIEWFS_SOAK_CYCLES", "12"))

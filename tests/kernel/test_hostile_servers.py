@@ -106,7 +106,7 @@ def test_what_it_says_has_no_consequences(viewfs: Viewfs, tmp_path: Path, messag
 FLOODS = """
 import os
 from viewfs.modules.api import Module
-from viewfs.modules.nodes import computed_file
+from viewfs.modules.api.nodes import computed_file
 
 class Floods(Module):
     name = "floods"
@@ -134,7 +134,7 @@ def test_a_log_that_is_flooded(viewfs: Viewfs, tmp_path: Path) -> None:
 
 
 NEVER_ANSWERS = """
-from viewfs.modules.device import DeviceModule
+from viewfs.modules.api.device import DeviceModule
 
 class Hostile(DeviceModule):
     name = "hostile"
@@ -166,9 +166,9 @@ def test_a_device_that_never_answers_takes_nothing_with_it(viewfs: Viewfs, tmp_p
 #: that are honest. A server says so once or more, and goes on, ends, or dies.
 SAYS_ANYTHING = """
 from viewfs.modules.api import Module
-from viewfs.modules.device import CharDevice, DeviceModule
-from viewfs.modules.nodes import computed_file
-from viewfs.modules.options import integer
+from viewfs.modules.api.device import CharDevice, DeviceModule
+from viewfs.modules.api.nodes import computed_file
+from viewfs.modules.api.options import integer
 
 EVIL = {evil!r}
 VALUES = [None, True, False, 0, 1, -1, 0o40755, 0o100644, 0o120777, 0o20666, 1 << 70, 1.5, "", "x", EVIL, "/usr/bin",
@@ -301,7 +301,7 @@ def mounted(view: View) -> list[str]:
 
 DIES_WHEN_LOOKED_AT = """
 import os
-from viewfs.modules.device import CharDevice, DeviceModule
+from viewfs.modules.api.device import CharDevice, DeviceModule
 
 class Device(CharDevice):
     @property

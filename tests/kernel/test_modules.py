@@ -87,8 +87,8 @@ def test_a_module_of_ones_own(open_view: Callable[..., View], module: Write) -> 
     path = module(
         """
         from viewfs.modules.api import Module
-        from viewfs.modules.nodes import ComputedFile, Directory, Link, NodeFileSystem
-        from viewfs.modules.options import choice, integer
+        from viewfs.modules.api.nodes import ComputedFile, Directory, Link, NodeFileSystem
+        from viewfs.modules.api.options import choice, integer
         import trio
 
         class Mine(Module):
@@ -173,7 +173,7 @@ def test_a_faulty_module_fails_call_by_call(open_view: Callable[..., View], modu
     path = module(
         """
         from viewfs.modules.api import Module
-        from viewfs.modules.nodes import ComputedFile, Directory, NodeFileSystem
+        from viewfs.modules.api.nodes import ComputedFile, Directory, NodeFileSystem
 
         def fail():
             raise ZeroDivisionError("oh no")
@@ -226,7 +226,7 @@ def test_a_module_that_hangs_can_be_removed(open_view: Callable[..., View], modu
         """
         import sys, time
         from viewfs.modules.api import Module
-        from viewfs.modules.nodes import computed_file
+        from viewfs.modules.api.nodes import computed_file
 
         def hang():
             print("hanging now", file=sys.stderr, flush=True)
@@ -266,7 +266,7 @@ def test_modules_are_found_as_entry_points(viewfs: Viewfs, tmp_path: Path) -> No
     (site / "other-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (site / "other-1.0.dist-info/entry_points.txt").write_text("[viewfs.modules]\nother = other:Other\n")
     (site / "other.py").write_text(
-        "from viewfs.modules.api import Module\nfrom viewfs.modules.nodes import computed_file\n"
+        "from viewfs.modules.api import Module\nfrom viewfs.modules.api.nodes import computed_file\n"
         "class Other(Module):\n    'From elsewhere.'\n    name = 'other'\n    mount_point = '/other'\n"
         "    def open(self, mounting):\n        return computed_file(lambda: 'installed')\n"
     )
@@ -282,7 +282,7 @@ def test_a_module_sees_the_view_as_it_was_before_its_own_mount(
     path = module(
         """
         from viewfs.modules.api import Module
-        from viewfs.modules.nodes import ComputedFile, Directory, NodeFileSystem
+        from viewfs.modules.api.nodes import ComputedFile, Directory, NodeFileSystem
 
         def read():
             with open("/mnt/file") as file:

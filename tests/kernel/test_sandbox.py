@@ -32,7 +32,7 @@ DESCRIPTORS = "sum(1 for fd in range(1024) if is_open(fd))"
 MODULE = """
 import ctypes, errno, json, os, socket
 from viewfs.modules.api import Module
-from viewfs.modules.nodes import computed_file
+from viewfs.modules.api.nodes import computed_file
 
 libc = ctypes.CDLL(None, use_errno=True)
 

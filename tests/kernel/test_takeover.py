@@ -83,7 +83,7 @@ def test_servers_that_die_again_and_again(open_view: Callable[..., View], image:
 LOOPS = """
 import os, time
 from viewfs.modules.api import Module
-from viewfs.modules.nodes import computed_file
+from viewfs.modules.api.nodes import computed_file
 
 class Loops(Module):
     name = "loops"
@@ -93,7 +93,7 @@ class Loops(Module):
             time.sleep(1000)
         return computed_file(lambda: time.sleep(1000))
 
-    from viewfs.modules.options import text
+    from viewfs.modules.api.options import text
     options = (text("where", "read", "where it hangs"),)
 """
 
@@ -259,7 +259,7 @@ def test_what_is_inside_goes_with_what_is_taken_away_by_force(open_view: Callabl
 
 GREETS = """
 from viewfs.modules.api import Module
-from viewfs.modules.nodes import Directory, computed_file, ComputedFile, NodeFileSystem
+from viewfs.modules.api.nodes import Directory, computed_file, ComputedFile, NodeFileSystem
 
 class Greets(Module):
     name = "greets"

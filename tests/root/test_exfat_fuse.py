@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.fat.conftest import Opened, file_system
 from tests.unit.fat.fat_images import mkfs_exfat, run
-from viewfs.modules.sources import FileSource
+from viewfs.modules.framework.sources import FileSource
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount with exfat-fuse")
 SECOND = 1_000_000_000

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from viewfs.cow.owners import Owner, rewrite_archive
+from viewfs.cow.export.owners import Owner, rewrite_archive
 from viewfs.errors import ViewfsError
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from viewfs.modules.cache import Cache, SingleFlightCache
+from viewfs.modules.framework.cache import Cache, SingleFlightCache
 
 SECONDS = 20
 

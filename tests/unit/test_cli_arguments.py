@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from viewfs.cli.arguments import parse_load, parse_mount
 from viewfs.cli.main import _COMMANDS, cli, printable
 from viewfs.errors import UsageError
-from viewfs.session.front import SessionPlan
+from viewfs.session.front.front import SessionPlan
 
 COMMANDS = [name for group in _COMMANDS.values() for name in group]
 

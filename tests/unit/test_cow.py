@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from viewfs.cli.arguments import parse_cow
 from viewfs.cli.changes import unified_hunks
 from viewfs.cli.output import progress_bar
-from viewfs.cow.changes import Kind, differences, same_content, same_time, with_renames
+from viewfs.cow.commit.journal import Journal, Moments, Operation, Planned, Staged, Step
+from viewfs.cow.commit.planning import Selection, plan_commit
+from viewfs.cow.compare.changes import Kind, differences, same_content, same_time, with_renames
+from viewfs.cow.compare.trees import Tree, data_extents
 from viewfs.cow.copying import TreeCopier, decode_attributes, encode_attributes, remove_tree
-from viewfs.cow.images import FORMATS, format_of
-from viewfs.cow.journal import Journal, Moments, Operation, Planned, Staged, Step
-from viewfs.cow.layers import LayerSet
-from viewfs.cow.planning import Selection, plan_commit
-from viewfs.cow.records import LayerRecord, Lower
-from viewfs.cow.trees import Tree, data_extents
+from viewfs.cow.export.images import FORMATS, format_of
+from viewfs.cow.layer.layers import LayerSet
+from viewfs.cow.layer.records import LayerRecord, Lower
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.session.layer_access import select
 

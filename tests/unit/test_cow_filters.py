@@ -1,4 +1,4 @@
-"""Which paths patterns mean: `viewfs.cow.filters.Filter`, and selections with one."""
+"""Which paths patterns mean: `viewfs.cow.compare.filters.Filter`, and selections with one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viewfs.cow.filters import EVERYTHING, Filter
-from viewfs.cow.planning import Selection
+from viewfs.cow.commit.planning import Selection
+from viewfs.cow.compare.filters import EVERYTHING, Filter
 
 
 def passes(path: str, exclude: tuple[str, ...] = (), include: tuple[str, ...] = ()) -> bool:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from tests.unit.fuse_wire import Attr, Entry, read_directory, request
 from viewfs.modules.api import Answer
-from viewfs.modules.device import READABLE, WRITABLE, Call, CharDevice, DeviceFile, PollEvents
-from viewfs.modules.ioctls import _IO, _IOR, _IOW, _IOWR, ioctl, is_read, is_written, size_of
+from viewfs.modules.api.device import READABLE, WRITABLE, Call, CharDevice, DeviceFile, PollEvents
+from viewfs.modules.api.ioctls import _IO, _IOR, _IOW, _IOWR, ioctl, is_read, is_written, size_of
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.device_host import serve_devices
 from viewfs.mounts.fuse.device_operations import DeviceOperations

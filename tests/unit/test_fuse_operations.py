@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.unit.fuse_wire import NS, Attr, Dirent, Entry, read_directory, reading, request
 from tests.unit.memory_fs import Memory, Still, failed, with_async_methods
 from viewfs.modules.api import FileSystem, InodeNumber, OpenFile
-from viewfs.modules.nodes import ComputedFile, Directory, Link, NodeFileSystem, computed_file
-from viewfs.modules.sources import joined
+from viewfs.modules.api.nodes import ComputedFile, Directory, Link, NodeFileSystem, computed_file
+from viewfs.modules.framework.sources import joined
 from viewfs.mounts.fuse.operations import Operations
 from viewfs.mounts.fuse.protocol import FOREVER, InitFlags, Opcode, decode
 

@@ -20,9 +20,11 @@ FILES = {
 
 #: What readers of formats have in common.
 READERS_MAY_IMPORT = {
-    "viewfs.modules.api", "viewfs.modules.image", "viewfs.modules.options", "viewfs.modules.cache",
-    "viewfs.modules.damage", "viewfs.modules.owners", "viewfs.modules.sources", "viewfs.errors",
+    "viewfs.modules.api", "viewfs.modules.framework.cache", "viewfs.modules.framework.damage",
+    "viewfs.modules.framework.image", "viewfs.modules.framework.owners", "viewfs.modules.framework.sources",
+    "viewfs.errors",
 }  # fmt: skip
+
 #: Package (or module) → what of viewfs it may import, besides itself. cli → session → mounts → modules.api;
 #: session → namespaces; everything → linux → errors. The longest name that fits a module is the one that counts.
 MAY_IMPORT = {
@@ -37,11 +39,10 @@ MAY_IMPORT = {
         "viewfs.errors",
     },
     "viewfs.cow": {
-        "viewfs.mounts.overlay", "viewfs.modules.api", "viewfs.modules.lasting", "viewfs.linux", "viewfs.errors",
+        "viewfs.mounts.overlay", "viewfs.modules.api", "viewfs.modules.api.lasting", "viewfs.linux", "viewfs.errors",
     },
     "viewfs.mounts": {
-        "viewfs.modules.api", "viewfs.modules.damage", "viewfs.modules.device", "viewfs.modules.ioctls",
-        "viewfs.modules.kept", "viewfs.modules.lasting", "viewfs.linux", "viewfs.errors",
+        "viewfs.modules.api", "viewfs.modules.framework.damage", "viewfs.linux", "viewfs.errors",
     },
     "viewfs.modules": {"viewfs.linux", "viewfs.errors"},
     "viewfs.namespaces": {"viewfs.linux", "viewfs.errors"},
@@ -49,23 +50,21 @@ MAY_IMPORT = {
     "viewfs.errors": set(),
     # Pure: no kernel, no process, nothing to wait for.
     "viewfs.epochs": set(),
-    "viewfs.session.protocol": {"viewfs.errors"},
+    "viewfs.session.wire.protocol": {"viewfs.errors"},
     "viewfs.mounts.fuse.protocol": {"viewfs.modules.api"},
     "viewfs.mounts.fuse.dirents": {"viewfs.modules.api", "viewfs.mounts.fuse.protocol"},
     # What an author implements knows nothing of how it is served; a reader of a format nothing of anything.
-    "viewfs.modules.api": {"viewfs.modules.options", "viewfs.modules.kept"},
-    "viewfs.modules.kept": set(),
-    "viewfs.modules.options": {"viewfs.errors"},
-    "viewfs.modules.lasting": {"viewfs.modules.api"},
-    "viewfs.modules.nodes": {"viewfs.modules.api"},
-    "viewfs.modules.device": {
-        "viewfs.modules.api", "viewfs.modules.ioctls", "viewfs.modules.kept", "viewfs.modules.options", "viewfs.linux",
-    },
-    "viewfs.modules.image": {"viewfs.modules.api"},
-    "viewfs.modules.ioctls": set(),
-    "viewfs.modules.ext": READERS_MAY_IMPORT,
-    "viewfs.modules.fat": READERS_MAY_IMPORT,
-    "viewfs.modules.squashfs": READERS_MAY_IMPORT,
+    "viewfs.modules.api": {"viewfs.modules.api.options", "viewfs.modules.api.kept"},
+    "viewfs.modules.api.kept": set(),
+    "viewfs.modules.api.options": {"viewfs.errors"},
+    "viewfs.modules.api.lasting": {"viewfs.modules.api"},
+    "viewfs.modules.api.nodes": {"viewfs.modules.api"},
+    "viewfs.modules.api.device": {"viewfs.modules.api", "viewfs.linux"},
+    "viewfs.modules.framework.image": {"viewfs.modules.api"},
+    "viewfs.modules.api.ioctls": set(),
+    "viewfs.modules.formats.ext": READERS_MAY_IMPORT,
+    "viewfs.modules.formats.fat": READERS_MAY_IMPORT,
+    "viewfs.modules.formats.squashfs": READERS_MAY_IMPORT,
 }  # fmt: skip
 
 #: Library → where it may be imported.
@@ -74,19 +73,19 @@ LIBRARIES = {
     "rich": {"viewfs.cli"},
     "trio": {"viewfs.session", "viewfs.mounts.fuse", "viewfs.modules"},
     "prctl": {"viewfs.linux"},
-    "crc32c": {"viewfs.modules.ext"},
+    "crc32c": {"viewfs.modules.formats.ext"},
     "cryptography": {"viewfs.modules.devices"},
     "pytsk3": {"viewfs.modules.devices.partitions"},
-    **{key: {"viewfs.modules.squashfs.codecs"} for key in ("deflate", "lz4", "lzallright", "backports")},
+    **{key: {"viewfs.modules.formats.squashfs.codecs"} for key in ("deflate", "lz4", "lzallright", "backports")},
 }
 
 #: All that a pure module may import of the standard library. (os: device numbers and strerror.)
 PURE = {
     "viewfs.epochs": {"bisect", "collections", "dataclasses", "typing"},
-    "viewfs.session.protocol": {"collections", "json", "struct", "typing"},
+    "viewfs.session.wire.protocol": {"collections", "json", "struct", "typing"},
     "viewfs.mounts.fuse.protocol": {"collections", "enum", "errno", "os", "struct", "typing"},
     "viewfs.mounts.fuse.dirents": {"collections", "struct"},
-    "viewfs.modules.ioctls": {"collections", "ctypes", "typing"},
+    "viewfs.modules.api.ioctls": {"collections", "ctypes", "typing"},
 }
 
 
@@ -183,4 +182,4 @@ def test_starting_a_command_imports_neither_trio_nor_rich() -> None:
                 continue
             assert not {name.partition(".")[0] for name in names} & {"trio", "rich"}, f"{module}:{node.lineno}"
             open_ends += [name for name in names if name in FILES]
-    assert "viewfs.session.front" in seen
+    assert "viewfs.session.front.front" in seen

@@ -20,10 +20,10 @@ import trio
 import trio.testing
 
 from tests.unit.fuse_wire import request
-from viewfs.modules.device import Call, CharDevice, DeviceFile
+from viewfs.modules.api.device import Call, CharDevice, DeviceFile
+from viewfs.modules.api.kept import Kept
 from viewfs.modules.devices.pipe import _Device as PipeDevice
 from viewfs.modules.devices.useless import _Device as UselessDevice
-from viewfs.modules.kept import Kept
 from viewfs.mounts.fuse.device_host import Lasting
 from viewfs.mounts.fuse.lasting_devices import LastingDevices
 from viewfs.mounts.fuse.ledger import FixedLedger

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from viewfs.errors import UsageError
-from viewfs.modules.options import Option, choice, flag, integer, parse_options, permissions, size, split_options, text
+from viewfs.modules.api.options import (
+    Option,
+    choice,
+    flag,
+    integer,
+    parse_options,
+    permissions,
+    size,
+    split_options,
+    text,
+)
 
 DECLARED = (
     text("label", "none", "what to call it"),

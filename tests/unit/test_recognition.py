@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.recognition import recognize, recognize_nondescript
-from viewfs.modules.registry import probe, source_takers
-from viewfs.modules.sources import open_source
+from viewfs.modules.framework.recognition import recognize, recognize_nondescript
+from viewfs.modules.framework.registry import probe, source_takers
+from viewfs.modules.framework.sources import open_source
 
 
 def run(*command: object) -> None:

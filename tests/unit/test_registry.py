@@ -10,7 +10,7 @@ import pytest
 
 from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError
 from viewfs.modules.api import Module
-from viewfs.modules.registry import BUILT_IN, available, find_module, probe, source_takers
+from viewfs.modules.framework.registry import BUILT_IN, available, find_module, probe, source_takers
 
 
 class Bytes:
@@ -60,7 +60,7 @@ def test_a_module_in_a_file(tmp_path: Path) -> None:
         from __future__ import annotations
         from dataclasses import dataclass
         from viewfs.modules.api import FileSystem, Module, Mounting
-        from viewfs.modules.nodes import computed_file
+        from viewfs.modules.api.nodes import computed_file
 
         @dataclass
         class Greeting:
@@ -85,7 +85,7 @@ def test_a_module_in_a_file(tmp_path: Path) -> None:
     ("text", "kind", "said"),
     [
         ("", UsageError, "defines 0 modules"),
-        ("from viewfs.modules.hello import Hello", UsageError, "defines 0 modules"),
+        ("from viewfs.modules.trees.hello import Hello", UsageError, "defines 0 modules"),
         ("from viewfs.modules.api import Module\nclass Nameless(Module): pass", UsageError, "defines 0 modules"),
         (
             "from viewfs.modules.api import Module\nclass A(Module): name = 'a'\nclass B(Module): name = 'b'",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from viewfs.errors import ViewfsError
-from viewfs.session.reports import MAIN_DEVICE, Decided, Found
+from viewfs.session.wire.reports import MAIN_DEVICE, Decided, Found
 
 DIRECTORY = stat.S_IFDIR | 0o755
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
-from viewfs.session.channel import Channel, socket_pair
-from viewfs.session.protocol import (
+from viewfs.session.wire.channel import Channel, socket_pair
+from viewfs.session.wire.protocol import (
     MAX_FDS,
     MAX_FRAME,
     FrameDecoder,

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from viewfs.errors import UsageError
-from viewfs.modules.options import split_options
+from viewfs.modules.api.options import split_options
 from viewfs.session.layer_settings import BACKENDS
 
 __all__ = [
@@ -198,7 +198,7 @@ def complete_ended(_ctx: click.Context, _param: click.Parameter, incomplete: str
 
 def complete_modules(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of modules that can be loaded."""
-    from viewfs.modules.registry import available
+    from viewfs.modules.framework.registry import available
 
     return [
         CompletionItem(found.module.name, help=(found.module.__doc__ or "").strip().partition("\n")[0])

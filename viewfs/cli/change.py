@@ -11,7 +11,7 @@ import click
 from viewfs.cli.arguments import absolute, complete_modules, load_request, module_option, resolved, session_option
 from viewfs.cli.main import tell
 from viewfs.cli.output import json_option, print_json
-from viewfs.modules.options import split_options
+from viewfs.modules.api.options import split_options
 from viewfs.session.client import find_session
 
 __all__ = ["insmod", "mount", "restart", "rmmod", "umount"]

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from viewfs.cli.main import printable
-from viewfs.cow.changes import Change, Kind
-from viewfs.cow.trees import Entry, Tree, split
+from viewfs.cow.compare.changes import Change, Kind
+from viewfs.cow.compare.trees import Entry, Tree, split
 
 __all__ = ["count_line", "shown_change", "to_json", "unified", "unified_hunks"]
 

@@ -23,12 +23,12 @@ from viewfs.cli.cow_images import write_tree
 from viewfs.cli.layers import all_locked, check_refused, chosen_layers, paths_argument, sizes
 from viewfs.cli.main import printable, tell, warn
 from viewfs.cli.output import json_option, print_json, progress_bar
-from viewfs.cow.changes import Change, Kind, with_renames
-from viewfs.cow.commit import Commit
-from viewfs.cow.filters import Filter
-from viewfs.cow.layers import clock_ns
-from viewfs.cow.settling import note_same
-from viewfs.cow.trees import Tree
+from viewfs.cow.commit.commit import Commit
+from viewfs.cow.compare.changes import Change, Kind, with_renames
+from viewfs.cow.compare.filters import Filter
+from viewfs.cow.compare.trees import Tree
+from viewfs.cow.layer.layers import clock_ns
+from viewfs.cow.layer.settling import note_same
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.client import find_session
 from viewfs.session.layer_access import OpenLayer

@@ -12,12 +12,12 @@ import click
 from viewfs.cli.arguments import absolute
 from viewfs.cli.main import warn
 from viewfs.cli.output import print_json
+from viewfs.cow.compare.outside import ACL_PREFIX, has_strangers
+from viewfs.cow.compare.trees import Tree, read_entry
 from viewfs.cow.copying import remove_tree, set_attributes
-from viewfs.cow.images import FORMATS, Format, format_of, mismatches, place_durably, run_tool, write_image
-from viewfs.cow.outside import ACL_PREFIX, has_strangers
-from viewfs.cow.owners import Owner, owners_for, stored_owners
-from viewfs.cow.records import identity_of
-from viewfs.cow.trees import Tree, read_entry
+from viewfs.cow.export.images import FORMATS, Format, format_of, mismatches, place_durably, run_tool, write_image
+from viewfs.cow.export.owners import Owner, owners_for, stored_owners
+from viewfs.cow.layer.records import identity_of
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import PYTHON
 from viewfs.session.layer_access import OpenLayer, Request, opened_layers

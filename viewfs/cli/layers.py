@@ -10,8 +10,8 @@ import click
 
 from viewfs.cli.arguments import absolute
 from viewfs.cli.main import warn
-from viewfs.cow.changes import Change
-from viewfs.cow.filters import EVERYTHING, Filter
+from viewfs.cow.compare.changes import Change
+from viewfs.cow.compare.filters import EVERYTHING, Filter
 from viewfs.errors import ViewfsError
 from viewfs.session.layer_access import OpenLayer, OpenLayers, Request, opened_layers
 from viewfs.session.layer_settings import OWN_LAYERS

@@ -14,7 +14,7 @@ from viewfs.cli.output import json_option, print_json, print_table
 from viewfs.session.client import find_session
 
 if TYPE_CHECKING:
-    from viewfs.modules.options import Option
+    from viewfs.modules.api.options import Option
 
 __all__ = ["epochs", "log", "lsmod", "resolve"]
 
@@ -66,7 +66,7 @@ def lsmod(available: bool, session: str | None, as_json: bool) -> None:
 
 
 def _list_available(as_json: bool) -> None:
-    from viewfs.modules.registry import available
+    from viewfs.modules.framework.registry import available
 
     found = list(available())
     if as_json:

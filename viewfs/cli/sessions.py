@@ -19,7 +19,7 @@ from viewfs.cli.run import _interactive_shell
 from viewfs.errors import ViewfsError
 from viewfs.linux.process import pid_of, pidfd_send_signal
 from viewfs.session.client import SESSION_VARIABLE, Session, find_session, sessions
-from viewfs.session.front import run_in_view
+from viewfs.session.front.front import run_in_view
 from viewfs.session.left_layers import garbage, left_behind, take_away
 
 __all__ = ["at", "enter", "gc", "kill", "ps"]

@@ -10,7 +10,7 @@ from viewfs.cli.arguments import session_option
 from viewfs.cli.changes import count_line, in_listing
 from viewfs.cli.layers import all_locked, check_refused, chosen_layers, paths_argument, sizes
 from viewfs.cli.output import json_option, print_json, progress_bar
-from viewfs.cow.changes import Change
+from viewfs.cow.compare.changes import Change
 from viewfs.errors import UsageError
 from viewfs.session.layer_access import OpenLayers
 
@@ -39,7 +39,7 @@ def checkpoint(session: str | None, as_json: bool, name: str | None) -> None:
 
 
 def _keep(opened: OpenLayers, name: str, operation: str) -> dict[str, Any]:
-    from viewfs.cow.states import keep_state
+    from viewfs.cow.layer.states import keep_state
 
     if opened.session is None:
         raise UsageError("the state of a view can be kept while it is there only", remedy="open it with --name")

@@ -1,7 +1,7 @@
 """What commands have done in a view in which an image is mounted:
 
     python -m viewfs.cow compare DESCRIPTOR DIRECTORY    with the tree that it was made of, which comes as a descriptor
-    python -m viewfs.cow owners DIRECTORY                whose its files are, as it tells (`viewfs.cow.owners`)
+    python -m viewfs.cow owners DIRECTORY                whose its files are, as it tells (`viewfs.cow.export.owners`)
 
 The first prints the first paths that differ, a line each, and exits with 1 if any do.
 """
@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import sys
 
-from viewfs.cow.images import mismatches
-from viewfs.cow.owners import print_owners
-from viewfs.cow.trees import Tree
+from viewfs.cow.compare.trees import Tree
+from viewfs.cow.export.images import mismatches
+from viewfs.cow.export.owners import print_owners
 
 _SHOWN = 10
 

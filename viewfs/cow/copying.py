@@ -9,8 +9,8 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from viewfs.cow.outside import ACL_PREFIX, store
-from viewfs.cow.trees import Entry, Tree, acl_of, data_extents, join, split
+from viewfs.cow.compare.outside import ACL_PREFIX, store
+from viewfs.cow.compare.trees import Entry, Tree, acl_of, data_extents, join, split
 from viewfs.linux.ids import overflow_id
 
 __all__ = [

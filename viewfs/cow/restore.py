@@ -11,11 +11,11 @@ import os
 import secrets
 from collections.abc import Callable, Iterable
 
-from viewfs.cow.changes import Change, Kind
+from viewfs.cow.commit.planning import Selection
+from viewfs.cow.compare.changes import Change, Kind
+from viewfs.cow.compare.trees import Entry, Tree, join, split
 from viewfs.cow.copying import TreeCopier, remove_tree, set_attributes
-from viewfs.cow.layers import Layer
-from viewfs.cow.planning import Selection
-from viewfs.cow.trees import Entry, Tree, join, split
+from viewfs.cow.layer.layers import Layer
 from viewfs.errors import UsageError
 from viewfs.linux.files import syncfs
 

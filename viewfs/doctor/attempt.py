@@ -18,7 +18,7 @@ from viewfs.linux.mount import MountAttr, MountFlags, UmountFlags, detached_tmpf
 from viewfs.linux.mountinfo import parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, unshare
 from viewfs.linux.process import die_with_parent
-from viewfs.modules.nodes import ComputedFile, Directory, NodeFileSystem
+from viewfs.modules.api.nodes import ComputedFile, Directory, NodeFileSystem
 from viewfs.mounts.attach import attach, create_fuse_mount, open_fuse_device
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.host import serve

@@ -32,7 +32,7 @@ from viewfs.modules.api import (
     FileSystemStatistics,
     InodeNumber,
 )
-from viewfs.modules.lasting import LastingFile, LastingFileSystem, LostFile
+from viewfs.modules.api.lasting import LastingFile, LastingFileSystem, LostFile
 
 __all__ = ["MIRROR_SOURCE", "MirrorFileSystem"]
 

@@ -8,10 +8,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from viewfs.errors import NotFoundError, ViewfsError
-from viewfs.session.channel import Channel
-from viewfs.session.command_file import write_command
-from viewfs.session.protocol import VERSION
 from viewfs.session.runtime import RuntimeDirectory, connect_in_view
+from viewfs.session.wire.channel import Channel
+from viewfs.session.wire.command_file import write_command
+from viewfs.session.wire.protocol import VERSION
 
 if TYPE_CHECKING:
     from viewfs.namespaces.enter import Namespaces

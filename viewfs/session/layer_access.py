@@ -13,24 +13,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from viewfs.cow.changes import Change, differences
-from viewfs.cow.commit import recover
-from viewfs.cow.filters import EVERYTHING, Filter
-from viewfs.cow.layers import Layer, LayerSet
-from viewfs.cow.outside import outside
-from viewfs.cow.planning import Selection
-from viewfs.cow.session_lock import lock_session
-from viewfs.cow.settled import own_changes
-from viewfs.cow.settling import settle
-from viewfs.cow.trees import Tree
+from viewfs.cow.commit.commit import recover
+from viewfs.cow.commit.planning import Selection
+from viewfs.cow.compare.changes import Change, differences
+from viewfs.cow.compare.filters import EVERYTHING, Filter
+from viewfs.cow.compare.outside import outside
+from viewfs.cow.compare.trees import Tree
+from viewfs.cow.layer.layers import Layer, LayerSet
+from viewfs.cow.layer.session_lock import lock_session
+from viewfs.cow.layer.settled import own_changes
+from viewfs.cow.layer.settling import settle
 from viewfs.errors import MachineError, NotFoundError, UsageError, ViewfsError, explain_os_error
 from viewfs.linux.mount import AT_FDCWD, MountFlags, OpenTree, mount, open_tree
 from viewfs.linux.namespaces import CloneFlags, setns
 from viewfs.mounts.attach import attach_aside
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
+from viewfs.session.agent.cow_server import make_cover
+from viewfs.session.agent.forked_server import ForkedServer
 from viewfs.session.client import Session, find_session
-from viewfs.session.cow_server import make_cover
-from viewfs.session.forked_server import ForkedServer
 from viewfs.session.layer_settings import state_directory
 from viewfs.session.left_layers import identity_for, raise_descriptor_limit
 

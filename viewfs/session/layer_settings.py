@@ -14,7 +14,7 @@ from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import pid_of
 
 if TYPE_CHECKING:
-    from viewfs.cow.layers import Layer, LayerSet
+    from viewfs.cow.layer.layers import Layer, LayerSet
 
 __all__ = [
     "BACKENDS",
@@ -116,8 +116,8 @@ class LayerSettings:
 
         `lock` holds them. Without one they are locked here, and left alone where another session has them.
         """
-        from viewfs.cow.layers import LayerSet  # a view without layers is not to wait for it
-        from viewfs.cow.session_lock import lock_session
+        from viewfs.cow.layer.layers import LayerSet  # a view without layers is not to wait for it
+        from viewfs.cow.layer.session_lock import lock_session
 
         # What is left is in a directory of its own, and in nobody's way.
         with contextlib.suppress(OSError, ViewfsError), contextlib.ExitStack() as stack:
@@ -138,9 +138,9 @@ class LayerSettings:
 def _settle(layers: LayerSet) -> None:
     """Take out of `layers`, which no view has any more, what was committed or discarded while one had them; and
     remember what is left was over."""
-    from viewfs.cow.replaced import remember_directories
-    from viewfs.cow.settling import settle
-    from viewfs.cow.trees import Tree
+    from viewfs.cow.compare.replaced import remember_directories
+    from viewfs.cow.compare.trees import Tree
+    from viewfs.cow.layer.settling import settle
 
     for layer in layers.layers():
         try:
@@ -207,8 +207,8 @@ def _remove_older(directory: str) -> None:
     Where other machines may be using the directory nothing is: a home directory can be on several, and these can have
     one identity, as copies of one image do.
     """
-    from viewfs.cow.layers import LayerSet
-    from viewfs.cow.session_lock import is_in_use
+    from viewfs.cow.layer.layers import LayerSet
+    from viewfs.cow.layer.session_lock import is_in_use
 
     prefix = unnamed_prefix() + "."
     with contextlib.suppress(FileNotFoundError):

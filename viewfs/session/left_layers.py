@@ -8,8 +8,8 @@ import resource
 import time
 from collections.abc import Collection, Iterator
 
-from viewfs.cow.layers import LayerSet, has_changes
-from viewfs.cow.session_lock import is_in_use, lock_session
+from viewfs.cow.layer.layers import LayerSet, has_changes
+from viewfs.cow.layer.session_lock import is_in_use, lock_session
 from viewfs.errors import MachineError, NotFoundError, explain_os_error
 from viewfs.linux.namespaces import CloneFlags
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace

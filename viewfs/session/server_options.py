@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from viewfs.errors import UsageError
-from viewfs.modules.options import integer, parse_options, size
+from viewfs.modules.api.options import integer, parse_options, size
 
 __all__ = ["SERVER_OPTIONS", "ServerOptions"]
 

@@ -20,7 +20,7 @@ import pytest
 
 from tests.kernel.cow.test_interrupted_commit import CHANGING, in_a_child, killed_at
 from tests.unit.fuse_wire import Entry, reading, request
-from viewfs.cow.filesystem import CowFileSystem
+from viewfs.cow.serve.filesystem import CowFileSystem
 from viewfs.modules.api import Identities
 from viewfs.mounts.fuse.ledger import Ledger
 from viewfs.mounts.fuse.once import LastingOperations
@@ -211,7 +211,8 @@ def outcome(kernel: Kernel, asked: Request, *, again: bool = False) -> tuple[int
 
 def watch_ledger(count: Callable[[], None]) -> None:
     """Have `count` called before every store, and every call that changes something. In a process of its own."""
-    from viewfs.cow import naming, workdir
+    from viewfs.cow.layer import workdir
+    from viewfs.cow.serve import naming
 
     def counted(original: Any) -> Any:
         def wrapper(*arguments: Any, **keywords: Any) -> Any:

@@ -174,7 +174,7 @@ def test_a_commit_that_was_undone_is_no_news(cow: Cow, group: Path) -> None:
     before = (group / "a").stat().st_ctime_ns
 
     def work() -> None:
-        from viewfs.cow.commit import Commit
+        from viewfs.cow.commit.commit import Commit
 
         def full(_commit: Commit) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -38,7 +38,7 @@ TAKING_ROOM = (
     "open", "mkdir", "symlink", "mknod", "link", "rename", "setxattr", "write", "pwrite", "copy_file_range", "fsync",
 )  # fmt: skip
 #: Those that Python has no functions for, by the module that calls them.
-CHANGING_BESIDES = (("viewfs.cow.applying", "renameat2"), ("viewfs.cow.commit", "syncfs"))
+CHANGING_BESIDES = (("viewfs.cow.commit.applying", "renameat2"), ("viewfs.cow.commit.commit", "syncfs"))
 
 
 def killed_at(number: int) -> Callable[[], None]:
@@ -101,7 +101,7 @@ def in_a_child(work: Callable[[], None]) -> int:
 def commit(
     cow: Cow, count: Callable[[], None] | None = None, names: Collection[str] = CHANGING, *, keep_theirs: bool = False
 ) -> None:
-    from viewfs.cow.commit import Commit
+    from viewfs.cow.commit.commit import Commit
     from viewfs.session.layer_access import Request, opened_layers
 
     os.environ.update(cow.viewfs.environment)
@@ -303,7 +303,7 @@ def test_what_is_changed_outside_while_it_is_staged(cow: Cow, tree: Path, meanwh
     cow.sh("echo inside > text; echo n > new")
 
     def work() -> None:
-        from viewfs.cow.commit import Commit
+        from viewfs.cow.commit.commit import Commit
         from viewfs.errors import ViewfsError
         from viewfs.session.layer_access import Request, opened_layers
 
@@ -333,7 +333,7 @@ def commit_and(cow: Cow, meanwhile: Callable[[], object], *, killed: bool = Fals
     does not."""
 
     def work() -> None:
-        import viewfs.cow.commit as module
+        import viewfs.cow.commit.commit as module
 
         applying = module.apply
 
@@ -387,7 +387,7 @@ def test_what_both_write_while_it_is_staged(cow: Cow, tree: Path) -> None:
 
 def killed_when_staged(cow: Cow) -> None:
     def work() -> None:
-        import viewfs.cow.commit as module
+        import viewfs.cow.commit.commit as module
 
         module.apply = lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
         commit(cow)

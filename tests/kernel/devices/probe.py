@@ -6,8 +6,8 @@ import ctypes
 from collections import deque
 
 from viewfs.modules.api import Answer, Mounting
-from viewfs.modules.device import READABLE, WRITABLE, Call, CharDevice, DeviceFile, DeviceModule, PollEvents
-from viewfs.modules.ioctls import _IO, _IOR, _IOW, _IOWR, ioctl
+from viewfs.modules.api.device import READABLE, WRITABLE, Call, CharDevice, DeviceFile, DeviceModule, PollEvents
+from viewfs.modules.api.ioctls import _IO, _IOR, _IOW, _IOWR, ioctl
 
 
 class Point(ctypes.Structure):

@@ -183,7 +183,7 @@ def test_a_device_that_is_restarted(open_view: OpenView, tmp_path: Path) -> None
 
 
 COUNTS = """
-from viewfs.modules.device import CharDevice, DeviceFile, DeviceModule
+from viewfs.modules.api.device import CharDevice, DeviceFile, DeviceModule
 
 
 class File(DeviceFile):

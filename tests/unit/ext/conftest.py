@@ -17,7 +17,7 @@ from tests.unit.images import ImageFile
 sys.path.insert(0, str(Path(__file__).parent))  # For `ext_images`, whichever import mode pytest is in.
 
 
-from viewfs.modules.ext.volume import Volume
+from viewfs.modules.formats.ext.volume import Volume
 
 Opener = Callable[..., Volume]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from viewfs.modules.ext.volume import ROOT, Volume
+from viewfs.modules.formats.ext.volume import ROOT, Volume
 
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
 _SEARCH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))

@@ -14,7 +14,7 @@ from ext_images import big_directory, content, debugfs, e2fsck, find, mke2fs, na
 
 from tests.unit.images import MemoryImage
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.ext.volume import Volume
+from viewfs.modules.formats.ext.volume import Volume
 
 BLOCK = 1024
 

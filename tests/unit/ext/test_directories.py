@@ -24,8 +24,8 @@ from ext_images import (
     tool,
 )
 
-from viewfs.modules.ext.namehash import HashVersion, name_hash
-from viewfs.modules.ext.volume import Volume
+from viewfs.modules.formats.ext.namehash import HashVersion, name_hash
+from viewfs.modules.formats.ext.volume import Volume
 
 NAMES = names(20_000)
 

@@ -15,10 +15,10 @@ from ext_images import content, find, walk
 from test_fuzz import read_everything
 
 from tests.unit.images import MemoryImage
-from viewfs.modules.ext.checksums import crc32c, seed_from_disk, stored
-from viewfs.modules.ext.fastcommit import FieldsTag, NameTag, RangeTag, TagKind, parse_fast_commits
-from viewfs.modules.ext.mapping import ChangedMap, Run
-from viewfs.modules.ext.volume import ROOT, Volume
+from viewfs.modules.formats.ext.checksums import crc32c, seed_from_disk, stored
+from viewfs.modules.formats.ext.fastcommit import FieldsTag, NameTag, RangeTag, TagKind, parse_fast_commits
+from viewfs.modules.formats.ext.mapping import ChangedMap, Run
+from viewfs.modules.formats.ext.volume import ROOT, Volume
 
 DATA = Path(__file__).parents[2] / "data"
 BLOCK = 1024

@@ -11,7 +11,7 @@ from conftest import Opener
 from ext_images import check, content, debugfs, find, mke2fs
 
 from tests.unit.images import MemoryImage
-from viewfs.modules.ext.volume import Volume
+from viewfs.modules.formats.ext.volume import Volume
 
 
 def sparse(path: Path, size: int, positions: list[int]) -> Path:

@@ -19,7 +19,7 @@ from ext_images import debugfs, e2fsck, mke2fs
 from tests.unit.images import MemoryImage, damaged_one_after_the_other
 from tests.unit.limits import not_hanging
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.ext.volume import ROOT, Volume
+from viewfs.modules.formats.ext.volume import ROOT, Volume
 
 DATA = Path(__file__).parents[2] / "data"
 ALLOWED = {errno.EUCLEAN, errno.EIO, errno.ENOKEY}

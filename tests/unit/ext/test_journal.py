@@ -15,10 +15,10 @@ from ext_images import UUID, content, debugfs, find, mke2fs, replay_journal, wal
 
 from tests.unit.images import ImageFile, MemoryImage
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.ext.checksums import crc32_big_endian, crc32c, stored
-from viewfs.modules.ext.image import Image
-from viewfs.modules.ext.journal import Logged, fast_commit_blocks, parse_journal_superblock, replay
-from viewfs.modules.ext.volume import Volume
+from viewfs.modules.formats.ext.checksums import crc32_big_endian, crc32c, stored
+from viewfs.modules.formats.ext.image import Image
+from viewfs.modules.formats.ext.journal import Logged, fast_commit_blocks, parse_journal_superblock, replay
+from viewfs.modules.formats.ext.volume import Volume
 
 BLOCK = 1024
 
@@ -345,7 +345,7 @@ def test_escaped_blocks() -> None:
 
 def test_image_reads_moved_blocks_from_where_they_are() -> None:
 
-    from viewfs.modules.ext.image import Moved
+    from viewfs.modules.formats.ext.image import Moved
 
     data = b"".join(bytes([65 + index]) * 1024 for index in range(8))
     image = Image(MemoryImage(data), 0)

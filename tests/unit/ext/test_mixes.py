@@ -10,7 +10,7 @@ import pytest
 from conftest import Opener
 from ext_images import check, content, debugfs, e2fsck, find, mke2fs, stats, walk
 
-from viewfs.modules.ext.volume import ROOT, Volume
+from viewfs.modules.formats.ext.volume import ROOT, Volume
 
 MIXES: dict[str, tuple[str, ...]] = {
     "ext2-1k": ("-t", "ext2", "-b", "1024"),

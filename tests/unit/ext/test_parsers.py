@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from viewfs.modules.cache import Cache
-from viewfs.modules.ext.checksums import crc16, crc32c, stored
-from viewfs.modules.ext.directory import parse_entries, parse_inline_entries, verify_block
-from viewfs.modules.ext.features import Compat, Incompat, ReadOnlyCompat, feature_names
-from viewfs.modules.ext.htree import IndexNode, IndexRoot, leaves, parse_node, parse_root
-from viewfs.modules.ext.inode import InodeFormat, parse_inode
-from viewfs.modules.ext.journal import parse_journal_superblock, replay
-from viewfs.modules.ext.layout import Superblock, parse_group_descriptor, parse_superblock
-from viewfs.modules.ext.mapping import (
+from viewfs.modules.formats.ext.checksums import crc16, crc32c, stored
+from viewfs.modules.formats.ext.directory import parse_entries, parse_inline_entries, verify_block
+from viewfs.modules.formats.ext.features import Compat, Incompat, ReadOnlyCompat, feature_names
+from viewfs.modules.formats.ext.htree import IndexNode, IndexRoot, leaves, parse_node, parse_root
+from viewfs.modules.formats.ext.inode import InodeFormat, parse_inode
+from viewfs.modules.formats.ext.journal import parse_journal_superblock, replay
+from viewfs.modules.formats.ext.layout import Superblock, parse_group_descriptor, parse_superblock
+from viewfs.modules.formats.ext.mapping import (
     Branch,
     ExtentMap,
     IndirectMap,
@@ -30,8 +29,9 @@ from viewfs.modules.ext.mapping import (
     parse_pointer_runs,
     parse_pointers,
 )
-from viewfs.modules.ext.namehash import HashVersion, name_hash
-from viewfs.modules.ext.xattr import acl_to_wire, parse_block, parse_inode_tail
+from viewfs.modules.formats.ext.namehash import HashVersion, name_hash
+from viewfs.modules.formats.ext.xattr import acl_to_wire, parse_block, parse_inode_tail
+from viewfs.modules.framework.cache import Cache
 
 LIMITS = Limits(1, 5000, 1024)
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)

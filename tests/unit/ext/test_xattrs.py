@@ -11,7 +11,7 @@ import pytest
 from conftest import Opener
 from ext_images import content, debugfs, find, mke2fs
 
-from viewfs.modules.ext.xattr import parse_inode_tail
+from viewfs.modules.formats.ext.xattr import parse_inode_tail
 
 NOISE = random.Random(4)
 VALUES = {

@@ -17,7 +17,7 @@ import pytest
 from tests.unit.images import ImageFile, MemoryImage
 from tests.unit.limits import not_hanging
 from viewfs.modules.api import Attributes, DirectoryEntry, FileSystem, Identities, InodeNumber, Mounting, Source
-from viewfs.modules.sources import joined
+from viewfs.modules.framework.sources import joined
 
 #: What damage may be told with.
 DAMAGE = frozenset((errno.EIO, errno.EUCLEAN))
@@ -34,7 +34,7 @@ def file_system(source: Source, **options: str | int) -> FileSystem:
 
     Options are given as text, as a user gives them, but for `offset`.
     """
-    from viewfs.modules.fat.module import Exfat, Vfat
+    from viewfs.modules.formats.fat.module import Exfat, Vfat
 
     offset = int(options.get("offset", 0))
     module = (Exfat if source.pread(11, offset)[3:] == b"EXFAT   " else Vfat)()

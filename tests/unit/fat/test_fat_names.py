@@ -34,8 +34,8 @@ from tests.unit.fat.fat_writer import (
     long_slots,
     short_slot,
 )
-from viewfs.modules.fat.names import CODEPAGE
-from viewfs.modules.fat.times import TIME_ZONE, local_zone
+from viewfs.modules.formats.fat.names import CODEPAGE
+from viewfs.modules.formats.fat.times import TIME_ZONE, local_zone
 
 SECOND = 1_000_000_000
 #: A name that all images of these tests have behind what is tested: it is there whatever is in front of it.

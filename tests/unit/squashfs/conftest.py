@@ -20,7 +20,7 @@ from tests.unit.images import ImageFile
 from tests.unit.limits import not_hanging
 from tests.unit.squashfs.squashfs_images import STORED, Member, available, member, mksquashfs_from_tar, tar
 from tests.unit.squashfs.squashfs_parts import Parts
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.volume import Volume
 
 Opener = Callable[..., Volume]
 #: Bytes that a hostile image may make the reader take, with all that it keeps.

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.squashfs.squashfs_images import content, find, opened_bytes, walk
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.volume import Volume
 
 DAMAGE = frozenset({errno.EUCLEAN, errno.EIO})
 

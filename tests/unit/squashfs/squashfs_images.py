@@ -19,7 +19,7 @@ import pytest
 
 from tests.unit.images import MemoryImage
 from viewfs.modules.api import Attributes
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.volume import Volume
 
 #: In the order of their numbers.
 COMPRESSORS = ("gzip", "lzma", "lzo", "xz", "lz4", "zstd")

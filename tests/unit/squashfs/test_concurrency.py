@@ -29,8 +29,8 @@ from tests.unit.squashfs.squashfs_images import (
 from tests.unit.squashfs.squashfs_parts import SUPERBLOCK, Parts, peek
 from tests.unit.test_fuse_host import mounted
 from viewfs.modules.api import Identities, Mounting
-from viewfs.modules.squashfs.module import Squashfs
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.module import Squashfs
+from viewfs.modules.formats.squashfs.volume import Volume
 from viewfs.mounts.fuse.protocol import Opcode
 
 THREADS = 8

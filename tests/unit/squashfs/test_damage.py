@@ -28,7 +28,7 @@ from tests.unit.squashfs.squashfs_parts import (
     stored,
 )
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.volume import Volume
 
 pytestmark = [pytest.mark.bounded_memory, pytest.mark.usefixtures("bounded_time")]
 

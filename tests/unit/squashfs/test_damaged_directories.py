@@ -9,7 +9,7 @@ import pytest
 from tests.unit.squashfs.squashfs_damage import DAMAGE, fails, readable, tolerated
 from tests.unit.squashfs.squashfs_images import content, find, opened_bytes
 from tests.unit.squashfs.squashfs_parts import METADATA, NOTHING, Parts
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.volume import Volume
 
 pytestmark = [pytest.mark.bounded_memory, pytest.mark.usefixtures("bounded_time")]
 

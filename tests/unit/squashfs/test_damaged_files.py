@@ -196,7 +196,7 @@ import sys
 from pathlib import Path
 
 from tests.unit.images import MemoryImage
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.volume import Volume
 
 def height():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

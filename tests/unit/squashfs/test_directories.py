@@ -21,7 +21,7 @@ from tests.unit.squashfs.squashfs_images import (
     walk,
 )
 from tests.unit.squashfs.squashfs_parts import SUPERBLOCK, Parts, peek
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.volume import Volume
 
 
 def long_names(count: int) -> list[bytes]:

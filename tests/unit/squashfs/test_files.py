@@ -33,7 +33,7 @@ from tests.unit.squashfs.squashfs_images import (
     walk,
 )
 from tests.unit.squashfs.squashfs_parts import Parts, peek
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.volume import Volume
 
 BLOCK_SIZES = {"4K": 4096, "128K": 1 << 17, "1M": 1 << 20}
 #: Only root can make these in a tree.

@@ -23,7 +23,7 @@ from tests.unit.squashfs.squashfs_damage import DAMAGE
 from tests.unit.squashfs.squashfs_images import COMPRESSORS
 from tests.unit.squashfs.squashfs_parts import SUPERBLOCK, Parts, packed, peek, poke
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.volume import Volume
 
 pytestmark = pytest.mark.bounded_memory
 

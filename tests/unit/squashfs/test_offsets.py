@@ -29,7 +29,7 @@ from tests.unit.squashfs.squashfs_images import (
 )
 from tests.unit.squashfs.squashfs_parts import patched
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.squashfs.volume import Volume
+from viewfs.modules.formats.squashfs.volume import Volume
 
 #: What an AppImage says in the padding of its ELF identification (type 2).
 APPIMAGE = b"AI\x02"

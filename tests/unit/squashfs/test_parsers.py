@@ -16,14 +16,14 @@ from tests.unit.squashfs.squashfs_damage import DAMAGE
 from tests.unit.squashfs.squashfs_images import COMPRESSORS
 from tests.unit.squashfs.squashfs_parts import INODE, SUPERBLOCK, compress, poke, stored
 from viewfs.errors import DamagedSourceError
-from viewfs.modules.sources import Section
-from viewfs.modules.squashfs.codecs import decompressor
-from viewfs.modules.squashfs.directory import Listing, parse_index_entry, parse_listing
-from viewfs.modules.squashfs.inode import INODE_SIZE, parse_inode
-from viewfs.modules.squashfs.layout import METADATA_SIZE, NONE_32, Compression, parse_superblock
-from viewfs.modules.squashfs.metadata import Metadata, Table
-from viewfs.modules.squashfs.offsets import find_offset
-from viewfs.modules.squashfs.xattr import Xattrs
+from viewfs.modules.formats.squashfs.codecs import decompressor
+from viewfs.modules.formats.squashfs.directory import Listing, parse_index_entry, parse_listing
+from viewfs.modules.formats.squashfs.inode import INODE_SIZE, parse_inode
+from viewfs.modules.formats.squashfs.layout import METADATA_SIZE, NONE_32, Compression, parse_superblock
+from viewfs.modules.formats.squashfs.metadata import Metadata, Table
+from viewfs.modules.formats.squashfs.offsets import find_offset
+from viewfs.modules.formats.squashfs.xattr import Xattrs
+from viewfs.modules.framework.sources import Section
 
 quick = settings(max_examples=80, deadline=None, database=None, derandomize=True)
 

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from viewfs.modules.api import FileSystem, Identities, InodeNumber, Module, Mounting
-from viewfs.modules.registry import find_module
-from viewfs.modules.sources import joined
+from viewfs.modules.framework.registry import find_module
+from viewfs.modules.framework.sources import joined
 
 #: What damage may be told with.
 ALLOWED = frozenset((errno.EIO, errno.EUCLEAN, errno.ENOKEY, errno.ELOOP))

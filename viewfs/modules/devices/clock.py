@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from viewfs.modules.api import Mounting
-from viewfs.modules.device import Call, CharDevice, DeviceFile, DeviceModule
-from viewfs.modules.kept import Kept
-from viewfs.modules.options import decimal
+from viewfs.modules.api.device import Call, CharDevice, DeviceFile, DeviceModule
+from viewfs.modules.api.kept import Kept
+from viewfs.modules.api.options import decimal
 
 __all__ = ["Clock"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from viewfs.modules.api import Buffer, Mounting
-from viewfs.modules.device import Call, CharDevice, DeviceFile, DeviceModule
+from viewfs.modules.api.device import Call, CharDevice, DeviceFile, DeviceModule
 
 __all__ = ["Full", "Null", "Zero"]
 

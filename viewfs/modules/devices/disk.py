@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from viewfs.modules.api import Buffer
-from viewfs.modules.device import Call, CharDevice, DeviceFile
-from viewfs.modules.ioctls import _IOR, ioctl
-from viewfs.modules.sources import FileSource
+from viewfs.modules.api.device import Call, CharDevice, DeviceFile
+from viewfs.modules.api.ioctls import _IOR, ioctl
+from viewfs.modules.framework.sources import FileSource
 
 __all__ = ["Disk", "FileSectors", "MemorySectors", "Sectors"]
 

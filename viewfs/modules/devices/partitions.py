@@ -13,10 +13,10 @@ import pytsk3
 
 from viewfs.errors import DamagedSourceError
 from viewfs.modules.api import Mounting, Source
-from viewfs.modules.device import CharDevice, DeviceModule
+from viewfs.modules.api.device import CharDevice, DeviceModule
+from viewfs.modules.api.options import flag, text
 from viewfs.modules.devices.disk import Disk, FileSectors
-from viewfs.modules.options import flag, text
-from viewfs.modules.sources import FileSource
+from viewfs.modules.framework.sources import FileSource
 
 __all__ = ["Partition", "Partitions", "read_partitions"]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from viewfs.errors import UsageError
 from viewfs.modules.api import Answer, Mounting
-from viewfs.modules.device import READABLE, WRITABLE, Call, CharDevice, DeviceFile, DeviceModule, PollEvents
-from viewfs.modules.kept import Kept
-from viewfs.modules.options import size
+from viewfs.modules.api.device import READABLE, WRITABLE, Call, CharDevice, DeviceFile, DeviceModule, PollEvents
+from viewfs.modules.api.kept import Kept
+from viewfs.modules.api.options import size
 
 __all__ = ["Pipe"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from viewfs.errors import UsageError
 from viewfs.modules.api import Mounting
-from viewfs.modules.device import CharDevice, DeviceModule
+from viewfs.modules.api.device import CharDevice, DeviceModule
+from viewfs.modules.api.options import size, text
 from viewfs.modules.devices.disk import Disk, FileSectors, MemorySectors
-from viewfs.modules.options import size, text
-from viewfs.modules.sources import FileSource
+from viewfs.modules.framework.sources import FileSource
 
 __all__ = ["Ramdisk"]
 

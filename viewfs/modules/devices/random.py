@@ -14,9 +14,9 @@ import os
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from viewfs.modules.api import Mounting
-from viewfs.modules.device import Call, CharDevice, DeviceFile, DeviceModule
-from viewfs.modules.ioctls import _IOR, ioctl
-from viewfs.modules.options import text
+from viewfs.modules.api.device import Call, CharDevice, DeviceFile, DeviceModule
+from viewfs.modules.api.ioctls import _IOR, ioctl
+from viewfs.modules.api.options import text
 
 __all__ = ["Random"]
 

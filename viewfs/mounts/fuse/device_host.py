@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import trio
 
-from viewfs.modules.device import CharDevice
-from viewfs.modules.kept import Kept
+from viewfs.modules.api.device import CharDevice
+from viewfs.modules.api.kept import Kept
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.device_operations import DeviceOperations
 from viewfs.mounts.fuse.lasting_devices import LastingDevices

@@ -23,8 +23,8 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from viewfs.modules.api import Answer, Attributes, Buffer, DirectoryEntry, FileRange, FileSystemStatistics, InodeNumber
-from viewfs.modules.device import Call, CharDevice, DeviceFile, PollEvents
-from viewfs.modules.ioctls import is_read, is_written
+from viewfs.modules.api.device import Call, CharDevice, DeviceFile, PollEvents
+from viewfs.modules.api.ioctls import is_read, is_written
 from viewfs.mounts.fuse import protocol
 from viewfs.mounts.fuse.dirents import encode_directory
 from viewfs.mounts.fuse.protocol import InitFlags, InitRequest, Opcode, OpenFlags, Request

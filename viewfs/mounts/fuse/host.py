@@ -20,7 +20,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, TypeAlias
 
 from viewfs.modules.api import FileSystem, InodeNumber, WritableFileSystem
-from viewfs.modules.lasting import LastingFileSystem
+from viewfs.modules.api.lasting import LastingFileSystem
 from viewfs.mounts.fuse.ahead import Ahead
 from viewfs.mounts.fuse.answers import Body
 from viewfs.mounts.fuse.counters import MAX_ROWS, Counters, Row

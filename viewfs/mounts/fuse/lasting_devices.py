@@ -16,8 +16,8 @@ from contextvars import ContextVar
 from typing import Any, cast
 
 from viewfs.modules.api import Answer, Buffer, InodeNumber
-from viewfs.modules.device import Call, CharDevice, DeviceFile, PollEvents
-from viewfs.modules.kept import Kept
+from viewfs.modules.api.device import Call, CharDevice, DeviceFile, PollEvents
+from viewfs.modules.api.kept import Kept
 from viewfs.mounts.fuse.device_operations import Body, DeviceOperations, Opened
 from viewfs.mounts.fuse.ledger import FixedLedger
 from viewfs.mounts.fuse.once import RESENT

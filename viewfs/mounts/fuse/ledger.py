@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from viewfs.linux.files import fallocate
-from viewfs.modules.kept import memory_file
+from viewfs.modules.api.kept import memory_file
 
 __all__ = ["FixedLedger", "LastRequest", "Ledger"]
 

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar, cast
 
 from viewfs.linux.files import Rename
 from viewfs.modules.api import Answer, Attributes, InodeNumber, OpenFile
-from viewfs.modules.lasting import LastingFile, LastingFileSystem
+from viewfs.modules.api.lasting import LastingFile, LastingFileSystem
 from viewfs.mounts.fuse import protocol
 from viewfs.mounts.fuse.answers import Body, error
 from viewfs.mounts.fuse.ledger import LastRequest, Ledger

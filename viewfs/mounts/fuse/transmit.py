@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 
 from viewfs.modules.api import Content, FileRange
-from viewfs.modules.damage import missing
+from viewfs.modules.framework.damage import missing
 
 __all__ = ["Transmitter", "length_of", "pieces_of"]
 

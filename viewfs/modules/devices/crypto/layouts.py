@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
-from viewfs.modules.ioctls import _IOR, _IOW, _IOWR
+from viewfs.modules.api.ioctls import _IOR, _IOW, _IOWR
 
 __all__ = [
     "CIOCASYMFEAT",

@@ -16,7 +16,9 @@ from typing import Any
 
 from viewfs.errors import MachineError
 from viewfs.modules.api import Mounting
-from viewfs.modules.device import Call, CallerMemory, CharDevice, DeviceFile, DeviceModule
+from viewfs.modules.api.device import Call, CallerMemory, CharDevice, DeviceFile, DeviceModule
+from viewfs.modules.api.ioctls import ioctl
+from viewfs.modules.api.options import choice
 from viewfs.modules.devices.crypto.algorithms import LIBRARY, Backend
 from viewfs.modules.devices.crypto.kernel import KERNEL, is_available
 from viewfs.modules.devices.crypto.layouts import (
@@ -46,8 +48,6 @@ from viewfs.modules.devices.crypto.layouts import (
     session_command,
 )
 from viewfs.modules.devices.crypto.session import BLOCK, Session, failure
-from viewfs.modules.ioctls import ioctl
-from viewfs.modules.options import choice
 
 __all__ = ["Crypto"]
 

@@ -1,0 +1,1 @@
+"""Making the lower tree what the view shows."""

@@ -1,0 +1,501 @@
+"""Making the lower tree what the view shows, so that it can be interrupted at any moment and nothing is lost.
+
+    plan      which steps (`planning`), and whether the lower tree was changed meanwhile
+    sync      what the layer has is on the disk
+    journal   the steps are written down
+    stage     everything that is new is copied beside its place, under a temporary name, and synced
+    journal   “staged”
+    apply     renames, removals, attributes (`applying`)
+    journal   removed
+
+Until “staged” an interrupted commit is undone by removing the temporary names; the lower tree has not changed. After it
+the steps are simply done again: each finds out whether it has been, and keeps what somebody has changed meanwhile. The
+layer keeps what it has until it is settled, so a step that fails leaves a change uncommitted, and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+from viewfs.cow.commit.applying import Applied, apply, as_planned, give_up, theirs_name
+from viewfs.cow.commit.journal import Journal, Moments, Operation, Staged, Step, Written
+from viewfs.cow.commit.planning import Selection, plan_commit
+from viewfs.cow.compare.changes import Change, Kind, same_content, same_time, with_renames
+from viewfs.cow.compare.conflicts import find_conflicts
+from viewfs.cow.compare.filters import EVERYTHING
+from viewfs.cow.compare.outside import give_owner_of
+from viewfs.cow.compare.trees import Entry, Tree, join, split
+from viewfs.cow.copying import TreeCopier, decode_attributes, remove_tree, set_acls
+from viewfs.cow.layer.layers import Layer, clock_ns
+from viewfs.cow.layer.settled import Settled, is_whiteout, own_changes
+from viewfs.errors import ViewfsError
+from viewfs.linux.files import syncfs
+from viewfs.linux.ids import overflow_id
+from viewfs.mounts.overlay import OPAQUE
+
+__all__ = ["Commit", "Outcome", "recover"]
+
+#: With more files than that to stage, the file system is synced once instead of each file.
+_SYNC_EACH = 500
+#: What is for one path to be refused with; everything else ends the commit.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENAMETOOLONG)
+
+
+@dataclass
+class Outcome:
+    """What was done."""
+
+    changes: list[Change]
+    #: Steps that could not be done, with the reason; the layer still has these changes.
+    failed: list[tuple[bytes, str]] = field(default_factory=list)
+    #: What was changed outside at the last moment, and the name that it has now.
+    kept: list[tuple[bytes, bytes]] = field(default_factory=list)
+    #: What belonged to a user or group who has no number in the view, and belongs to this user now.
+    taken: list[bytes] = field(default_factory=list)
+
+
+def _has_same_attributes(old: Entry, new: Entry) -> bool:
+    return (old.mode, old.uid, old.gid) == (new.mode, new.uid, new.gid) and old.same_xattrs(new)
+
+
+def _is_same(old: Entry, new: Entry) -> bool:
+    """But for their content, which must not differ either."""
+    return old.mtime_ns == new.mtime_ns and _has_same_attributes(old, new)
+
+
+def _is_at_or_below(path: bytes, places: Collection[bytes]) -> bool:
+    while path and path not in places:
+        path = split(path)[0]
+    return path in places
+
+
+def _reason(error: OSError) -> str:
+    plain = os.strerror(error.errno or errno.EIO)
+    # (That of a system call begins with its name.)
+    reason = plain if not error.strerror or error.strerror.endswith(f": {plain}") else error.strerror
+    return reason[0].lower() + reason[1:]
+
+
+def _nothing(_size: int) -> None:
+    pass
+
+
+class Commit:
+    """One commit of a layer; the caller holds the layer's lock, and has called `recover`."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        lower: Tree,
+        view: Tree,
+        upper: Tree,
+        selection: Selection,
+        *,
+        keep_theirs: bool,
+        force: bool = False,
+        live: bool = False,
+    ) -> None:
+        """Plans it, changing nothing; `force`: as if there were no conflicts; `live`: programs may be using the view,
+        so that the layer is settled later. Raises `ViewfsError` and OSError."""
+        self._layer, self._lower, self._view, self._upper = layer, lower, view, upper
+        planned_ns = clock_ns(layer.fd, lower)
+        self._settled_ns = clock_ns(layer.fd, upper) if live else None
+        unchanged: dict[tuple[int, int], bytes] = {}
+        found = list(own_changes(layer, lower, view, upper, unchanged=unchanged))
+        conflicts = list(find_conflicts(layer.record, lower, view, upper, found, unchanged, selection))
+        #: A directory that is at odds is left as it is outside, which is in the way of nothing in it.
+        self.conflicts = [conflict for conflict in conflicts if not conflict.is_own]
+        left = [conflict.path for conflict in conflicts if conflict.is_own and not force]
+        theirs: Callable[[bytes], bytes] | None = None
+        if keep_theirs:
+            at_odds = [conflict.path for conflict in self.conflicts]
+
+            def kept_name(path: bytes) -> bytes:
+                concerned = any(one == path or one.startswith(path + b"/") for one in at_odds)
+                return _free_name(lower, path) if concerned else b""
+
+            theirs = kept_name
+        token = secrets.token_hex(4).encode()
+        is_news = layer.record.is_news
+        self.plan = plan_commit(found, selection, lower, view, token, unchanged, theirs, left, is_news)
+        #: The changes that are made as a person is told of them: as `diff` does.
+        self.told = with_renames(self.plan.changes, lower, view)
+        self._keep_groups()
+        self._moments = Moments(planned_ns, self._untouched(), linked=self._linked())
+        self._taken: list[bytes] = []
+
+    def _untouched(self) -> dict[bytes, tuple[int, int, int]]:
+        """The directories in which something will be done, as far as nobody has changed them: what they then are is no
+        news. Of a commit of everything all conflicts have been looked at."""
+        found: dict[bytes, tuple[int, int, int]] = {}
+        everything = self.plan.selection.is_everything
+        after = {step.path: step.attributes for step in self.plan.steps if step.operation is Operation.ATTRIBUTES}
+        for directory in {split(step.path)[0] for step in self.plan.steps}:
+            entry = self._lower.entry(directory)
+            if entry is None:
+                continue
+            if everything or not self._layer.record.is_news(directory, entry):
+                wanted = decode_attributes(after[directory]) if directory in after else entry
+                found[directory] = (wanted.mode, wanted.uid, wanted.gid)
+        return found
+
+    def _linked(self) -> tuple[Staged, ...]:
+        """See `Moments`; those of which no name was changed outside since the layer was begun."""
+        record = self._layer.record
+        concerned = [(change.path, change.old) for change in self.plan.changes]
+        concerned += [(path, self._lower.entry(path)) for path in self.plan.unchanged.values()]
+        after = {step.path: step.attributes for step in self.plan.steps if step.operation is Operation.ATTRIBUTES}
+        found: dict[int, Staged] = {}
+        for path, old in concerned:
+            if old is None or old.is_directory or (old.nlink == 1 and path not in self.plan.unchanged.values()):
+                continue
+            if old.ctime_ns > record.opened_ns and not record.was_linked(old):
+                continue
+            wanted = decode_attributes(after[path]) if path in after else old
+            number = old.identity[1]
+            if path in after or number not in found:
+                found[number] = Staged(number, wanted.mode, wanted.uid, wanted.gid, old.size, wanted.mtime_ns)
+        return tuple(found.values())
+
+    def _keep_groups(self) -> None:
+        """A name of a file with several that was renamed, and not changed, is to be a name of that file again."""
+        for change in self.told:
+            old, new = change.old, change.new
+            if change.kind is not Kind.RENAMED or old is None or new is None or old.nlink < 2 or change.source is None:
+                continue
+            if _is_same(old, new):
+                self.plan.unchanged.setdefault(new.identity, change.source)
+        # The same where it was given a name that another file had.
+        gone = {
+            (change.old.size, change.old.mtime_ns): change
+            for change in self.told
+            if change.kind is Kind.DELETED and change.old is not None and change.old.is_file and change.old.nlink > 1
+        }
+        for change in self.told if gone else ():
+            new = change.new
+            if change.kind is not Kind.CHANGED or new is None or not new.is_file or "content" not in change.aspects:
+                continue
+            other = gone.get((new.size, new.mtime_ns))
+            if other is None or other.old is None or not _is_same(other.old, new):
+                continue
+            if same_content(other.path, self._lower, self._view, new.size, change.path):
+                self.plan.unchanged.setdefault(new.identity, other.path)
+
+    def carry_out(self, progress: Callable[[int], None] = _nothing) -> Outcome:
+        """Do it all; `progress` is told the size of each file that has been staged.
+
+        Raises `ViewfsError`, nothing having been changed.
+        """
+        journal = Journal(self._layer.fd)
+        if not self.plan.steps:
+            return Outcome([])
+        try:
+            # What the view has written may be in memory only. Once it is outside, the layer must not have less of it.
+            if not self._layer.record.volatile:
+                syncfs(self._layer.fd)
+            journal.begin(self._paths(), self.plan.steps, self._moments)
+            try:
+                refused = self._stage(progress)
+                self._check_unchanged()
+                steps = [step for step in self.plan.steps if step.path not in dict(refused)]
+                staged = self._staged(steps)
+                moments = replace(self._moments, staged_ns=clock_ns(self._layer.fd, self._lower))
+                journal.staged(staged, moments.staged_ns)
+            except BaseException:
+                _undo(self._layer, self._lower, self.plan.steps, self._moments)
+                journal.end()
+                raise
+        except OSError as error:
+            where = self._layer.record.path
+            raise ViewfsError(
+                f"cannot commit to {where}: {_reason(error)}", remedy="nothing has changed; try again when it can be"
+            ) from error
+        applied = apply(self._lower, steps, staged)
+        failed = refused + applied.failed
+        _finish(
+            self._layer, self._lower, journal, Written(self._paths(), self.plan.steps, staged, moments), applied, failed
+        )
+        undone = {path for path, _why in failed}
+        self._note_settled(_done(self.plan.steps, self._paths(), undone))
+        whole = {step.path for step in self.plan.steps if step.temporary} & undone  # with all that is in them
+        done = [c for c in self.told if c.path not in undone and not _is_at_or_below(c.path, whole)]
+        # Times of a directory follow from what was done in it, if anything was.
+        told = {change.path for change in self.plan.changes if not (change.is_directory and change.only_times)}
+        return Outcome(done, [(path, why) for path, why in failed if path in told], applied.kept, self._taken)
+
+    def _note_settled(self, done: Sequence[bytes]) -> None:
+        """What the view had when this was planned, and has as it was, is no change of its own any more."""
+        if self._settled_ns is None:
+            return
+        planned_ns = self._settled_ns
+
+        def is_settled(path: bytes, entry: Entry) -> bool:
+            other = self._lower.entry(path)
+            if is_whiteout(entry) or other is None:
+                return is_whiteout(entry) and other is None
+            if entry.is_directory:
+                return (other.mode, other.uid, other.gid) == (entry.mode, entry.uid, entry.gid)
+            is_same = (other.kind, other.size) == (entry.kind, entry.size) and same_time(other.mtime_ns, entry.mtime_ns)
+            return is_same and entry.ctime_ns < planned_ns
+
+        with contextlib.suppress(OSError):  # (a full disk)
+            Settled(self._layer).note(self._upper, done, is_settled)
+
+    def _paths(self) -> list[bytes]:
+        """What is the same outside and in the view afterwards."""
+        selection = self.plan.selection
+        if selection.only == EVERYTHING:
+            return list(selection.paths)
+        return [path for path in _bases(self.plan.steps) if selection.has(path)]
+
+    def _stage(self, progress: Callable[[int], None]) -> list[tuple[bytes, str]]:
+        """Copy all that is new beside its place, and have it on the disk; what may not be there, with the reason."""
+
+        def copied(path: bytes, entry: Entry) -> None:
+            after = self._view.entry(path)
+            if after is None or (after.ctime_ns, after.size) != (entry.ctime_ns, entry.size):
+                raise ViewfsError(
+                    f"/{path.decode(errors='replace')} is being written", remedy="commit when the program has ended"
+                )
+            progress(entry.size)
+
+        sync_each = len(self.plan.changes) <= _SYNC_EACH
+        copier = TreeCopier(self._view, self._lower, links=self.plan.unchanged, sync=sync_each, copied=copied)
+        seen = {change.path: change for change in self.plan.changes}
+        refused: list[tuple[bytes, str]] = []
+        for step in self.plan.installs():
+            try:
+                copier.copy(step.path, step.temporary, self.plan.has)
+                self._keep_owner(step, seen.get(step.path))
+                self._keep_acls(step, seen.get(step.path))
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise ViewfsError(
+                        f"cannot commit {self._shown(step.path)}: {_reason(error)}",
+                        remedy="nothing has changed; try again when it can be",
+                    ) from error
+                refused.append((step.path, _reason(error)))
+                give_up(self._lower, step, None)
+        if not sync_each:
+            with self._lower.directory(b"") as fd:
+                syncfs(fd)
+        for directory in copier.directories if sync_each else ():
+            with contextlib.suppress(FileNotFoundError, PermissionError), self._lower.directory(directory) as fd:
+                os.fsync(fd)
+        return refused
+
+    def _shown(self, path: bytes) -> str:
+        return os.path.join(self._layer.record.path, path.decode(errors="replace"))
+
+    def _keep_owner(self, step: Step, change: Change | None) -> None:
+        """What takes the place of a file goes on belonging to those who have no number here, as far as it may."""
+        if change is None or change.old is None or change.new is None or change.old.kind != change.new.kind:
+            return
+        old, new = change.old, change.new
+        directory, name = split(step.temporary)
+        if old.gid == new.gid:
+            # Not that of a directory which gives its group to all that is made in it (chown(2), “S_ISGID”).
+            with contextlib.suppress(OSError), self._lower.directory(directory) as parent:
+                os.chown(name, -1, new.gid, dir_fd=parent, follow_symlinks=False)
+                if not stat.S_ISLNK(new.mode):
+                    os.chmod(name, stat.S_IMODE(new.mode), dir_fd=parent)
+        if (old.uid == new.uid or old.uid != overflow_id("uid")) and (
+            old.gid == new.gid or old.gid != overflow_id("gid")
+        ):
+            return
+        there = self._lower.open(step.path, os.O_PATH)
+        try:
+            with self._lower.directory(directory) as parent:
+                if not give_owner_of(parent, name, there):
+                    self._taken.append(step.path)
+                elif not stat.S_ISLNK(new.mode):
+                    os.chmod(name, stat.S_IMODE(new.mode), dir_fd=parent)  # chown(2) takes set-id bits away
+        finally:
+            os.close(there)
+
+    def _keep_acls(self, step: Step, change: Change | None) -> None:
+        """Where the view knows of no access control lists, what takes the place of a file has its lists."""
+        if change is None:
+            return  # a directory that only leads to what was selected
+        old, new = change.old, change.new
+        if (
+            old is None
+            or new is None
+            or new.has_acls
+            or old.kind != new.kind
+            or old.xattrs == tuple(old.without_acls())
+        ):
+            return
+        directory, name = split(step.temporary)
+        with self._lower.directory(directory) as parent:
+            set_acls(b"/proc/self/fd/%d/%s" % (parent, name), old)
+            os.chmod(name, stat.S_IMODE(new.mode), dir_fd=parent)
+
+    def _staged(self, steps: Sequence[Step]) -> dict[bytes, Staged]:
+        """What was staged, by temporary name."""
+        found = {}
+        for step in steps:
+            if step.operation is Operation.INSTALL:
+                directory, name = split(step.temporary)
+                with contextlib.suppress(FileNotFoundError), self._lower.directory(directory) as parent:
+                    found[step.temporary] = Staged.of(os.stat(name, dir_fd=parent, follow_symlinks=False))
+        return found
+
+    def _check_unchanged(self) -> None:
+        """Staging may take minutes: what is to be replaced must be what it was when conflicts were looked for."""
+        changed = {change.path: change.old for change in self.plan.changes}
+        attributes = {
+            step.path: changed[step.path] for step in self.plan.steps if step.operation is Operation.ATTRIBUTES
+        }
+        for step in self.plan.steps:
+            if step.operation in (Operation.TIMES, Operation.LEAVE):
+                continue
+            old = attributes.get(step.path)
+            if old is not None and old.is_directory:  # what is in it is not all as it was: staging is at work there
+                there = self._lower.entry(step.path)
+                unchanged = there is not None and there.identity == old.identity and _has_same_attributes(there, old)
+            else:
+                unchanged = as_planned(self._lower, step.path, step.planned)
+            if not unchanged:
+                raise ViewfsError(f"{self._shown(step.path)} was changed outside just now", remedy="commit again")
+
+
+def recover(layer: Layer, lower: Tree) -> str | None:
+    """Finish or undo a commit that was interrupted: what was done, for a person to read; None if none was.
+
+    The caller holds the layer's lock. Raises `ViewfsError` and OSError.
+    """
+    journal = Journal(layer.fd)
+    found = journal.read()
+    if found is None:
+        return None
+    where = layer.record.path
+    if found.staged is None:
+        _undo(layer, lower, found.steps, found.moments)
+        journal.end()
+        return f"an interrupted commit to {where} was undone"
+    # What was refused while staging was never there to be installed.
+    steps = [step for step in found.steps if step.operation is not Operation.INSTALL or step.temporary in found.staged]
+    refused = [(step.path, "") for step in found.steps if step not in steps]
+    applied = apply(lower, steps, found.staged)
+    _finish(layer, lower, journal, found, applied, [*refused, *applied.failed])
+    return f"an interrupted commit to {where} was finished{_told(where, applied)}"
+
+
+def _told(where: str, applied: Applied) -> str:
+    """What a person has to know of it besides."""
+    told = ""
+    if applied.kept:
+        path, kept = (name.decode(errors="replace") for name in applied.kept[0])
+        others = f", and {len(applied.kept) - 1} more like it" if len(applied.kept) > 1 else ""
+        shown = os.path.join(where, path)
+        told += f"; {shown} was changed outside meanwhile, and that is kept as {os.path.basename(kept)}{others}"
+    if applied.failed:
+        failed, why = applied.failed[0]
+        told += f"; not committed: {os.path.join(where, failed.decode(errors='replace'))}: {why}"
+        told += f", and {len(applied.failed) - 1} more" if len(applied.failed) > 1 else ""
+    return told
+
+
+def _finish(
+    layer: Layer,
+    lower: Tree,
+    journal: Journal,
+    written: Written,
+    applied: Applied,
+    failed: Sequence[tuple[bytes, str]],
+) -> None:
+    """Write down since when changes outside are somebody else's: of all since it was planned, and of what was put in
+    its place since it was staged, but for what that itself has changed."""
+    steps, moments = written.steps, written.moments
+    undone = {path for path, _why in failed}
+    record = layer.record.rebased(_done(steps, written.paths, undone), moments.planned_ns)
+    installed = [step.path for step in steps if step.operation is Operation.INSTALL and step.path not in undone]
+    bases = record.bases | {os.fsdecode(path): moments.staged_ns for path in installed}
+    touched = record.touched | {os.fsdecode(path): time_ns for path, time_ns in applied.touched.items()}
+    # What was put in the place of a directory, or in one, is what the layer is over from now on.
+    gone = {step.path for step in steps if step.temporary and step.path not in undone}
+    known = {path: one for path, one in record.directories.items() if not _is_at_or_below(os.fsencode(path), gone)}
+    touched |= _directory_times(lower, moments, undone)
+    linked = record.linked | _linked_until(moments, clock_ns(layer.fd, lower))
+    record = replace(record, bases=bases, touched=touched, linked=linked, directories=known)
+    _hide_lower(layer, [step.path for step in steps if step.operation is Operation.INSTALL])
+    layer.write(record)
+    journal.end()
+
+
+def _linked_until(moments: Moments, now_ns: int) -> dict[str, tuple[int, ...]]:
+    return {str(one.inode): (now_ns, *one[1:]) for one in moments.linked}
+
+
+def _directory_times(lower: Tree, moments: Moments, undone: Collection[bytes] = ()) -> dict[str, int]:
+    """Change times of directories in which this commit alone did something."""
+    found: dict[str, int] = {}
+    for directory, attributes in moments.untouched.items():
+        entry = lower.entry(directory) if directory not in undone else None
+        if entry is not None and (entry.mode, entry.uid, entry.gid) == attributes:
+            found[os.fsdecode(directory)] = entry.ctime_ns
+    return found
+
+
+def _done(steps: Sequence[Step], paths: Sequence[bytes], undone: Collection[bytes]) -> list[bytes]:
+    """Of `paths`, which the steps were to make the same, what they did but for those `undone`."""
+    return [path for path in _bases(steps) if path not in undone] if undone else list(paths)
+
+
+def _bases(steps: Sequence[Step]) -> list[bytes]:
+    """What is the same outside and in the view, with all below it, after these steps.
+
+    Of a directory whose attributes alone were set nothing is said of what is in it.
+    """
+    return [
+        step.path
+        for step in steps
+        if step.temporary or (step.attributes and not decode_attributes(step.attributes).is_directory)
+    ]
+
+
+def _hide_lower(layer: Layer, installed: Sequence[bytes]) -> None:
+    """Mark directories of the layer opaque that have come to be in the lower tree by this commit.
+
+    An overlay that is mounted takes them for its own, and leaves no whiteout for what is deleted in them from now on.
+    """
+    with layer.open_upper() as upper:
+        for path in installed:
+            for here, entry in upper.walk(path):
+                if entry.is_directory:
+                    with upper.directory(here) as fd:
+                        os.setxattr(fd, OPAQUE, b"y")
+
+
+def _undo(layer: Layer, lower: Tree, steps: Sequence[Step], moments: Moments) -> None:
+    for step in steps:
+        if step.temporary:
+            directory, name = split(step.temporary)
+            try:
+                with lower.directory(directory) as parent:
+                    remove_tree(parent, name)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
+    # That something lay in them for a while is no news either.
+    with contextlib.suppress(OSError):  # a full disk
+        record = layer.record
+        touched = record.touched | _directory_times(lower, moments)
+        linked = record.linked | _linked_until(moments, clock_ns(layer.fd, lower))
+        layer.write(replace(record, touched=touched, linked=linked))
+
+
+def _free_name(tree: Tree, path: bytes) -> bytes:
+    """A path beside `path` under which to keep what is there."""
+    directory, name = split(path)
+    number = 1
+    while tree.entry(join(directory, theirs_name(name, number))) is not None:
+        number += 1
+    return join(directory, theirs_name(name, number))

@@ -1,0 +1,139 @@
+"""What was changed in a view and outside of it.
+
+A layer does not say what the lower tree was like when a file was copied up into it. That a file has changed since is
+told by its change time, which nobody can set: it is later than the layer was begun.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from viewfs.cow.commit.planning import Selection
+from viewfs.cow.compare.changes import Change, Kind, with_renames
+from viewfs.cow.compare.replaced import replaced_directories
+from viewfs.cow.compare.trees import Tree, split
+from viewfs.cow.layer.records import LayerRecord
+from viewfs.mounts.overlay import ORIGIN
+
+__all__ = ["Conflict", "find_conflicts"]
+
+#: How much of a file is looked at to tell whether it resembles another.
+_LOOKED_AT = 1 << 20
+#: What a directory has of its own. (Which it has in a layer, too, where only something in it was changed.)
+_OWN = frozenset({"mode", "owner", "xattrs"})
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A path that was changed in the view and outside of it."""
+
+    path: bytes
+    why: str
+    #: Of a directory: its mode, owner or attributes, and not what is in it.
+    is_own: bool = False
+
+
+def find_conflicts(
+    record: LayerRecord,
+    lower: Tree,
+    view: Tree,
+    upper: Tree,
+    changes: Sequence[Change],
+    unchanged: dict[tuple[int, int], bytes],
+    selection: Selection,
+) -> Iterator[Conflict]:
+    """Those among `changes` that are in `selection`. `unchanged` are files whose other names are no news."""
+    others = replaced_directories(record, lower)
+    gone: list[Conflict] = []
+    inside: bytes | None = None
+    for change in changes:
+        if not selection.has(change.path):
+            continue
+        if change.old is not None:
+            told = inside is not None and change.path.startswith(inside + b"/")
+            if not told and _changed_outside(record, change):
+                # Where it is a directory on both sides, and open in the view, what is in it tells for itself.
+                inside = None if _stays_directory(change) else change.path
+                yield Conflict(change.path, "it was changed outside too", _stays_directory(change))
+            elif not told and others and not _stays_directory(change) and _is_in(change.path, others):
+                yield Conflict(change.path, "its directory is another one outside")
+        elif _was_copied_up(upper, change.path) and _something_went(record, lower, change.path):
+            gone.append(Conflict(change.path, "it was removed outside"))
+    if gone:
+        moved = _moved(lower, view, changes, unchanged, {conflict.path for conflict in gone})
+        yield from (conflict for conflict in gone if conflict.path not in moved)
+
+
+def _is_in(path: bytes, directories: Sequence[bytes]) -> bool:
+    return any(not one or path.startswith(one + b"/") for one in directories)
+
+
+def _stays_directory(change: Change) -> bool:
+    return all(entry is not None and entry.is_directory for entry in (change.old, change.new))
+
+
+def _changed_outside(record: LayerRecord, change: Change) -> bool:
+    assert change.old is not None
+    if _stays_directory(change) and not change.aspects & _OWN:
+        return False  # what is in it tells for itself
+    return record.is_news(change.path, change.old)
+
+
+def _was_copied_up(upper: Tree, path: bytes) -> bool:
+    """Says the layer that it is of a file or directory outside? (overlayfs.rst, trusted.overlay.origin)"""
+    entry = upper.entry(path)
+    return entry is not None and ORIGIN in dict(entry.xattrs)
+
+
+def _something_went(record: LayerRecord, lower: Tree, path: bytes) -> bool:
+    """Has the directory of `path` been changed outside, so that a name may have been removed from it?"""
+    directory = split(path)[0]
+    while directory and lower.entry(directory) is None:
+        directory = split(directory)[0]
+    entry = lower.entry(directory)
+    if entry is None or record.touched.get(os.fsdecode(directory)) == entry.ctime_ns:
+        return False
+    return entry.ctime_ns > record.base_ns(path)
+
+
+def _moved(
+    lower: Tree,
+    view: Tree,
+    changes: Sequence[Change],
+    unchanged: dict[tuple[int, int], bytes],
+    suspects: set[bytes],
+) -> set[bytes]:
+    """Those of the new files `suspects` that are others under new names, or names of others.
+
+    (An overlay of a user namespace does not say which file another was copied up from. So it is taken for one that was
+    deleted in the view and had the same content, or much of it.)
+    """
+    there = {
+        *unchanged,
+        *(change.new.identity for change in changes if change.old is not None and change.new is not None),
+    }
+    told = with_renames(changes, lower, view)
+    moved = {change.path for change in told if change.kind is Kind.RENAMED}
+    left = [c.path for c in told if c.kind is Kind.DELETED and c.old is not None and c.old.is_file and c.old.size]
+    for change in changes:
+        if change.path not in suspects or change.new is None:
+            continue
+        if change.new.identity in there or any(_resembles(lower, path, view, change.path) for path in left):
+            moved.add(change.path)
+    return moved
+
+
+def _resembles(one: Tree, path: bytes, other: Tree, other_path: bytes) -> bool:
+    """Is half of the lines of the one in the other?"""
+    lines, others = _lines(one, path), _lines(other, other_path)
+    return 2 * len(lines & others) >= len(lines) > 0
+
+
+def _lines(tree: Tree, path: bytes) -> set[bytes]:
+    fd = tree.open(path)
+    try:
+        return set(os.pread(fd, _LOOKED_AT, 0).split(b"\n")) - {b""}
+    finally:
+        os.close(fd)

@@ -1,0 +1,1 @@
+"""Layers: where they are, what is written down of them, keeping their states."""

@@ -1,0 +1,1 @@
+"""Copy-on-write as a file system of viewfs's own."""

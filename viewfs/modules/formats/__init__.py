@@ -1,0 +1,1 @@
+"""File systems in images: a folder for each format."""

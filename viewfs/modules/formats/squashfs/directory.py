@@ -1,0 +1,86 @@
+"""Listings and indexes of directories (squashfs_dir_header, _entry and _index of squashfs_fs.h). Pure.
+
+A listing is runs of up to 256 names whose inodes are in one metadata block, in the order of the bytes of the names. The
+index of a long directory has the first name of some of the runs and where they are.
+"""
+
+from __future__ import annotations
+
+from struct import Struct, error
+from typing import NamedTuple, TypeAlias
+
+from viewfs.modules.framework.damage import damaged
+
+__all__ = ["Entry", "IndexEntry", "Listing", "INDEX_ENTRY_SIZE", "parse_index_entry", "parse_listing"]
+
+Buffer: TypeAlias = bytes | bytearray
+
+_HEADER = Struct("<IIi")  # names less one, metadata block of the inodes, inode number that the names' count from
+_ENTRY = Struct("<HhHH")  # offset in that block, inode number, type, length of the name less one
+_INDEX_ENTRY = Struct("<III")  # place in the listing, metadata block of that place, length of the name less one
+INDEX_ENTRY_SIZE = _INDEX_ENTRY.size
+_MAX_RUN = 256
+_NAME_MAX = 256
+#: Types of inodes, of which the extended ones are not told from the others in listings, as DT_* of dirent.h.
+_KINDS = (0, 4, 8, 10, 6, 2, 1, 12)
+_NOT_NAMES = (b".", b"..")
+
+#: Name, place in the listing where the next one begins, reference of the inode, inode number, DT_* type.
+Entry: TypeAlias = tuple[bytes, int, int, int, int]
+
+
+class Listing(NamedTuple):
+    """A part of a listing."""
+
+    entries: list[Entry]
+    #: Bytes of the listing up to where the first run begins that is not in `entries`.
+    end: int
+
+
+class IndexEntry(NamedTuple):
+    """Where a run begins, and its first name."""
+
+    place: int
+    #: From the beginning of the directory table.
+    block: int
+    name: bytes = b""
+
+
+def parse_listing(data: Buffer, start: int, *, least: int) -> Listing:
+    """The runs in `data`, which begins `start` bytes into a listing; no further than the end of the run in which
+    `least` bytes of it are read.
+
+    Raises OSError(EUCLEAN) if that run is cut short, or is none.
+    """
+    entries: list[Entry] = []
+    at, size = 0, len(data)
+    stop = min(size, least)
+    try:
+        while at < stop:
+            count, block, base = _HEADER.unpack_from(data, at)
+            if count >= _MAX_RUN:
+                raise damaged(f"a directory has a run of {count + 1} names, and {_MAX_RUN} are the most")
+            at += 12
+            block <<= 16
+            for _ in range(count + 1):
+                offset, delta, kind, length = _ENTRY.unpack_from(data, at)
+                at += 8
+                end = at + length + 1
+                name = bytes(data[at:end])
+                if end > size or length >= _NAME_MAX:
+                    raise damaged("a name of a directory is longer than it can be")
+                if b"/" in name or b"\0" in name or name in _NOT_NAMES:
+                    raise damaged(f"a directory has {name!r} for a name")
+                at = end
+                entries.append((name, start + at, block | offset, (base + delta) & 0xFFFFFFFF, _KINDS[kind]))
+    except (error, IndexError):
+        raise damaged("the listing of a directory is cut short or has an unknown type in it") from None
+    return Listing(entries, start + at)
+
+
+def parse_index_entry(data: Buffer) -> tuple[IndexEntry, int]:
+    """The fixed part of an entry of an index, without its name, and the length of that. Raises OSError(EUCLEAN)."""
+    place, block, length = _INDEX_ENTRY.unpack_from(data)
+    if length >= _NAME_MAX:
+        raise damaged("the index of a directory has a name that is longer than it can be")
+    return IndexEntry(place, block), length + 1

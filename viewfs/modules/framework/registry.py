@@ -1,0 +1,173 @@
+"""Finding modules: built in, then installed (entry points of the group `viewfs.modules`), then a path to a .py file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError, explain_os_error
+from viewfs.modules.api import Module, Source
+from viewfs.modules.framework.recognition import recognize, recognize_nondescript
+
+__all__ = ["BUILT_IN", "Found", "available", "find_module", "forget_code", "probe", "source_takers"]
+
+ENTRY_POINT_GROUP = "viewfs.modules"
+
+#: Name → where its class is, imported when it is asked for.
+BUILT_IN = {
+    "bind": "viewfs.modules.framework.kernel:Bind",
+    "clock": "viewfs.modules.devices.clock:Clock",
+    "crypto": "viewfs.modules.devices.crypto.module:Crypto",
+    "exfat": "viewfs.modules.formats.fat.module:Exfat",
+    "ext": "viewfs.modules.formats.ext.module:Ext",
+    "full": "viewfs.modules.devices.constant:Full",
+    "hello": "viewfs.modules.trees.hello:Hello",
+    "null": "viewfs.modules.devices.constant:Null",
+    "partitions": "viewfs.modules.devices.partitions:Partitions",
+    "pipe": "viewfs.modules.devices.pipe:Pipe",
+    "ramdisk": "viewfs.modules.devices.ramdisk:Ramdisk",
+    "random": "viewfs.modules.devices.random:Random",
+    "squashfs": "viewfs.modules.formats.squashfs.module:Squashfs",
+    "tmp": "viewfs.modules.framework.kernel:Temporary",
+    "unreal": "viewfs.modules.framework.kernel:Unreal",
+    "useless": "viewfs.modules.devices.useless:Useless",
+    "vfat": "viewfs.modules.formats.fat.module:Vfat",
+    "zero": "viewfs.modules.devices.constant:Zero",
+}
+#: Those of them that know a source by its content. (Importing all the others to find that out would take long.)
+KNOW_CONTENT = ("ext", "squashfs", "exfat", "vfat")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A module's class and where it came from: "built in", a distribution's name, or a path."""
+
+    module: type[Module]
+    origin: str
+
+    @property
+    def built_in(self) -> bool:
+        return self.origin == "built in"
+
+
+def find_module(name: str) -> Found:
+    """The module called `name`, or in the file `name` if that ends in .py.
+
+    Raises `NotFoundError`, or `UsageError` for a file that has no module in it.
+    """
+    if name in BUILT_IN:
+        return Found(_load(BUILT_IN[name]), "built in")
+    if name.endswith(".py"):
+        return Found(_load_file(name), name)
+    for entry_point in _entry_points():
+        if entry_point.name == name:
+            try:
+                loaded = entry_point.load()
+            except (Exception, SystemExit) as error:
+                raise ViewfsError(f"module {name} does not load: {type(error).__name__}: {error}") from error
+            if not _is_module(loaded):
+                raise UsageError(f"entry point {name} is {entry_point.value}, which is not a viewfs module")
+            return Found(loaded, entry_point.dist.name if entry_point.dist else "installed")
+    raise NotFoundError(
+        f"no module is called {name}", remedy="see `viewfs lsmod --available`, or give the path of a .py file"
+    )
+
+
+def forget_code(name: str) -> None:
+    """Have `find_module` read the code of `name` again, which may have changed."""
+    place = BUILT_IN.get(name) or next((one.value for one in _entry_points() if one.name == name), "")
+    package = place.partition(":")[0].rpartition(".")[0]
+    own = package if package.count(".") > 1 else place.partition(":")[0]  # not what all modules have in common
+    for loaded in [loaded for loaded in sys.modules if own and (loaded == own or loaded.startswith(f"{own}."))]:
+        del sys.modules[loaded]
+    importlib.invalidate_caches()
+
+
+def available() -> Iterator[Found]:
+    """Every module that can be named: built-in ones first, then installed ones; those that don't load are left out."""
+    return _all(BUILT_IN)
+
+
+def _all(built_in: Iterable[str]) -> Iterator[Found]:
+    names = list(built_in)
+    names += sorted({entry_point.name for entry_point in _entry_points()} - set(BUILT_IN))
+    for name in names:
+        try:
+            yield find_module(name)
+        except ViewfsError:
+            continue
+
+
+def source_takers() -> list[Found]:
+    """The modules that know a source by its content, imported: built-in ones, and of others what takes one."""
+    return [found for found in _all(KNOW_CONTENT) if found.module.takes_source]
+
+
+def probe(source: Source, source_name: str, takers: list[Found]) -> Found:
+    """The first of `takers` that knows `source` by its content.
+
+    Raises `DamagedSourceError` if none does, with what it is instead if that is known.
+    """
+    for found in takers:
+        if found.module.probe(source):
+            return found
+    try:
+        known = recognize(source, source_name)
+        if known is None:
+            for found in takers:
+                if found.module.probe_damaged(source):
+                    return found
+            known = recognize_nondescript(source)
+    except OSError as error:
+        raise explain_os_error(f"cannot read {source_name}", error) from error
+    if known is not None:
+        raise DamagedSourceError(f"{source_name} is {known.kind}, which viewfs does not mount", remedy=known.remedy)
+    tried = ", ".join(found.module.name for found in takers)
+    raise DamagedSourceError(
+        f"cannot tell what {source_name} is",
+        remedy=f"no module knows it by its content (tried: {tried}); -t TYPE names one",
+    )
+
+
+def _entry_points() -> list[importlib.metadata.EntryPoint]:
+    import importlib.metadata
+
+    return list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _load(place: str) -> type[Module]:
+    module_name, _, class_name = place.partition(":")
+    loaded: type[Module] = getattr(importlib.import_module(module_name), class_name)
+    return loaded
+
+
+def _load_file(path: str) -> type[Module]:
+    if not os.path.isfile(path):
+        raise NotFoundError(f"no such module file: {path}")
+    name = "viewfs_module_" + os.path.basename(path).removesuffix(".py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is not a Python module")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded  # where dataclasses and their like look up the module that a class is of
+    try:
+        spec.loader.exec_module(loaded)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise ViewfsError(f"module {path} does not load: {type(error).__name__}: {error}") from error
+    classes = {value for value in vars(loaded).values() if _is_module(value) and value.__module__ == name}
+    if len(classes) != 1:
+        raise UsageError(
+            f"{path} defines {len(classes)} modules", remedy="it must define one subclass of Module with a name"
+        )
+    found: type[Module] = classes.pop()
+    return found
+
+
+def _is_module(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Module) and isinstance(getattr(value, "name", None), str)

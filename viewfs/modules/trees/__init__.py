@@ -1,0 +1,1 @@
+"""File systems that are made of nothing, or of other trees."""

@@ -1,0 +1,1 @@
+"""The privileged process inside the view, and what it forks: workers, and servers of viewfs's own."""

@@ -1,0 +1,65 @@
+"""Running a worker: finding what it does, importing no more than that, and saying how it went."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from viewfs.errors import ViewfsError, explain_os_error
+from viewfs.session.wire.channel import Channel
+
+__all__ = ["LIGHT", "run_worker"]
+
+Worker = Callable[[Channel, dict[str, Any], list[int]], None]
+#: Kind of worker → where it is.
+_WORKERS = {
+    "mount": "viewfs.session.agent.worker:mount",
+    "resume": "viewfs.session.agent.worker:resume",
+    "place": "viewfs.session.agent.worker:place",
+    "root_name": "viewfs.session.agent.mirror_server:show_in_root",
+    "unmount": "viewfs.session.agent.worker:unmount",
+    "survey": "viewfs.session.agent.worker:survey",
+    "tidy": "viewfs.session.agent.worker:tidy",
+    "cover": "viewfs.session.agent.cow:cover",
+    "show_state": "viewfs.session.agent.cow:show_state",
+}
+#: Those that need nothing of what modules and their servers do.
+LIGHT = frozenset({"cover", "show_state"})
+
+
+def run_worker(kind: str, channel: Channel, request: dict[str, Any], fds: list[int]) -> int:
+    """Do the work, with descriptors `fds`, and say how it went; returns the exit status. Runs in a forked child."""
+    try:
+        module, _, name = _WORKERS[kind].partition(":")
+        worker: Worker = getattr(importlib.import_module(module), name)
+        if "logging" in sys.modules:
+            _log_to_standard_error()
+        worker(channel, request, fds)
+    except ViewfsError as error:
+        _try_to_send(channel, error)
+        return error.exit_code
+    except OSError as error:
+        _try_to_send(channel, explain_os_error(f"cannot {kind} {request.get('path') or ''}".rstrip(), error))
+        return 1
+    except (Exception, SystemExit) as error:
+        _log_to_standard_error().getLogger("viewfs.worker").exception("%s failed", kind)
+        _try_to_send(channel, ViewfsError(f"{kind} failed: {type(error).__name__}: {error}", remedy="see `viewfs log`"))
+        return 1
+    return 0
+
+
+def _log_to_standard_error() -> ModuleType:
+    import logging  # only here: an agent that has no worker does without it
+
+    logging.basicConfig(stream=sys.stderr, format="%(name)s[%(process)d]: %(message)s", force=True)
+    return logging
+
+
+def _try_to_send(channel: Channel, error: ViewfsError) -> None:
+    try:
+        channel.send({"error": error.to_json()})
+    except OSError:
+        print(error, file=sys.stderr)

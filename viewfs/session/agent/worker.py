@@ -1,0 +1,516 @@
+"""What the agent's forked children do: the steps of a change of the view, each in a process that can hang or die alone.
+
+A mount takes two of them, so that none has both the privilege to mount and bytes that somebody else wrote. The *server*
+takes the snapshot that becomes the epoch, opens the source in it, shuts itself in, and only then looks at what it was
+given. (Where the type has to be found from the content, a sealed child looks before.) The *placer* makes the mount
+point, and the FUSE mount for a root of the kind that the server found; it reads nothing but paths. The agent attaches
+the one to the other.
+
+    server                     supervisor                    placer
+    snapshot, open ───────────▶ decided: type, path, …
+    confine, look ────────────▶ found: root mode, …
+                               place, root mode  ──────────▶ mount point, /dev/fuse, fsmount
+                               fuse, mount, place descriptors ◀─┘
+    serve ◀── fuse descriptor  (agent: attach)
+
+Every worker speaks over a channel of its own to the supervisor, and ends when the channel does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from viewfs.cow.layer.records import identity_of
+from viewfs.errors import DamagedSourceError, UsageError, ViewfsError, explain_os_error
+from viewfs.linux.ids import mapped_ids
+from viewfs.linux.landlock import landlock_version
+from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
+from viewfs.linux.mountinfo import MountEntry, mount_points, parse_mountinfo
+from viewfs.linux.namespaces import CloneFlags, setns, unshare
+from viewfs.linux.process import set_name
+from viewfs.modules.api import Answer, FileSystem, Identities, Module, Mounting, WritableFileSystem
+from viewfs.modules.api.device import DeviceModule
+from viewfs.modules.api.kept import Kept
+from viewfs.modules.api.options import parse_options
+from viewfs.modules.framework import registry
+from viewfs.modules.framework.kernel import KernelModule
+from viewfs.modules.framework.sources import FileSource, open_source
+from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
+from viewfs.mounts.fuse.counters import Counters
+from viewfs.mounts.fuse.device_host import Lasting, serve_devices
+from viewfs.mounts.fuse.host import serve, take_over
+from viewfs.mounts.fuse.ledger import FixedLedger
+from viewfs.mounts.skeleton import MountPointPlan, make_mount_point, plan_mount_point, remove_mount_point
+from viewfs.namespaces.enter import open_namespace
+from viewfs.namespaces.sandbox import Confinement, Limits, Needs, confine
+from viewfs.session.agent.forked_server import pidfds, server_names
+from viewfs.session.agent.inspection import find_by_content
+from viewfs.session.agent.mirror_server import Mirrors
+from viewfs.session.server_options import ServerOptions
+from viewfs.session.wire.channel import Channel
+from viewfs.session.wire.reports import MAIN_DEVICE, Decided, Found
+
+__all__ = ["mount", "place", "resume", "survey", "tidy", "unmount"]
+
+log = logging.getLogger("viewfs.worker")
+
+T = TypeVar("T")
+
+#: How many files a server may have open that uses the view.
+_DESCRIPTORS_IN_VIEW = 1024
+
+
+def _take_snapshot(live: int) -> int:
+    """A descriptor of a copy of the view as it is now, `live`, in which this process stays."""
+    unshare(CloneFlags.NEWNS)
+    snapshot = open_namespace("mnt")
+    setns(live, CloneFlags.NEWNS)
+    return snapshot
+
+
+def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
+    """Become the server of a module, which sees the view as it is now, or make a kernel mount and end."""
+    unshare(CloneFlags.NEWNS)
+    found, source = _find(request)
+    module = found.module()
+    if request["apart"] and isinstance(module, DeviceModule):
+        channel.send({"ok": {"needs_callers": True}})  # whose numbers mean nothing here
+        return
+    path = request["path"] or module.mount_point
+    if path is None:
+        raise UsageError(f"module {module.name} has no place of its own", remedy=f"viewfs insmod {module.name} PATH")
+    mounting = _mounting(module, request, source, path)
+    limits = _limits(request, mounting, module)
+    decided = Decided(
+        type=module.name,
+        path=path,
+        # A type that needs no source takes any word for it.
+        source=request["source"] if source is not None or _takes_path(module) else "",
+        uses_view=module.uses_view,
+        confinement=_confinement_shown(module),
+        has_devices=isinstance(module, DeviceModule),
+        is_built_in=found.built_in,
+        device=None if source is None else os.fstat(source.fd).st_dev,
+        source_identity=None if source is None else identity_of(os.fstat(source.fd)),
+    )
+    if isinstance(module, KernelModule):
+        if not found.built_in:
+            raise UsageError(f"module {module.name} wants to mount by itself, which only built-in modules may")
+        if module.takes_path:
+            decided = replace(decided, device=_device_of(request["source"]))
+        tree = module.mount(mounting)
+        _tell_decided(channel, decided, {"tree": tree})
+        root = stat.S_IFDIR if stat.S_ISDIR(os.fstat(tree).st_mode) else stat.S_IFREG
+        channel.send({"ok": Found(root).to_json()})
+        return
+    counters = Counters.create()
+    descriptors = {"counters": counters.fd}
+    if source is not None:
+        descriptors["source"] = source.fd  # for another server to take over with, as what follows
+    if isinstance(module, DeviceModule):
+        # Whoever has the other end takes the devices away by closing it.
+        descriptors["watch"], descriptors["control"] = os.pipe2(os.O_CLOEXEC)
+        descriptors |= _what_is_kept(module, mounting)
+    _tell_decided(channel, decided, descriptors)
+    if isinstance(module, DeviceModule):
+        os.close(descriptors.pop("control"))
+        serving, seen = _open_devices(module, mounting, limits, descriptors)
+    else:
+        file_system, seen = _open_confined(module, mounting, limits)
+        serving = partial(serve, file_system)
+    channel.send({"ok": seen.to_json()})
+    received = channel.receive()
+    if received is not None:  # else the mount was given up
+        channel.close()
+        serving(received[1][0], counters)
+
+
+def _what_is_kept(module: DeviceModule, mounting: Mounting) -> dict[str, int]:
+    """What outlives this server of devices that keep something, by name."""
+    size = module.keeps(mounting.options)
+    if size is None:
+        return {}
+    try:
+        kept = Kept.create(size)
+        Kept(size, kept)  # can it be had?
+        return {"ledger": FixedLedger.create(), "kept": kept}
+    except (OSError, OverflowError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "too large"
+        raise UsageError(f"no memory for a {module.name} of {size} bytes: {reason.lower()}") from None
+
+
+def _tell_decided(channel: Channel, decided: Decided, descriptors: dict[str, int]) -> None:
+    """Tell the supervisor what is to be mounted, and give it `descriptors`, by name."""
+    channel.send({"ok": decided.to_json() | {"descriptors": list(descriptors)}}, list(descriptors.values()))
+
+
+def _confinement_shown(module: Module) -> str:
+    if isinstance(module, KernelModule):
+        return "kernel"
+    shown = _confinement_of(module).value
+    if isinstance(module, DeviceModule) and module.uses_caller_memory:
+        return shown + "+caller memory"
+    return shown if landlock_version() else f"{shown}, no Landlock"
+
+
+def _confinement_of(module: Module) -> Confinement:
+    return Confinement.of(uses_view=module.uses_view, uses_network=module.uses_network)
+
+
+def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
+    """Become the server of a mount whose server has died, or is about to end: then with the module's code as it is now.
+
+    `fds` are what `descriptors` of the request says: the counters; the source, if there is one; the epoch that the
+    module sees, if it uses the view; and of devices where they are taken away, and what outlives their server.
+    """
+    opened = dict(zip(request["descriptors"], fds, strict=True))
+    if request["anew"]:
+        registry.forget_code(request["code"])
+    module = registry.find_module(request["code"]).module()
+    if module.name != request["type"]:
+        raise UsageError(f"{request['code']} is the module {module.name} now, and not {request['type']}")
+    if "epoch" in opened:
+        setns(opened["epoch"], CloneFlags.NEWNS)
+    unshare(CloneFlags.NEWNS)
+    source = None
+    if "source" in opened:
+        size = os.lseek(opened["source"], 0, os.SEEK_END)
+        writable = fcntl.fcntl(opened["source"], fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        source = FileSource(opened["source"], size, writable=writable)
+    mounting = _mounting(module, request, source, request["path"])
+    limits = _limits(request, mounting, module)
+    if isinstance(module, DeviceModule):
+        serving, seen = _open_devices(module, mounting, limits, opened)
+    else:
+        file_system, seen = _open_confined(module, mounting, limits)
+        serving = partial(serve, file_system)
+    channel.send({"ok": seen.to_json()})
+    received = channel.receive()
+    if received is not None:
+        channel.close()
+        (fuse_fd,) = received[1]
+        take_over(fuse_fd)
+        serving(fuse_fd, Counters(opened["counters"]))
+
+
+def _mounting(module: Module, request: dict[str, Any], source: FileSource | None, path: str) -> Mounting:
+    return Mounting(
+        source=source,
+        source_name=request["source"],
+        mount_point=path,
+        identities=_identities(),
+        options=parse_options(module.name, module.options, ServerOptions.without(request["options"])),
+    )
+
+
+def _limits(request: dict[str, Any], mounting: Mounting, module: Module) -> Limits:
+    options = ServerOptions.of(request["options"])
+    memory = options.memory + module.memory(mounting.options)
+    if _confinement_of(module) is not Confinement.SEALED:  # which has files of its own
+        return Limits(memory, options.processes, descriptors=_DESCRIPTORS_IN_VIEW, file_size=None)
+    written = mounting.source.size if module.writes_source and mounting.source is not None else 0
+    return Limits(memory, options.processes, file_size=written)
+
+
+def _shut_in(module: Module, mounting: Mounting, limits: Limits) -> None:
+    """Shut this process in, as `module` allows."""
+    confinement = _confinement_of(module)
+    set_name(f"viewfs-{module.name}")
+    import trio  # noqa: F401  # while it can be read; as a rule it is in memory already, for the agent has it
+
+    _read_time_zone()
+    if confinement is Confinement.SEALED:
+        unshare(CloneFlags.NEWNS)  # the snapshot stays as it is; what is emptied is a copy of it
+    if isinstance(module, DeviceModule):
+        needs = Needs.CALLERS
+        if module.uses_caller_memory:
+            needs |= Needs.CALLER_MEMORY
+        if module.uses_kernel_crypto(mounting.options):
+            needs |= Needs.KERNEL_CRYPTO
+        confine(confinement, needs, limits)
+    else:
+        confine(confinement, limits=limits)
+
+
+def _read_time_zone() -> None:
+    """Have the C library read the time zone while it can: it looks at the default one again whenever it converts a
+    time, and would go on with UTC; at one that TZ names (tzset(3)) it doesn't."""
+    os.environ.setdefault("TZ", ":/etc/localtime")
+    time.tzset()
+
+
+def _open_confined(module: Module, mounting: Mounting, limits: Limits) -> tuple[FileSystem, Found]:
+    """Shut this process in, and only then let the module look at its source: the file system, and what to report."""
+    _shut_in(module, mounting, limits)
+    try:
+        file_system = module.open(mounting)
+        root_mode = _answer_now(file_system.getattr(file_system.root)).mode
+    except OSError as error:
+        raise DamagedSourceError(f"cannot read {mounting.source_name}: {error.strerror or error}") from error
+    return file_system, Found(
+        root_mode, writable=isinstance(file_system, WritableFileSystem), resumable=file_system.immutable
+    )
+
+
+def _open_devices(
+    module: DeviceModule, mounting: Mounting, limits: Limits, fds: dict[str, int]
+) -> tuple[Callable[[int, Counters], None], Found]:
+    """Shut this process in, and only then let the module make its devices: what serves them, and what to report.
+
+    `fds`: where they are taken away (`watch`), and of those that keep something what outlives the server.
+
+    One device is a mount of its own. Several are files of one mount that is attached nowhere; their mount points show
+    one each. They are called as what is appended to the place, the one at the place itself “.main”.
+    """
+    lasting = None
+    if "kept" in fds:
+        lasting = Lasting.of(fds["ledger"], fds["kept"], module.keeps(mounting.options) or 0)
+        mounting = replace(mounting, kept=lasting.kept)
+    _shut_in(module, mounting, limits)
+    try:
+        if lasting is not None:
+            lasting.settle()
+        devices = module.devices(mounting)
+    except OSError as error:
+        raise DamagedSourceError(f"cannot read {mounting.source_name}: {error.strerror or error}") from error
+    if not devices or any("/" in name or name.startswith(".") for name in devices):
+        raise ViewfsError(f"module {module.name} has no devices, or no good names for them: {', '.join(devices)}")
+    if list(devices) != [""]:
+        devices = {name or MAIN_DEVICE: device for name, device in devices.items()}
+    serving = partial(
+        serve_devices, devices, control=fds["watch"], has_memory=module.uses_caller_memory, lasting=lasting
+    )
+    return serving, Found(stat.S_IFREG if "" in devices else stat.S_IFDIR, writable=True, names=list(devices))
+
+
+def _answer_now(answer: Answer[T]) -> T:
+    if not isinstance(answer, Awaitable):
+        return answer
+    import trio
+
+    async def wait() -> T:
+        return await answer
+
+    return trio.run(wait)
+
+
+def _takes_path(module: Module) -> bool:
+    return isinstance(module, KernelModule) and module.takes_path
+
+
+def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:
+    """The module that is meant, and the source it is to read, opened."""
+    name, path = request["type"], request["source"]
+    if name is None and os.path.isdir(path):
+        name = "bind"
+    found = None if name is None else registry.find_module(name)
+    by_option = None
+    if found is not None and found.module.source_option is not None:
+        by_option = request["options"].get(found.module.source_option)
+        if by_option:
+            path = request["source"] = os.path.join(request["cwd"], by_option)
+    takes_path = found is not None and issubclass(found.module, KernelModule) and found.module.takes_path
+    takes_source = found is None or found.module.takes_source
+    if not path and (takes_path or takes_source):
+        by_name = (
+            "" if found is None or found.module.source_option is None else f" (or -o {found.module.source_option}=)"
+        )
+        raise UsageError(f"module {name} needs a source", remedy=f"viewfs mount -t {name} SOURCE DIRECTORY{by_name}")
+    if found is not None and not found.module.takes_source and not by_option:
+        return found, None
+    source = open_source(path, writing=found is not None and found.module.writes_source)
+    try:
+        return found or find_by_content(source, path, request["options"]), source
+    except ViewfsError:
+        source.close()
+        raise
+
+
+def _identities() -> Identities:
+    return Identities(os.getuid(), os.getgid(), mapped_ids("uid"), mapped_ids("gid"))
+
+
+def _device_of(path: str) -> int | None:
+    try:
+        return os.stat(path).st_dev
+    except OSError:
+        return None
+
+
+def _mount_table() -> list[MountEntry]:
+    with open("/proc/self/mountinfo", "rb") as table:
+        return parse_mountinfo(table.read())
+
+
+def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
+    """Make the mount points, and where a `root_mode` is given a FUSE mount to attach to them.
+
+    `names`: each of these files of the mount is to be at a place of its own, so that there are as many mount points.
+    One called "" is the root of the mount. `fds` are the control sockets of the directories `mirrors`. This process
+    stays as the parent of servers that it makes.
+    """
+    names: list[str] | None = request["names"]
+    suffixes = ["" if name == MAIN_DEVICE else name for name in names or [""]]
+    live = open_namespace("mnt")
+    snapshot = _take_snapshot(live)
+    plans: list[MountPointPlan] = []
+    mirrors = Mirrors(dict(zip(request["mirrors"], fds, strict=True)))
+    attached = False
+    trees: list[int] = []
+    try:
+        places = []
+        for suffix in suffixes:
+            plan = plan_mount_point(request["path"] + suffix, _mount_table(), mirrors.directories)
+            _make_mount_point(plan, mirrors, is_directory=request["directory"], live=live)
+            plans.append(plan)
+            places.append(_open_place(plan.path, is_directory=request["directory"]))
+        fds = [snapshot, *places]
+        mount_fd = None
+        if request["root_mode"] is not None:
+            fuse, mount_fd = _create_mount(request)
+            fds += [fuse, mount_fd]
+        servers, controls = mirrors.servers, mirrors.take_controls()
+        names_of_rest = [f"control{number}" for number in range(len(controls))] + server_names(servers)
+        rest = [*controls.values(), *pidfds(servers)]
+        report = {
+            "plans": [asdict(plan) for plan in plans],
+            "depths": _depths([plan.path for plan in plans]),
+            "rest": names_of_rest,
+            "mirrors": list(controls),
+        }
+        channel.send({"ok": report}, fds + rest)
+        for fd in fds + rest:
+            if fd != mount_fd:
+                os.close(fd)
+        received = channel.receive()
+        if received is not None and names is not None and mount_fd is not None and received[0].get("served"):
+            trees = _trees_of_files(mount_fd, names)
+            channel.send({"ok": {}}, trees)
+            received = channel.receive()
+        attached = received is not None and bool(received[0].get("attached"))
+        if attached:
+            here_now = [entry for entry in _mount_table() if entry.mount_point == plans[0].path]
+            if mount_fd is not None:
+                _let_go(mount_fd, trees)  # first: whoever hears of the mount may unmount it at once
+            channel.send({"ok": {"device": here_now[-1].device if here_now else ""}})
+            mirrors.stay(channel)
+    finally:
+        if not attached:
+            for plan in reversed(plans):
+                _remove_mount_point(plan, mirrors)
+            mirrors.give_up()
+
+
+def _let_go(mount_fd: int, trees: list[int]) -> None:
+    """This process may live on, and what it had of the mount would keep that busy, or for ever."""
+    if trees and mount_fd not in trees:
+        with contextlib.suppress(OSError):
+            umount2(f"/proc/self/fd/{mount_fd}", UmountFlags.DETACH)  # out of this process's own namespace
+    for fd in {mount_fd, *trees}:
+        os.close(fd)
+
+
+def _make_mount_point(plan: MountPointPlan, mirrors: Mirrors, *, is_directory: bool, live: int) -> None:
+    if not plan.is_mirror:
+        skeleton = make_mount_point(plan, is_directory=is_directory, live_namespace=live)
+        if skeleton is not None:
+            mirrors.keep_up_to_date(plan.parent, skeleton)
+        return
+    try:
+        mirrors.make(plan, is_directory=is_directory, live_namespace=live)
+    except OSError as error:
+        raise explain_os_error(f"cannot make the mount point {plan.path}", error) from error
+
+
+def _remove_mount_point(plan: MountPointPlan, mirrors: Mirrors) -> None:
+    if plan.is_mirror:
+        mirrors.remove(plan)
+    else:
+        remove_mount_point(plan)
+
+
+def _open_place(path: str, *, is_directory: bool) -> int:
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    if stat.S_ISDIR(os.fstat(place).st_mode) != is_directory:
+        there, here = ("a directory", "a file") if is_directory else ("a file", "a directory")
+        raise UsageError(
+            f"cannot mount on {path}: it is {here}, and what is mounted is {there}",
+            remedy=f"name {there}, or a path that does not exist yet",
+        )
+    return place
+
+
+def _create_mount(request: dict[str, Any]) -> tuple[int, int]:
+    fuse = open_fuse_device()
+    return fuse, create_fuse_mount(
+        fuse,
+        root_mode=request["root_mode"],
+        source=request["source"] or request["type"],
+        subtype=f"viewfs.{request['type']}",
+        writable=request["writable"],
+        uid=os.getuid(),
+        gid=os.getgid(),
+    )
+
+
+def _trees_of_files(mount_fd: int, names: list[str]) -> list[int]:
+    """A detached mount of each of these files of a detached mount, whose server must be answering already."""
+    if names == [""]:
+        # Until it has been looked at it is the property of a user that this user namespace does not have, and can't be
+        # written (inode_permission of the kernel).
+        os.fstat(mount_fd)
+        return [mount_fd]
+    unshare(CloneFlags.NEWNS)  # before Linux 6.15 only what is attached somewhere can be cloned
+    move_mount(mount_fd, "", AT_FDCWD, "/", MoveMount.F_EMPTY_PATH)
+    return [open_tree(mount_fd, name, OpenTree.CLONE) for name in names]
+
+
+def _depths(paths: list[str]) -> list[int]:
+    """How many mounts lie on each of these, one on the other."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        places = mount_points(table.read())
+    return [places.count(path) for path in paths]
+
+
+def survey(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
+    """Say how many mounts lie on each of the `paths`."""
+    channel.send({"ok": {"depths": _depths(request["paths"])}})
+
+
+def unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
+    """Take a snapshot, say how many mounts lie on each of the `paths`, and, when told to, unmount the topmost of each
+    in the live view."""
+    snapshot = _take_snapshot(open_namespace("mnt"))
+    channel.send({"ok": {"depths": _depths(request["paths"])}}, [snapshot])
+    os.close(snapshot)
+    if channel.receive() is None:
+        return
+    flags = UmountFlags.NOFOLLOW | (UmountFlags.DETACH if request["lazy"] else UmountFlags.NONE)
+    for path in request["paths"]:
+        try:
+            umount2(path, flags)
+        except OSError as error:
+            reason = (error.strerror or "").lower()
+            remedy = "close what has files or its working directory there, or use --lazy"
+            raise ViewfsError(f"cannot unmount {path}: {reason}", remedy=remedy) from error
+    channel.send({"ok": {}})
+
+
+def tidy(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
+    """Take away mount points that are needed no more; `fds` are the control sockets of the directories `mirrors`."""
+    mirrors = Mirrors(dict(zip(request["mirrors"], fds, strict=True)))
+    for plan in map(MountPointPlan.from_json, request["plans"]):
+        try:
+            _remove_mount_point(plan, mirrors)
+        except (OSError, ViewfsError) as error:
+            log.warning("what was made to mount on %s is still there: %s", plan.path, error)
+    channel.send({"ok": {}})

@@ -1,0 +1,179 @@
+"""What a supervisor leaves with its stand-by, so that another supervisor can go on where it died.
+
+It is a table: a row has a name, a value that JSON can say, and descriptors. After each change of the view the
+supervisor sends the rows that are not as they were. The stand-by reads no value; it keeps them, and the descriptors
+open, for the next supervisor, which it forks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from viewfs.session.wire.channel import Channel
+from viewfs.session.wire.protocol import MAX_FDS, MAX_FRAME, Message
+
+__all__ = ["LOG_LINES", "Deposit", "Depositor", "Entry", "Row"]
+
+#: How many lines of its log a session keeps.
+LOG_LINES = 1000
+#: Seconds that a stand-by may take to read; one that somebody has stopped keeps nobody waiting.
+_SECONDS = 10.0
+#: Bytes of rows in one message, at most, unless one row alone is longer.
+_PART = MAX_FRAME // 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. Its descriptors stay whose they are."""
+
+    value: Any
+    fds: tuple[int, ...] = ()
+
+
+class Entry(NamedTuple):
+    """A row as it is now. It is made only if it has changed, which its mark tells."""
+
+    name: str
+    mark: Any
+    make: Callable[[], Row]
+
+
+@dataclass
+class Deposit:
+    """The stand-by's side."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+    #: How often it has changed.
+    changes: int = 0
+    #: Parts of a change that is not complete yet: put, dropped.
+    _parts: list[tuple[dict[str, Row | None], list[str]]] = field(default_factory=list)
+
+    def take(self, message: Message, fds: list[int]) -> None:
+        """What a `Depositor` has sent. The descriptors are the deposit's from now on."""
+        if "log" in message:
+            self.log.append(message["log"])
+            return
+        left = iter(fds)
+        put: dict[str, Row | None] = {}
+        for name, value, count in message.get("put", ()):
+            if count is None:  # the descriptors are those that are here
+                before = self.rows.get(name)
+                put[name] = Row(value, () if before is None else before.fds)
+            else:
+                put[name] = Row(value, tuple(next(left) for _ in range(count)))
+        self._parts.append((put, message.get("drop", [])))
+        if not message.get("more"):
+            self._apply()
+
+    @property
+    def servers(self) -> set[int]:
+        """The processes that serve something, by number (a row of that name)."""
+        return set(self.rows["servers"].value) if "servers" in self.rows else set()
+
+    def _apply(self) -> None:
+        """A change takes effect as a whole."""
+        self.changes += 1
+        for put, dropped in self._parts:
+            for name in dropped:
+                _close(self.rows.pop(name, None), None)
+            for name, row in put.items():
+                assert row is not None
+                _close(self.rows.get(name), row)
+                self.rows[name] = row
+        self._parts.clear()
+
+    def forget_part(self) -> None:
+        """Whoever sent it died before it was complete."""
+        for put, _dropped in self._parts:
+            for name, row in put.items():
+                _close(row, self.rows.get(name))
+        self._parts.clear()
+
+    def close(self) -> None:
+        """Keep nothing open."""
+        self.forget_part()
+        for row in self.rows.values():
+            _close(row, None)
+        self.rows = {name: Row(row.value) for name, row in self.rows.items()}
+
+
+def _close(row: Row | None, kept: Row | None) -> None:
+    """Close what `row` has open, and `kept` has not."""
+    for fd in set(row.fds if row else ()) - set(kept.fds if kept else ()):
+        os.close(fd)
+
+
+class Depositor:
+    """The supervisor's side."""
+
+    def __init__(self, sock: socket.socket, rows: Mapping[str, Row]) -> None:
+        """`rows`: what the stand-by has already."""
+        self._channel = Channel(sock)
+        sock.settimeout(_SECONDS)
+        #: Mark and descriptors of each.
+        self._known: dict[str, tuple[Any, tuple[int, ...]]] = {name: (None, row.fds) for name, row in rows.items()}
+        self._is_gone = False
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def put(self, entries: Iterable[Entry]) -> None:
+        """Have the stand-by keep these, and no others."""
+        changed: list[tuple[str, Row, int | None]] = []
+        now: dict[str, tuple[Any, tuple[int, ...]]] = {}
+        for name, mark, make in entries:
+            before = self._known.get(name)
+            if before is not None and (before[0] is mark or before[0] == mark):
+                now[name] = before
+                continue
+            row = make()
+            now[name] = mark, row.fds
+            # (A number may stand for one file after another, but not in one row.)
+            has_fds = before is not None and before[1] == row.fds
+            changed.append((name, row, None if has_fds else len(row.fds)))
+        dropped = [name for name in self._known if name not in now]
+        self._known = now
+        if changed or dropped:
+            self._send_in_parts(changed, dropped)
+
+    def _send_in_parts(self, changed: list[tuple[str, Row, int | None]], dropped: list[str]) -> None:
+        part: list[tuple[str, Any, int | None]] = []
+        fds: list[int] = []
+        size = 0
+        for name, row, count in changed:
+            length = len(name) + len(json.dumps(row.value))
+            if part and (len(fds) + (count or 0) > MAX_FDS or size + length > _PART):
+                self._send({"put": part, "more": True}, fds)
+                part, fds, size = [], [], 0
+            part.append((name, row.value, count))
+            fds += row.fds if count else ()
+            size += length
+        self._send({"put": part, "drop": dropped}, fds)
+
+    def log(self, line: str) -> None:
+        """Have the next supervisor know it too."""
+        self._send({"log": line})
+
+    def let_go(self) -> None:
+        """The session ends: have the stand-by close all of it, and wait until it has."""
+        self._send({"let_go": True})
+        if not self._is_gone:
+            try:
+                self._channel.receive()
+            except OSError:
+                pass
+
+    def _send(self, message: Message, fds: list[int] | None = None) -> None:
+        """A stand-by that is gone, or stopped, keeps nobody from going on."""
+        if not self._is_gone:
+            try:
+                self._channel.send(message, fds)
+            except OSError:
+                self._is_gone = True

@@ -1,0 +1,63 @@
+"""The root of a view follows the host's: names that come and go in `/` after the view was made.
+
+The view's own mounts have nothing of what is new there, for its root is a skeleton that lies over nothing. So the
+supervisor, which stands outside, watches the host's root, and hands a worker what is new. The worker has it served
+(`mounts.mirror`) at the same place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from viewfs.errors import ViewfsError
+from viewfs.linux.inotify import changed_names
+
+if TYPE_CHECKING:
+    from viewfs.session.supervisor.view import View
+
+__all__ = ["follow_root"]
+
+log = logging.getLogger("viewfs.view")
+
+
+async def follow_root(view: View, changes: int | None, tell: Callable[[str], None]) -> None:
+    """For ever. `changes`: what `linux.inotify.watch` gave, if it could be had. What can't be followed is told."""
+    if changes is None:
+        tell("what comes and goes in / is not seen in this view: the kernel does not tell (inotify(7), its limits)")
+        return
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            await trio.lowlevel.wait_readable(changes)
+            for name in changed_names(changes):
+                if name is None:
+                    tell("names in / have changed faster than this view could follow")
+                    continue
+                try:
+                    await _follow(view, root, os.fsdecode(name))
+                except (OSError, ViewfsError) as error:
+                    tell(f"/{os.fsdecode(name)} has changed, and this view can't follow: {error}")
+    finally:
+        os.close(root)
+
+
+async def _follow(view: View, root: int, name: str) -> None:
+    request: dict[str, Any] = {"name": name, "mode": None, "link": None}
+    fds: list[int] = []
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            fds.append(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root))
+            request["mode"] = os.fstat(fds[0]).st_mode
+            if stat.S_ISLNK(request["mode"]):
+                request["link"] = os.readlink(b"", dir_fd=fds[0]).decode(errors="surrogateescape")
+        await view.follow_root_name(request, fds)
+    finally:
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,152 @@
+"""What the supervisor holds of one mount, and how its server's end is dealt with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from viewfs.mounts.fuse.counters import Counters
+from viewfs.session.server_options import ServerOptions
+from viewfs.session.supervisor.agent_link import Child
+from viewfs.session.supervisor.deposit import Row
+from viewfs.session.supervisor.patience import Patience
+from viewfs.session.wire.reports import Decided, Found
+
+__all__ = ["FOR_SUCCESSOR", "ServedMount"]
+
+#: Descriptors that a server leaves to the next, by name: the source; and of devices where they are taken away, who has
+#: them open, and what they keep.
+FOR_SUCCESSOR = ("source", "watch", "ledger", "kept")
+
+
+@dataclass
+class ServedMount:
+    """What the supervisor holds of one mount. Kernel mounts have neither server nor counters."""
+
+    confinement: str
+    #: What its server said when it began; None of what no module serves.
+    decided: Decided | None = None
+    found: Found | None = None
+    #: major:minor of its superblock, by which sources that lie in it are known; empty for binds.
+    device: str = ""
+    server: Child | None = None
+    #: What the agent calls that which a supervisor before this one had as `server`.
+    server_number: int | None = None
+    #: A duplicate of the server's descriptor: its death then does not end the connection before we say so.
+    fuse_fd: int | None = None
+    counters: Counters | None = None
+    #: Devices are there as long as this is open.
+    control_fd: int | None = None
+    #: What another server needs to go on where this one died: descriptors by name, and the request that it was mounted
+    #: with.
+    for_successor: dict[str, int] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
+    #: The server that goes on when this one has ended (`viewfs restart`).
+    successor: Child | None = None
+    #: About servers that die.
+    patience: Patience = field(default_factory=Patience)
+
+    @property
+    def source_identity(self) -> tuple[int, ...] | None:
+        """Which file its source was."""
+        return None if self.decided is None else self.decided.source_identity
+
+    @property
+    def options(self) -> ServerOptions:
+        return ServerOptions.of(self.request.get("options", {}))
+
+    def seconds_to_resume(self) -> float | None:
+        """How long to wait before another server takes over from one that has died; None: nobody can any more."""
+        if self.decided is None or self.found is None or self.fuse_fd is None or self.counters is None:
+            return None
+        if not self.decided.is_built_in:
+            return None
+        if not self.decided.has_devices and not (self.found.resumable and "source" in self.for_successor):
+            return None
+        return self.patience.seconds(trio.current_time(), self.counters.snapshot().total)
+
+    def _held(self) -> dict[str, int]:
+        """Its descriptors, by name."""
+        counters = None if self.counters is None else self.counters.fd
+        found = {
+            "fuse_fd": self.fuse_fd,
+            "control_fd": self.control_fd,
+            "counters": counters,
+        }
+        return {name: fd for name, fd in found.items() if fd is not None} | self.for_successor
+
+    @property
+    def mark(self) -> tuple[Any, ...]:
+        """Differs when it has changed."""
+        return (self.server.number if self.server else None, *self._held().items())
+
+    def row(self) -> Row:
+        """For `of_row`."""
+        held = self._held()
+        value = {
+            "confinement": self.confinement,
+            "decided": None if self.decided is None else self.decided.to_json(),
+            "found": None if self.found is None else self.found.to_json(),
+            "device": self.device,
+            "server": self.server.number if self.server else None,
+            "request": self.request,
+            "descriptors": list(held),
+        }
+        return Row(value, tuple(held.values()))
+
+    @classmethod
+    def of_row(cls, row: Row) -> ServedMount:
+        """What another supervisor had. Its server is still to be found."""
+        value = row.value
+        held = dict(zip(value["descriptors"], row.fds, strict=True))
+        counters, fuse, control = (held.pop(name, None) for name in ("counters", "fuse_fd", "control_fd"))
+        served = cls(
+            value["confinement"],
+            decided=None if value["decided"] is None else Decided.from_json(value["decided"]),
+            found=None if value["found"] is None else Found(**value["found"]),
+            device=value["device"],
+            counters=None if counters is None else Counters(counters),
+            fuse_fd=fuse,
+            control_fd=control,
+            for_successor=held,
+            server_number=value["server"],
+            request=value["request"],
+        )
+        served.patience = Patience(served.options.deadline)
+        return served
+
+    def withdraw(self) -> None:
+        """Take devices away, for those too who have them open. Other mounts have nothing of that kind."""
+        if self.control_fd is not None:
+            os.close(self.control_fd)
+            self.control_fd = None
+
+    def abort(self) -> None:
+        """End the server for good: whoever waits for an answer gets an error (fuse.rst, aborting a connection)."""
+        self.release()
+        if self.server is not None:
+            self.server.kill()
+
+    @property
+    def is_running(self) -> bool:
+        """Is there a process that serves it?"""
+        return self.server is not None and self.server.status is None
+
+    def forget(self) -> None:
+        """Nobody asks for it any more."""
+        self.release()
+        if self.counters is not None:
+            self.counters.close()
+            self.counters = None
+
+    def release(self) -> None:
+        self.withdraw()
+        for fd in self.for_successor.values():
+            os.close(fd)
+        self.for_successor.clear()
+        if self.fuse_fd is not None:
+            os.close(self.fuse_fd)
+            self.fuse_fd = None

@@ -1,0 +1,168 @@
+"""The servers of a view's mounts: each is watched, and another takes over where one dies or hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+import trio
+
+from viewfs.epochs import Epoch, Mount
+from viewfs.errors import UsageError, ViewfsError
+from viewfs.session.supervisor.agent_link import AgentLink, Child, WorkerProcess
+from viewfs.session.supervisor.history import History
+from viewfs.session.supervisor.patience import LIFE_SECONDS
+from viewfs.session.supervisor.refusal import refuse
+from viewfs.session.supervisor.served import ServedMount
+from viewfs.session.supervisor.waiting import answering
+
+__all__ = ["Servers"]
+
+
+def _held(fd: int | None) -> int:
+    if fd is None:
+        raise ViewfsError("the mount has been given up meanwhile")
+    return fd
+
+
+class Servers:
+    """Those of one view."""
+
+    #: Tasks that watch them run in it.
+    nursery: trio.Nursery
+
+    def __init__(
+        self, agent: AgentLink, history: History, *, log: Callable[[str], None], keep: Callable[[], None]
+    ) -> None:
+        """`keep` is called when there is something that another supervisor would have to know."""
+        self._agent = agent
+        self._history = history
+        self._log = log
+        self._keep = keep
+
+    def watch(self, mount: Mount, served: ServedMount) -> None:
+        """Deal with the end of its server, if it has one, and with its silence."""
+        if served.server is not None:
+            self.nursery.start_soon(self._watch_server, mount, served, served.server)
+            if served.decided is not None and not served.decided.has_devices:  # they may have callers wait for ever
+                self.nursery.start_soon(self._watch_answers, mount, served)
+
+    async def take_up(self) -> None:
+        """Watch the servers that a supervisor before this one has watched; those that it had only begun are ended."""
+        known = set()
+        for epoch, served in self._history.served.items():
+            if served.server_number is not None:
+                known.add(served.server_number)
+                served.server = await self._agent.find_child(served.server_number)
+                mount = self._history.epochs.mount_of(epoch)
+                assert mount is not None
+                self.watch(mount, served)
+        for number, kind in (await self._agent.children()).items():
+            if kind in ("mount", "resume") and number not in known:
+                (await self._agent.find_child(number)).kill()
+
+    async def _watch_server(self, mount: Mount, served: ServedMount, server: Child) -> None:
+        """Until the mount is gone; a server that dies before is replaced if that can be done without loss."""
+        while True:
+            await server.ended.wait()
+            if served.successor is not None:
+                served.server, served.successor = served.successor, None
+                server = served.server
+                self._keep()
+                continue
+            if server.status == 0:
+                break
+            status = server.status or 0
+            how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+            self._log(f"the server of {mount.path} ({mount.type}) ended: {how}")
+            if (successor := await self._find_successor(mount, served)) is None:
+                break
+            served.server = server = successor
+            self._keep()
+            self._log(f"another server has taken over {mount.path}")
+        # Whoever waits for an answer now gets ENOTCONN instead of waiting for ever.
+        served.release()
+        self._history.free()
+        self._keep()
+
+    async def _find_successor(self, mount: Mount, served: ServedMount) -> Child | None:
+        """Another server that has taken over, sooner or later; None where none can."""
+        while (seconds := served.seconds_to_resume()) is not None:
+            async with trio.open_nursery() as nursery:
+                if served.fuse_fd is not None and served.patience.is_over(trio.current_time()):
+                    nursery.start_soon(refuse, served.fuse_fd)
+                await trio.sleep(seconds)
+                nursery.cancel_scope.cancel()
+            served.patience.begin(trio.current_time())
+            if mount.made_in not in self._history.epochs.alive():
+                return None
+            try:
+                return await self._resume(served)
+            except (ViewfsError, trio.BrokenResourceError, OSError) as error:
+                self._log(f"no other server can take over {mount.path} yet: {error}")
+        if served.fuse_fd is not None and served.patience.failures:
+            self._log(f"no other server can take over {mount.path}: they end without having answered anything")
+        return None
+
+    async def _watch_answers(self, mount: Mount, served: ServedMount) -> None:
+        """End a server that has been at one request for longer than its deadline: another may do better."""
+        deadline = served.options.deadline
+        while True:
+            await trio.sleep(min(deadline / 4, LIFE_SECONDS))
+            if served.server is None or served.counters is None or served.fuse_fd is None:
+                return
+            oldest = served.counters.oldest_ns()
+            if oldest and time.perf_counter_ns() - oldest > deadline * 10**9 and served.is_running:
+                self._log(f"the server of {mount.path} ({mount.type}) has not answered for {deadline} s: it is ended")
+                served.counters.forget_begun()
+                served.server.kill()
+
+    async def _resume(self, served: ServedMount) -> Child:
+        async with self._successor(served, anew=False) as worker:
+            await worker.channel.send({"serve": True}, [_held(served.fuse_fd)])
+        return worker.child
+
+    @contextlib.asynccontextmanager
+    async def _successor(
+        self, served: ServedMount, epoch: int | None = None, *, anew: bool
+    ) -> AsyncIterator[WorkerProcess]:
+        """Another server, which has opened what was mounted, and may begin. Raises `ViewfsError`."""
+        decided = served.decided
+        assert decided is not None and served.counters is not None
+        given = {"counters": served.counters.fd} | served.for_successor | ({} if epoch is None else {"epoch": epoch})
+        request = served.request | {"anew": anew, "descriptors": list(given)}
+        doing = f"cannot have another server take over {decided.path}"
+        # (Callers of a device have no numbers in a pid namespace of its own.)
+        apart = not decided.has_devices
+        async with self._agent.worker("resume", request, list(given.values()), apart=apart) as worker:
+            with answering(doing, served.options.deadline, "see `viewfs log`"):
+                found = await worker.found(doing, decided)
+            if found != served.found:
+                raise ViewfsError(
+                    f"{doing}: what it finds is not what was mounted", remedy="unmount it, and mount it anew"
+                )
+            yield worker
+
+    async def restart(self, mount: Mount) -> int:
+        """Have another server go on, with the module's code as it is now; its pid. Raises `ViewfsError`, the one before
+        going on."""
+        served = self._history.served[mount.made_in]
+        doing = f"cannot restart {mount.path}"
+        remedy = "unmount it, and mount it anew"
+        if served.decided is None or served.found is None or served.decided.is_kernel:
+            raise UsageError(f"{doing}: no module serves it")
+        if served.found.writable and "kept" not in served.for_successor:
+            raise UsageError(f"{doing}: its server has state that another would not have", remedy=remedy)
+        if served.fuse_fd is None or served.server is None or served.successor is not None:
+            raise UsageError(f"{doing}: its server is dead, or another is about to take over", remedy=remedy)
+        epoch = self._history.namespace_of(Epoch(mount.made_in - 1)) if served.decided.uses_view else None
+        async with self._successor(served, epoch, anew=True) as worker:
+            before, served.successor = served.server, worker.child
+            with trio.CancelScope(shield=True):
+                before.kill()
+                await before.ended.wait()
+                served.patience.begin(trio.current_time())
+                await worker.channel.send({"serve": True}, [_held(served.fuse_fd)])
+        self._log(f"{mount.path} ({mount.type}) was restarted")
+        return worker.child.pid

@@ -1,0 +1,423 @@
+"""The live view as the supervisor keeps it: what is mounted, by which server, and the epochs that can still be entered.
+
+One change at a time. A change is made in the kernel first and then recorded, and what can fail comes before the step
+that can't: until
+the agent has attached a mount, giving up means closing descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import trio
+
+from viewfs.epochs import Epoch, Mount
+from viewfs.errors import UsageError, ViewfsError
+from viewfs.linux.process import children_of, pid_of
+from viewfs.mounts.fuse.counters import Counters
+from viewfs.mounts.skeleton import MountPointPlan
+from viewfs.session.server_options import ServerOptions
+from viewfs.session.supervisor.agent_link import AgentLink, WorkerProcess
+from viewfs.session.supervisor.deposit import Entry, Row
+from viewfs.session.supervisor.history import History
+from viewfs.session.supervisor.patience import Patience
+from viewfs.session.supervisor.scaffold import Scaffold
+from viewfs.session.supervisor.served import FOR_SUCCESSOR, ServedMount
+from viewfs.session.supervisor.servers import Servers
+from viewfs.session.supervisor.view_layers import ViewLayers
+from viewfs.session.supervisor.waiting import answering, ended_first, while_alive
+from viewfs.session.wire.reports import Decided, Found
+
+__all__ = ["View"]
+
+#: Seconds that walking to a mount point may take; a file system on the way that does not answer is not waited for
+#: longer.
+_PLACE_SECONDS = 20
+#: Modules whose mount is of other mounts' superblocks, so that its device says nothing about it.
+_SHOWS_OTHERS = ("bind", "unreal")
+
+
+class _Descriptors:
+    """Descriptors that came with a message: closed at the end of the block, but for those handed over by `take`."""
+
+    def __init__(self, fds: list[int], names: Sequence[str] | None = None) -> None:
+        self._fds: dict[str | int, int] = dict(zip(range(len(fds)) if names is None else names, fds, strict=True))
+
+    def __getitem__(self, key: str | int) -> int:
+        return self._fds[key]
+
+    def take(self, key: str | int) -> int:
+        return self._fds.pop(key)
+
+    def __contains__(self, key: str | int) -> bool:
+        return key in self._fds
+
+    def __enter__(self) -> _Descriptors:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+
+
+@dataclass(frozen=True)
+class _Intent:
+    """A change that is under way: these places had so many mounts, one on the other, before it."""
+
+    paths: list[str] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    operation: str = ""
+    #: The mounts that are to be removed, by epoch; of a change that mounts something there are none.
+    unmounted: list[Epoch] = field(default_factory=list)
+
+
+_NOTHING = asdict(_Intent())
+
+
+class View:
+    """The epochs of a live view, and the changes that make them."""
+
+    def __init__(
+        self,
+        agent: AgentLink,
+        history: History,
+        layers: ViewLayers,
+        servers: Servers,
+        *,
+        log: Callable[[str], None],
+        keep: Callable[[], None],
+    ) -> None:
+        """`keep` is called when there is something that another supervisor would have to know."""
+        self.agent = agent
+        self.history = history
+        self.layers = layers
+        self.servers = servers
+        self._scaffold = Scaffold()
+        self._log = log
+        self._keep = keep
+        self._lock = trio.Lock()
+        #: Directories that are served so that they can have mount points, by the control sockets of their servers.
+        self._mirrors: dict[str, int] = {}
+        self._mirror_servers: set[int] = set()
+        self._intent = _NOTHING
+
+    def server_pids(self) -> set[int]:
+        """Every process that serves something of it."""
+        found = {served.server.pid for served in self.history.served.values() if served.server and served.is_running}
+        forked = self.layers.servers | self._mirror_servers  # which their parents may have replaced
+        return found.union(forked, *map(children_of, forked))
+
+    # -- for a supervisor after this one
+
+    def entries(self) -> Iterator[Entry]:
+        """All of it, for `take_up`."""
+        yield from self.history.entries()
+        yield from self.layers.entries()
+        yield from self._scaffold.entries()
+        for directory, control in self._mirrors.items():
+            yield Entry(f"mirror {directory}", control, partial(Row, None, (control,)))
+        servers = sorted(self.server_pids())
+        yield Entry("servers", servers, partial(Row, servers))
+        mirror_servers = sorted(self._mirror_servers)
+        yield Entry("mirror-servers", mirror_servers, partial(Row, mirror_servers))
+        yield Entry("intent", self._intent, partial(Row, self._intent))
+
+    async def take_up(self, rows: Mapping[str, Row]) -> None:
+        """Be what these say, which another supervisor had, and finish what it had begun."""
+        self.history.take_up(rows)
+        self.layers.take_up(rows)
+        self._scaffold.take_up(rows)
+        for name, row in rows.items():
+            kind, _, directory = name.partition(" ")
+            if kind == "mirror":
+                self._mirrors[directory] = row.fds[0]
+        self._mirror_servers = set(rows["mirror-servers"].value)
+        async with self._changing():
+            await self.servers.take_up()
+            await self._settle(_Intent(**rows["intent"].value))
+
+    async def _settle(self, intent: _Intent) -> None:
+        """A change was under way: what was mounted and not written down is taken away, what was unmounted is."""
+        if not intent.paths:
+            return
+        async with self.agent.worker("survey", {"paths": intent.paths}) as worker:
+            survey, _none = await worker.answer("cannot look at the view")
+        depths = list(zip(intent.paths, survey["depths"], intent.depths, strict=True))
+        if not intent.unmounted:
+            new = [path for path, depth, before in depths for _each in range(depth - before)]
+            if new:
+                await self._take_back(new)
+                self._log(f"a mount on {new[0]} was not finished, and is taken back")
+            return
+        if depths[0][1] < depths[0][2]:
+            await self._take_back([path for path, depth, before in depths if depth == before])
+            for epoch in intent.unmounted:
+                mount = self.history.epochs.mounts[Epoch(epoch)]
+                self.history.epochs.remove(mount, time_ns=time.time_ns(), operation=intent.operation)
+                self.layers.release(mount.made_in)
+            self.history.free()
+
+    @contextlib.asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """One change at a time; whoever comes after this supervisor knows of it when the block is left."""
+        async with self._lock:
+            try:
+                yield
+            finally:
+                self._intent = _NOTHING
+                self._keep()
+
+    def _intend(self, paths: Sequence[str], depths: list[int], operation: str, unmounted: Sequence[Epoch] = ()) -> None:
+        """What is done next can't be undone by a supervisor that doesn't know of it."""
+        self._intent = asdict(_Intent(list(paths), depths, operation, list(unmounted)))
+        self._keep()
+
+    # -- changing
+
+    async def mount(self, request: dict[str, Any]) -> Mount:
+        """Mount as `request` says. Raises `ViewfsError`, nothing having changed."""
+        doing = f"cannot mount {request['source'] or request['type']}"
+        deadline = ServerOptions.of(request["options"]).deadline
+        for apart in (True, False):
+            # What takes its time to open keeps nobody else from changing the view.
+            async with self.agent.worker("mount", request | {"apart": apart}, apart=apart) as worker:
+                with answering(doing, deadline, "is it damaged, or on a file system that hangs? -o deadline=SECONDS"):
+                    report, fds = await worker.answer(doing)
+                if report.get("needs_callers"):
+                    continue
+                with _Descriptors(fds, report.pop("descriptors")) as opened:
+                    decided = Decided.from_json(report)
+                    with answering(doing, deadline, "is it damaged? -o deadline=SECONDS waits longer"):
+                        found = await worker.found(doing, decided)
+                    async with self._changing():
+                        return await self._place(request, worker, decided, found, opened)
+        raise AssertionError("a worker that is not apart needs no other")
+
+    async def _place(
+        self,
+        request: dict[str, Any],
+        worker: WorkerProcess,
+        decided: Decided,
+        found: Found,
+        opened: _Descriptors,
+    ) -> Mount:
+        """Let the placer make the mount points, attach, record."""
+        kernel = decided.is_kernel
+        doing = f"cannot mount on {decided.path}"
+        wanted = {
+            "path": decided.path,
+            "type": decided.type,
+            "source": decided.source,
+            "directory": found.is_directory and found.names is None,
+            "root_mode": None if kernel else found.root_mode,
+            "writable": found.writable,
+            "names": found.names,
+        }
+        options = ServerOptions.of(request["options"])
+        served = ServedMount(decided.confinement, decided=decided, found=found, patience=Patience(options.deadline))
+        plans: list[MountPointPlan] = []
+        done = 0  # how many of them have something attached
+        try:
+            seconds = min(_PLACE_SECONDS, options.deadline)
+            with answering(doing, seconds, "does a file system on the way there hang?"):
+                mirrors = {"mirrors": list(self._mirrors)}
+                request_fds = list(self._mirrors.values())
+                async with (
+                    self.agent.worker("place", wanted | mirrors, request_fds, undoes=True) as placer,
+                    ended_first(worker, served),  # whose mount the placer may be looking at
+                ):
+                    placed, fds = await placer.answer(doing)
+                    plans = [MountPointPlan.from_json(plan) for plan in placed["plans"]]
+                    count_of_rest = len(placed["rest"])
+                    fds, rest_fds = fds[: len(fds) - count_of_rest], fds[len(fds) - count_of_rest :]
+                    with (
+                        _Descriptors(fds) as made,
+                        _Descriptors(rest_fds, placed["rest"]) as rest,
+                        contextlib.ExitStack() as stack,
+                    ):
+                        count = len(plans)
+                        if kernel:
+                            trees = [opened["tree"]]
+                        elif found.names is None:
+                            trees = [made[count + 2]]
+                        else:
+                            # What is to be attached are files of the mount, and looking at them takes its server.
+                            await self._let_serve(worker, served, made.take(count + 1), opened)
+                            await placer.channel.send({"served": True})
+                            async with while_alive(worker.child, doing):
+                                _ok, trees = await placer.answer(doing)
+                            stack.enter_context(_Descriptors(trees))
+                        # From here on there is no giving up: what is attached gets recorded.
+                        with trio.CancelScope(shield=True):
+                            self._intend([plan.path for plan in plans], placed["depths"], request["operation"])
+                            for number, tree in enumerate(trees, 1):
+                                await self.agent.call("attach", [tree, made[number]])
+                                done = number
+                            if not kernel and served.server is None:
+                                await self._let_serve(worker, served, made.take(count + 1), opened)
+                            await placer.channel.send({"attached": True})
+                            with answering(doing, _PLACE_SECONDS, "see `viewfs log`"):
+                                attached, _none = await placer.answer(doing)
+                        snapshot = made.take(0)
+                        self._adopt_mirrors(placed, rest)
+        except BaseException:
+            served.release()
+            if done:
+                with trio.CancelScope(shield=True):
+                    await self._take_back([plan.path for plan in plans[:done]])
+            raise
+        if decided.type not in _SHOWS_OTHERS:
+            served.device = attached["device"]
+        self.history.keep_snapshot(snapshot)
+        mount = self.history.epochs.mount(
+            plans[0].path,
+            decided.type,
+            decided.source,
+            made_from=self.history.mount_on_device(decided.device),
+            uses_view=decided.uses_view,
+            also=tuple(plan.path for plan in plans[1:]),
+            time_ns=time.time_ns(),
+            operation=request["operation"],
+        )
+        served.request = request | {"type": decided.type, "code": request["type"] or decided.type, "path": decided.path}
+        self.history.served[mount.made_in] = served
+        for plan in plans:
+            self._scaffold.add(mount.made_in, plan)
+        self.history.free()
+        self.servers.watch(mount, served)
+        return mount
+
+    async def _take_back(self, paths: list[str]) -> None:
+        """Detach what was attached by a mount that failed in the middle."""
+        try:
+            async with self.agent.worker("unmount", {"paths": paths, "lazy": True}) as worker:
+                _report, (snapshot,) = await worker.answer("cannot take back the mount")
+                os.close(snapshot)
+                await worker.channel.send({"go": True})
+                await worker.answer("cannot take back the mount")
+        except (ViewfsError, trio.BrokenResourceError) as error:
+            self._log(f"what was mounted on {', '.join(paths)} is still there: {error}")
+
+    def _adopt_mirrors(self, placed: dict[str, Any], rest: _Descriptors) -> None:
+        """Keep what it takes to add names to directories that are served from now on."""
+        for number, directory in enumerate(placed["mirrors"]):
+            self._mirrors[directory] = rest.take(f"control{number}")
+        names = [name for name in placed["rest"] if name.startswith("server")]
+        self._mirror_servers.update(pid_of(rest[name]) for name in names)
+
+    async def _let_serve(self, worker: WorkerProcess, served: ServedMount, fuse_fd: int, opened: _Descriptors) -> None:
+        """Give the server its /dev/fuse descriptor, and keep what is ours of it."""
+        served.fuse_fd = fuse_fd
+        try:
+            await worker.channel.send({"serve": True}, [fuse_fd])
+        except trio.BrokenResourceError:
+            raise ViewfsError("the server has gone away before it began", remedy="see `viewfs log`") from None
+        served.server = worker.child
+        served.patience.begin(trio.current_time())
+        served.counters = Counters(opened.take("counters"))
+        if "control" in opened:
+            served.control_fd = opened.take("control")
+        served.for_successor = {name: opened.take(name) for name in FOR_SUCCESSOR if name in opened}
+
+    async def cover(self, request: dict[str, Any]) -> tuple[Mount, list[str]]:
+        """Make a tree copy-on-write; also what there was to say. Raises `ViewfsError`, nothing having changed."""
+        async with self._changing():
+            mount, messages = await self.layers.cover(request, self._intend)
+            await self.layers.take_up_states(mount)
+        return mount, messages
+
+    async def take_up_states(self) -> None:
+        """Make epochs of the states that an earlier session kept of what was covered before anything ran."""
+        async with self._changing():
+            for mount in self.history.epochs.live():
+                if mount.made_in in self.layers.trees:
+                    await self.layers.take_up_states(mount)
+
+    async def keep_state(self, name: str, directory: str, operation: str) -> Epoch:
+        """End the current epoch, whose state is kept; returns it. Raises `ViewfsError`, nothing having changed."""
+        async with self._changing():
+            return await self.layers.keep_state(name, directory, operation=operation)
+
+    async def unmount(self, mount: Mount, *, lazy: bool, operation: str, force: bool = False) -> Epoch:
+        """Take `mount` out of the view. Raises `ViewfsError`, nothing having changed.
+
+        `lazy`: though something uses it; `force`: and its server, which may answer nothing any more, is ended.
+        """
+        async with self._changing():
+            if self.history.epochs.is_shadowed(mount):
+                over = self.history.epochs.resolve(mount.path).serving
+                where = f"{over.path} ({over.type})" if over else "another mount"
+                raise UsageError(f"{mount.path} is shadowed by {where}", remedy="unmount that first")
+            inside = self.history.epochs.below(mount)
+            if inside and not force:
+                raise UsageError(
+                    f"{mount.path} is busy: {inside[0].path} is mounted in it",
+                    remedy=f"`viewfs umount {inside[0].path}` first",
+                )
+            # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for.
+            # And a device can be unplugged while programs have it open.
+            served = self.history.served[mount.made_in]
+            lazy = lazy or force or mount.type in _SHOWS_OTHERS or served.control_fd is not None
+            paths: Sequence[str] = mount.paths
+            if (covered := self.layers.trees.get(mount.made_in)) is not None:
+                paths = covered.roots
+                if paths == ["/"]:
+                    raise UsageError("the root stays copy-on-write as long as the view is there")
+                lazy = lazy or len(covered.points) > 1
+            if force:
+                for one in (mount, *inside):
+                    self.history.served[one.made_in].abort()
+            gone = (*(inside if force else ()), mount)  # what is inside goes with it
+            with trio.CancelScope(shield=True):
+                doing = f"cannot unmount {mount.path}"
+                async with self.agent.worker("unmount", {"paths": paths, "lazy": lazy}) as worker:
+                    with answering(doing, _PLACE_SECONDS, "--force takes it away though its server hangs"):
+                        report, fds = await worker.answer(doing)
+                        with _Descriptors(fds) as received:
+                            self._intend(paths, report["depths"], operation, [one.made_in for one in gone])
+                            await worker.channel.send({"go": True})
+                            await worker.answer(doing)
+                            snapshot = received.take(0)
+                self.history.keep_snapshot(snapshot)
+                for one in gone:
+                    epoch = self.history.epochs.remove(one, time_ns=time.time_ns(), operation=operation)
+                    self.layers.release(one.made_in)
+                self.history.free()
+                await self._tidy()
+        return epoch
+
+    async def follow_root_name(self, request: dict[str, Any], fds: list[int]) -> None:
+        """A `name` has come to the host's root or gone: what it is now is in `fds`. Raises `ViewfsError`."""
+        async with self._changing():
+            path = f"/{request['name']}"
+            if self._scaffold.has_made(path) or any(path in mount.paths for mount in self.history.epochs.live()):
+                return  # a mount point of the view's own
+            async with self.agent.worker("root_name", request, fds) as worker:
+                report, received = await worker.answer(f"cannot show {path}")
+                with _Descriptors(received, report["descriptors"]) as servers:
+                    self._mirror_servers.update(pid_of(servers[name]) for name in report["descriptors"])
+
+    async def _tidy(self) -> None:
+        """Take away what was made to mount on and is needed no more. What can't be taken away does no harm."""
+        due = self._scaffold.take_due(self.history.epochs, self.history.kept)
+        if due:
+            request = {"plans": [asdict(plan) for plan in due], "mirrors": list(self._mirrors)}
+            async with self.agent.worker("tidy", request, list(self._mirrors.values())) as worker:
+                await worker.answer("cannot take mount points away")
+            for plan in due:
+                if plan.needs_skeleton and (control := self._mirrors.pop(plan.parent, None)) is not None:
+                    os.close(control)
+
+    def close(self) -> None:
+        """Close every descriptor that keeps a file system or an epoch alive."""
+        self.history.close()
+        self.layers.close()
+        for fd in self._mirrors.values():
+            os.close(fd)
+        self._mirrors.clear()

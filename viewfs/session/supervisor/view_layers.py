@@ -1,0 +1,278 @@
+"""The copy-on-write mounts of a live view as the supervisor keeps them: their layers, and the states that were kept."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import trio
+
+from viewfs.cow.layer.layers import Layer, has_changes
+from viewfs.cow.layer.records import Checkpoint
+from viewfs.epochs import Epoch, Mount
+from viewfs.errors import NotFoundError, UsageError, ViewfsError
+from viewfs.session.layer_settings import LayerSettings, take_servers
+from viewfs.session.supervisor.agent_link import AgentLink
+from viewfs.session.supervisor.deposit import Entry, Row
+from viewfs.session.supervisor.history import History
+from viewfs.session.supervisor.served import ServedMount
+
+__all__ = ["CoveredTree", "HeldLayer", "ViewLayers"]
+
+log = logging.getLogger("viewfs.layers")
+
+
+@dataclass
+class HeldLayer:
+    """One layer, by descriptors of directories: of the lower tree, its own, and of what the view shows."""
+
+    path: str
+    lower: dict[str, str]
+    #: "overlay" or "fuse".
+    backend: str
+    lower_fd: int
+    layer_fd: int
+    view_fd: int
+    #: What it showed in the epochs whose state was kept.
+    states: dict[Epoch, int] = field(default_factory=dict)
+
+    @property
+    def fds(self) -> list[int]:
+        return [self.lower_fd, self.layer_fd, self.view_fd, *self.states.values()]
+
+    def to_json(self) -> list[Any]:
+        """All but the descriptors, which are `fds`."""
+        return [self.path, self.lower, self.backend, list(self.states)]
+
+    @classmethod
+    def of_json(cls, value: list[Any], fds: Iterator[int]) -> HeldLayer:
+        path, lower, backend, states = value
+        layer = cls(path, lower, backend, next(fds), next(fds), next(fds))
+        layer.states = {Epoch(epoch): next(fds) for epoch in states}
+        return layer
+
+
+@dataclass
+class CoveredTree:
+    """What one `cow` made."""
+
+    roots: list[str]
+    #: Every mount point that belongs to it.
+    points: list[str]
+    layers: list[HeldLayer]
+    #: The mount namespace that has the lower trees.
+    workshop: int
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return (self.workshop, *(fd for layer in self.layers for fd in layer.fds))
+
+    def row(self) -> Row:
+        """For `of_row`."""
+        layers = [layer.to_json() for layer in self.layers]
+        return Row({"roots": self.roots, "points": self.points, "layers": layers}, self.fds)
+
+    @classmethod
+    def of_row(cls, row: Row) -> CoveredTree:
+        fds = iter(row.fds)
+        workshop = next(fds)
+        layers = [HeldLayer.of_json(value, fds) for value in row.value["layers"]]
+        return cls(row.value["roots"], row.value["points"], layers, workshop)
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+
+class ViewLayers:
+    """What a view has of layers, by the epoch of the mount that covers a tree with them."""
+
+    def __init__(self, agent: AgentLink, settings: LayerSettings, history: History) -> None:
+        self._settings = settings
+        self._history = history
+        #: Processes that serve them.
+        self.servers: set[int] = set()
+        self._agent = agent
+        self.trees: dict[Epoch, CoveredTree] = {}
+        #: Says that no other session may have these layers, as long as it is open.
+        self.lock: int | None = None
+
+    def layers(self) -> list[HeldLayer]:
+        """Those of all live mounts, by path."""
+        return sorted((layer for tree in self.trees.values() for layer in tree.layers), key=lambda layer: layer.path)
+
+    async def cover(
+        self, request: dict[str, Any], intend: Callable[[list[str], list[int], str], None]
+    ) -> tuple[Mount, list[str]]:
+        """Make `path` of the request copy-on-write. The caller holds the view's lock, and is told before anything is
+        mounted.
+
+        Also what there was to say about it. Raises `ViewfsError`, nothing having changed.
+        """
+        doing = f"cannot make {request['path']} copy-on-write"
+        mounts = [
+            [path, mount.type, mount.source, self._history.served[mount.made_in].source_identity]
+            for mount in self._history.epochs.live()
+            for path in mount.paths
+        ]
+        backend, locked = request.get("backend"), self.lock is not None
+        patterns = {name: request.get(name, ()) for name in ("exclude", "include")}
+        asked = self._settings.request(request["path"], mounts, request["cwd"], backend, locked=locked, **patterns)
+        async with self._agent.worker("cover", asked, [self._history.first_namespace]) as worker:
+            report, received = await worker.answer(doing)
+            fds = dict(zip(report["descriptors"], received, strict=True))
+            await worker.channel.send({"kept": True})
+        with trio.CancelScope(shield=True):
+            intend(report["roots"], report["depths"], "cow")
+            for number in range(len(report["roots"])):
+                tree, place = fds.pop(f"tree{number}"), fds.pop(f"place{number}")
+                await self._agent.call("attach", [tree, place])
+                os.close(tree)
+                os.close(place)
+            mount = self.adopt(report, fds)
+        return mount, report["messages"]
+
+    def adopt(self, report: dict[str, Any], fds: dict[str, int]) -> Mount:
+        """Record what has been covered."""
+        self.servers |= take_servers(fds)
+        if "lock" in fds:
+            self.lock = fds.pop("lock")
+        mount = self._record(report, fds.pop("snapshot"))
+        layers = [
+            HeldLayer(row["path"], row["lower"], row["backend"], fds[f"lower{n}"], fds[f"layer{n}"], fds[f"view{n}"])
+            for n, row in enumerate(report["layers"], 1)
+        ]
+        self.trees[mount.made_in] = CoveredTree(report["roots"], report["points"], layers, fds["workshop"])
+        return mount
+
+    def _record(self, report: dict[str, Any], snapshot: int) -> Mount:
+        history = self._history
+        history.keep_snapshot(snapshot)
+        others = tuple(root for root in report["roots"] if root != report["path"])
+        made_from = history.mount_on_device(report["device"])
+        mount = history.epochs.mount(
+            report["path"], "cow", made_from=made_from, also=others, time_ns=time.time_ns(), operation="cow"
+        )
+        history.served[mount.made_in] = ServedMount("kernel")
+        history.free()
+        return mount
+
+    async def take_up_states(self, mount: Mount) -> None:
+        """Make epochs of the states that an earlier session of that name kept. The caller holds the view's lock."""
+        records = {layer.path: Layer.open(layer.layer_fd) for layer in self.trees[mount.made_in].layers}
+        # One state is in a directory of that name in each layer that there was.
+        kept = {one.directory: one for layer in records.values() for one in _kept(layer)}
+        for state in sorted(kept.values(), key=lambda one: one.time_ns):
+            try:
+                await self.keep_state(state.name, state.directory, operation="checkpoint")
+            except ViewfsError as error:
+                log.warning("the state %s is not to be had: %s", state.name, error)
+
+    async def keep_state(self, name: str, directory: str, *, operation: str) -> Epoch:
+        """End the current epoch, which goes on showing what is in `checkpoints/` of each layer under `directory`.
+
+        The caller holds the view's lock. Returns the epoch that was ended. Raises `ViewfsError`.
+        """
+        if name in self._history.state_names.values():
+            raise UsageError(f"a state called {name} is kept already", remedy="choose another name")
+        holding = [
+            (tree, layer) for tree in self.trees.values() for layer in tree.layers if _has_state(layer, directory)
+        ]
+        if not holding:
+            raise UsageError("nothing of this view is copy-on-write", remedy="`viewfs cow PATH` makes it so")
+        fds = [fd for tree, layer in holding for fd in (tree.workshop, layer.lower_fd, layer.layer_fd)]
+        rows = [
+            {"path": layer.path, "directory": f"checkpoints/{directory}", "backend": layer.backend}
+            for _tree, layer in holding
+        ]
+        roots = [root for tree in self.trees.values() for root in tree.roots]
+        async with self._agent.worker(
+            "show_state", {"layers": rows, "roots": roots} | self._settings.how, fds
+        ) as worker:
+            report, received = await worker.answer("cannot keep the state")
+            fds_by_name = dict(zip(report["descriptors"], received, strict=True))
+            self.servers |= take_servers(fds_by_name)
+            namespace, *states = fds_by_name.values()
+            await worker.channel.send({"kept": True})
+        epoch = self._history.keep_state(namespace)
+        self._history.epochs.note(operation, source=name, time_ns=time.time_ns())
+        for (_tree, layer), fd in zip(holding, states, strict=True):
+            layer.states[epoch] = fd
+            _note(layer, epoch, name, directory)
+        self._history.state_names[epoch] = name
+        return epoch
+
+    def find_state(self, wanted: str) -> Epoch:
+        """The epoch whose state is kept under that number or name. Raises `NotFoundError`."""
+        kept = {epoch for layer in self.layers() for epoch in layer.states}
+        names = self._history.state_names
+        for epoch in kept:
+            if wanted in (str(epoch), names.get(epoch)):
+                return epoch
+        listed = ", ".join(f"{epoch} ({names.get(epoch, '')})" for epoch in sorted(kept)) or "none"
+        raise NotFoundError(f"no state is kept of epoch {wanted}", remedy=f"those that are: {listed}")
+
+    def release(self, epoch: Epoch) -> None:
+        """The mount made in `epoch` is out of the view."""
+        if (tree := self.trees.pop(epoch, None)) is not None:
+            tree.close()
+
+    def close(self) -> None:
+        """But for the lock, which goes with this process: the session has still to end its layers."""
+        for epoch in list(self.trees):
+            self.release(epoch)
+
+    def entries(self) -> Iterator[Entry]:
+        """All of it, for `take_up`."""
+        for epoch, tree in self.trees.items():
+            yield Entry(f"tree {epoch}", tree.fds, tree.row)
+        servers = sorted(self.servers)
+        lock = () if self.lock is None else (self.lock,)
+        yield Entry("layers", (servers, lock), partial(Row, {"servers": servers}, lock))
+
+    def take_up(self, rows: Mapping[str, Row]) -> None:
+        """Be what these say."""
+        for name, row in rows.items():
+            kind, _, number = name.partition(" ")
+            if kind == "tree":
+                self.trees[Epoch(int(number))] = CoveredTree.of_row(row)
+            elif kind == "layers":
+                self.servers = set(row.value["servers"])
+                self.lock = row.fds[0] if row.fds else None
+
+    def changed_paths(self) -> list[str]:
+        """The mount points below which anything was changed."""
+        return [layer.path for layer in self.layers() if has_changes(layer.layer_fd)]
+
+
+def _kept(layer: Layer) -> Iterator[Checkpoint]:
+    for one in layer.record.checkpoints:
+        with contextlib.suppress(OSError):
+            os.stat(f"checkpoints/{one.directory}", dir_fd=layer.fd)
+            yield one
+
+
+def _has_state(layer: HeldLayer, directory: str) -> bool:
+    with contextlib.suppress(OSError):
+        os.stat(f"checkpoints/{directory}", dir_fd=layer.layer_fd)
+        return True
+    return False
+
+
+def _note(layer: HeldLayer, epoch: Epoch, name: str, directory: str) -> None:
+    opened = Layer.open(layer.layer_fd)
+    try:
+        with opened.locked():
+            others = tuple(one for one in opened.record.checkpoints if one.directory != directory)
+            known = [one for one in opened.record.checkpoints if one.directory == directory]
+            before = known[0] if known else Checkpoint(0, "", time.time_ns(), directory, opened.record.opened_ns)
+            state = replace(before, epoch=epoch, name=name)
+            opened.write(replace(opened.record, checkpoints=(*others, state)))
+    except OSError as error:
+        raise ViewfsError(f"cannot write down the state of {layer.path}: {error.strerror}") from error
