@@ -39,7 +39,7 @@ MAY_IMPORT = {
         "viewfs.errors",
     },
     "viewfs.cow": {
-        "viewfs.mounts.overlay", "viewfs.modules.api", "viewfs.modules.api.lasting", "viewfs.linux", "viewfs.errors",
+        "viewfs.mounts.overlay", "viewfs.modules.api", "viewfs.linux", "viewfs.errors",
     },
     "viewfs.mounts": {
         "viewfs.modules.api", "viewfs.modules.framework.damage", "viewfs.linux", "viewfs.errors",
@@ -138,6 +138,47 @@ def test_packages_depend_on_each_other_in_one_direction() -> None:
             if not any(imported == name or (name != "viewfs" and lies_in(imported, name)) for name in MAY_IMPORT[rule]):
                 wrong.append(f"{module}:{line} imports {imported}, which {rule} may not")
     assert not wrong, "\n".join(wrong)
+
+
+#: Room of the session → the rooms that it may import, besides what lies in none ("": which itself imports these).
+ROOMS = {
+    "front": {"agent", "supervisor", "wire", ""},
+    "supervisor": {"wire", ""},
+    "agent": {"wire", ""},
+    "wire": set(),
+    "": {"wire", "agent"},
+}
+
+
+def room_of(module: str) -> str | None:
+    """Of the session; "" if it lies in none of its rooms."""
+    if not lies_in(module, "viewfs.session"):
+        return None
+    first = module.split(".")[2:3]
+    return first[0] if first and first[0] in ROOMS else ""
+
+
+def test_rooms_of_the_session_depend_on_each_other_in_one_direction() -> None:
+    wrong = []
+    for module in FILES:
+        here = room_of(module)
+        for imported, line in sorted(imports(module)):
+            there = room_of(imported)
+            if here is not None and there is not None and there != here and there not in ROOMS[here]:
+                wrong.append(f"{module}:{line} imports {imported}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_imports_itself_by_way_of_others() -> None:
+    left = {module: {name for name, _line in imports(module) if name in FILES and name != module} for module in FILES}
+    while ends := [module for module, names in left.items() if not names]:
+        for module in ends:
+            del left[module]
+        for names in left.values():
+            names.difference_update(ends)
+    # What is left imports each other, or what does.
+    imported_by_others = set().union(*left.values())
+    assert not left, f"in circles: {sorted(set(left) & imported_by_others)}"
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viewfs.mounts.fuse.ledger import LastRequest, Ledger
-from viewfs.session.supervisor.patience import LIFE_SECONDS, Patience
+from viewfs.session.patience import LIFE_SECONDS, Patience
 
 
 @pytest.fixture

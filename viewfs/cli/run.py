@@ -16,9 +16,9 @@ from viewfs.cli.arguments import COW, LOAD, MOUNT, ChangesInOrder, cow_backend_o
 from viewfs.cli.main import tell, warn
 from viewfs.errors import UsageError
 from viewfs.linux.process import PYTHON
-from viewfs.session.agent.agent import AgentPlan
 from viewfs.session.client import SESSION_VARIABLE
 from viewfs.session.front.front import InitialChange, SessionPlan, run_session
+from viewfs.session.handles import AgentPlan
 from viewfs.session.layer_settings import state_directory
 from viewfs.session.runtime import check_name
 

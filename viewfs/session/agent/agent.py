@@ -16,7 +16,6 @@ import select
 import signal
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from socket import sethostname, socket
 from typing import Any, NamedTuple, NoReturn
 
@@ -37,38 +36,13 @@ from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.agent import owners_outside
 from viewfs.session.agent.running import LIGHT
 from viewfs.session.execution import drop_privileges_for_command, exec_command
+from viewfs.session.handles import DEBUG_VARIABLE, AgentPlan
 from viewfs.session.runtime import RuntimeDirectory
 from viewfs.session.wire.channel import Channel, socket_pair
 from viewfs.session.wire.command_file import read_command
 from viewfs.session.wire.protocol import Message, failure, result_of, success
 
-__all__ = ["AgentPlan", "agent_main"]
-
-#: Set to anything, it leaves a session's processes their standard error, for whoever looks for a defect in them.
-DEBUG_VARIABLE = "VIEWFS_DEBUG"
-
-
-@dataclass(frozen=True)
-class AgentPlan:
-    """What the view is to be."""
-
-    as_root: bool = False
-    #: Which ids it has: "one", "many", or "auto".
-    ids: str = "one"
-    #: Requests to cover trees with layers, made before anything runs in the view (`viewfs.session.agent.cow`).
-    covers: tuple[dict[str, Any], ...] = ()
-    hostname: str | None = None
-    pid_namespace: bool = False
-
-    @property
-    def kinds(self) -> list[str]:
-        """The namespaces that the view has of its own."""
-        kinds = ["user", "mnt"]
-        if self.hostname is not None:
-            kinds.append("uts")
-        if self.pid_namespace:
-            kinds.append("pid")
-        return kinds
+__all__ = ["agent_main"]
 
 
 def agent_main(

@@ -24,7 +24,7 @@ from viewfs.linux.process import die_with_parent, hide_memory, keep_only, pidfd_
 from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.ledger import Ledger
-from viewfs.session.supervisor.patience import Patience
+from viewfs.session.patience import Patience
 from viewfs.session.wire.channel import Channel
 
 if TYPE_CHECKING:

@@ -22,15 +22,15 @@ from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.process import keep_only, pidfd_open, pidfd_send_signal
 from viewfs.namespaces.enter import Namespaces
 from viewfs.namespaces.members import wait_for_ends
-from viewfs.session.agent.agent import AgentPlan, agent_main
+from viewfs.session.agent.agent import agent_main
 from viewfs.session.client import SESSION_VARIABLE, Session
 from viewfs.session.ending import end_session
 from viewfs.session.execution import drop_privileges_for_command, exec_command
+from viewfs.session.handles import AgentPlan, SessionHandles
 from viewfs.session.layer_settings import LayerSettings, chosen_backend
 from viewfs.session.runtime import RUNTIME_VARIABLE, RuntimeDirectory
 from viewfs.session.supervisor.standby import standby_main
 from viewfs.session.wire.channel import Channel, socket_pair
-from viewfs.session.wire.handles import SessionHandles
 from viewfs.session.wire.protocol import result_of
 
 __all__ = ["InitialChange", "SessionPlan", "run_in_view", "run_session", "start_command"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import trio
 
@@ -14,12 +15,11 @@ from viewfs.cow.layer.records import is_state_directory
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.linux.namespaces import namespace_id
-from viewfs.session.supervisor.agent_link import Child
+from viewfs.session.handles import AgentPlan
+from viewfs.session.supervisor.agent_link import AgentLink, Child
+from viewfs.session.supervisor.view import View
 from viewfs.session.wire.async_channel import AsyncChannel
 from viewfs.session.wire.protocol import VERSION, Message, failure, success
-
-if TYPE_CHECKING:
-    from viewfs.session.supervisor.supervisor import Supervisor
 
 __all__ = ["Connection"]
 
@@ -29,10 +29,39 @@ _SPAWN_FDS = 4
 Result = tuple[dict[str, Any], list[int]]
 
 
+class Owner(Protocol):
+    """What a connection knows of the supervisor, and may have it do."""
+
+    name: str
+    command: list[str]
+    started_ns: int
+    plan: AgentPlan
+    namespaces: dict[str, int]
+    log_lines: deque[str]
+    #: The session goes on without the process that the user started.
+    kept: bool
+    view: View
+    agent: AgentLink
+    #: Commands that run for clients.
+    commands: dict[int, Child]
+    #: For what goes on when the connection has ended.
+    nursery: trio.Nursery
+    #: Set when the session is to end.
+    ending: trio.Event
+
+    def log(self, line: str) -> None: ...
+
+    def keep(self) -> None: ...
+
+    def stays_open(self, channel: AsyncChannel) -> None: ...
+
+    def forget_command(self, child: Child) -> None: ...
+
+
 class Connection:
     """One client. A request that is under way when the client goes away is given up."""
 
-    def __init__(self, supervisor: Supervisor, channel: AsyncChannel) -> None:
+    def __init__(self, supervisor: Owner, channel: AsyncChannel) -> None:
         self._supervisor = supervisor
         self._view = supervisor.view
         self._channel = channel

@@ -9,10 +9,10 @@ from typing import Any
 import trio
 
 from viewfs.mounts.fuse.counters import Counters
+from viewfs.session.patience import Patience
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.supervisor.agent_link import Child
 from viewfs.session.supervisor.deposit import Row
-from viewfs.session.supervisor.patience import Patience
 from viewfs.session.wire.reports import Decided, Found
 
 __all__ = ["FOR_SUCCESSOR", "ServedMount"]

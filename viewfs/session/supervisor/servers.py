@@ -10,9 +10,9 @@ import trio
 
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import UsageError, ViewfsError
+from viewfs.session.patience import LIFE_SECONDS
 from viewfs.session.supervisor.agent_link import AgentLink, Child, WorkerProcess
 from viewfs.session.supervisor.history import History
-from viewfs.session.supervisor.patience import LIFE_SECONDS
 from viewfs.session.supervisor.refusal import refuse
 from viewfs.session.supervisor.served import ServedMount
 from viewfs.session.supervisor.waiting import answering

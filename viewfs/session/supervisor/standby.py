@@ -20,19 +20,16 @@ from typing import Any, NoReturn
 from viewfs.linux.inotify import watch
 from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.process import keep_only, pidfd_send_signal, set_name
-from viewfs.session.agent.agent import DEBUG_VARIABLE
 from viewfs.session.ending import end_session
+from viewfs.session.handles import DEBUG_VARIABLE, RETIRED, Cover, SessionHandles, TheView
 from viewfs.session.layer_settings import take_servers
 from viewfs.session.runtime import listen_in_view
 from viewfs.session.supervisor.deposit import Deposit
 from viewfs.session.wire.channel import Channel, socket_pair
-from viewfs.session.wire.handles import Cover, SessionHandles, TheView
 from viewfs.session.wire.protocol import ProtocolError
 
-__all__ = ["RETIRED", "standby_main"]
+__all__ = ["standby_main"]
 
-#: How a supervisor ends that has nothing to do.
-RETIRED = 75
 #: So many supervisors one after the other that have not changed anything, and the session is given up.
 _MOST_FAILURES = 10
 

@@ -18,6 +18,7 @@ import trio
 
 from viewfs.linux.namespaces import namespace_id
 from viewfs.session.ending import end_session
+from viewfs.session.handles import RETIRED, SessionHandles, TheView
 from viewfs.session.left_layers import raise_descriptor_limit
 from viewfs.session.supervisor.agent_link import AgentLink, Child
 from viewfs.session.supervisor.deposit import Deposit, Depositor, Entry, Row
@@ -25,12 +26,10 @@ from viewfs.session.supervisor.history import History
 from viewfs.session.supervisor.requests import Connection
 from viewfs.session.supervisor.root_names import follow_root
 from viewfs.session.supervisor.servers import Servers
-from viewfs.session.supervisor.standby import RETIRED
 from viewfs.session.supervisor.view import View
 from viewfs.session.supervisor.view_layers import ViewLayers
 from viewfs.session.wire.async_channel import AsyncChannel
 from viewfs.session.wire.channel import Channel
-from viewfs.session.wire.handles import SessionHandles, TheView
 from viewfs.session.wire.protocol import ProtocolError
 
 __all__ = ["Supervisor", "run_supervisor"]

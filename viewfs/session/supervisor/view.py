@@ -22,11 +22,11 @@ from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import children_of, pid_of
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.skeleton import MountPointPlan
+from viewfs.session.patience import Patience
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.supervisor.agent_link import AgentLink, WorkerProcess
 from viewfs.session.supervisor.deposit import Entry, Row
 from viewfs.session.supervisor.history import History
-from viewfs.session.supervisor.patience import Patience
 from viewfs.session.supervisor.scaffold import Scaffold
 from viewfs.session.supervisor.served import FOR_SUCCESSOR, ServedMount
 from viewfs.session.supervisor.servers import Servers

@@ -9,15 +9,42 @@ from dataclasses import dataclass
 from typing import Any
 
 from viewfs.linux.process import pid_of
-from viewfs.session.agent.agent import AgentPlan
 from viewfs.session.layer_settings import LayerSettings
 from viewfs.session.runtime import RuntimeDirectory
 from viewfs.session.wire.channel import Channel
 
-__all__ = ["Cover", "SessionHandles", "TheView"]
+__all__ = ["DEBUG_VARIABLE", "RETIRED", "AgentPlan", "Cover", "SessionHandles", "TheView"]
+
+#: Set to anything, it leaves a session's processes their standard error, for whoever looks for a defect in them.
+DEBUG_VARIABLE = "VIEWFS_DEBUG"
+#: How a supervisor ends that has nothing to do, and comes again when it is asked for something.
+RETIRED = 75
 
 #: What a worker that covered a tree has reported, and descriptors by the names in it.
 Cover = tuple[dict[str, Any], dict[str, int]]
+
+
+@dataclass(frozen=True)
+class AgentPlan:
+    """What the view is to be."""
+
+    as_root: bool = False
+    #: Which ids it has: "one", "many", or "auto".
+    ids: str = "one"
+    #: Requests to cover trees with layers, made before anything runs in the view (`viewfs.session.agent.cow`).
+    covers: tuple[dict[str, Any], ...] = ()
+    hostname: str | None = None
+    pid_namespace: bool = False
+
+    @property
+    def kinds(self) -> list[str]:
+        """The namespaces that the view has of its own."""
+        kinds = ["user", "mnt"]
+        if self.hostname is not None:
+            kinds.append("uts")
+        if self.pid_namespace:
+            kinds.append("pid")
+        return kinds
 
 
 @dataclass
