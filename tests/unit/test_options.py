@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from viewfs.cli.arguments import split_options
 from viewfs.errors import UsageError
 from viewfs.modules.api.options import (
     Option,
@@ -17,7 +18,6 @@ from viewfs.modules.api.options import (
     parse_options,
     permissions,
     size,
-    split_options,
     text,
 )
 

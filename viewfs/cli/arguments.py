@@ -6,14 +6,13 @@ import os
 import re
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from viewfs.errors import UsageError
-from viewfs.modules.api.options import split_options
 from viewfs.session.layer_settings import BACKENDS
 
 __all__ = [
@@ -25,6 +24,7 @@ __all__ = [
     "complete_ended",
     "cow_backend_option",
     "filter_options",
+    "split_options",
     "layer_directory_option",
     "layer_option",
     "module_option",
@@ -114,6 +114,23 @@ def parse_load(text: str) -> dict[str, Any]:
     if not name or len(place) > 1:
         raise UsageError(f"--load {text}: not of the form MODULE[:DST][,opt=val…]")
     return load_request(name, place[0] if place else None, [options])
+
+
+def split_options(arguments: Iterable[str]) -> dict[str, str | None]:
+    """`["a=1,b", "c=2"]` as a mapping; None is the value of a bare name.
+
+    Raises `UsageError` for an empty name or one that is given twice.
+    """
+    given: dict[str, str | None] = {}
+    for argument in arguments:
+        for part in filter(None, argument.split(",")):
+            name, equals, value = part.partition("=")
+            if not name:
+                raise UsageError(f"option “{part}” has no name", remedy="options have the form name=value")
+            if name in given:
+                raise UsageError(f"option {name} is given twice")
+            given[name] = value if equals else None
+    return given
 
 
 def load_request(name: str, place: str | None, options: list[str]) -> dict[str, Any]:

@@ -8,10 +8,17 @@ from typing import Any
 
 import click
 
-from viewfs.cli.arguments import absolute, complete_modules, load_request, module_option, resolved, session_option
+from viewfs.cli.arguments import (
+    absolute,
+    complete_modules,
+    load_request,
+    module_option,
+    resolved,
+    session_option,
+    split_options,
+)
 from viewfs.cli.main import tell
 from viewfs.cli.output import json_option, print_json
-from viewfs.modules.api.options import split_options
 from viewfs.session.client import find_session
 
 __all__ = ["insmod", "mount", "restart", "rmmod", "umount"]

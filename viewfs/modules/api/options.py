@@ -19,7 +19,6 @@ __all__ = [
     "parse_options",
     "permissions",
     "size",
-    "split_options",
     "text",
 ]
 
@@ -140,23 +139,6 @@ def choice(name: str, values: Iterable[str], default: str, help: str) -> Option[
         return value
 
     return Option(name, parse, default, help, "|".join(allowed))
-
-
-def split_options(arguments: Iterable[str]) -> dict[str, str | None]:
-    """`["a=1,b", "c=2"]` as a mapping; None is the value of a bare name.
-
-    Raises `UsageError` for an empty name or one that is given twice.
-    """
-    given: dict[str, str | None] = {}
-    for argument in arguments:
-        for part in filter(None, argument.split(",")):
-            name, equals, value = part.partition("=")
-            if not name:
-                raise UsageError(f"option “{part}” has no name", remedy="options have the form name=value")
-            if name in given:
-                raise UsageError(f"option {name} is given twice")
-            given[name] = value if equals else None
-    return given
 
 
 def parse_options(module: str, declared: Iterable[Option[Any]], given: Mapping[str, str | None]) -> dict[str, Any]:
