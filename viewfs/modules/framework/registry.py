@@ -20,7 +20,7 @@ ENTRY_POINT_GROUP = "viewfs.modules"
 
 #: Name → where its class is, imported when it is asked for.
 BUILT_IN = {
-    "bind": "viewfs.modules.framework.kernel:Bind",
+    "bind": "viewfs.modules.trees.bind:Bind",
     "clock": "viewfs.modules.devices.clock:Clock",
     "crypto": "viewfs.modules.devices.crypto.module:Crypto",
     "exfat": "viewfs.modules.formats.fat.module:Exfat",
@@ -33,8 +33,8 @@ BUILT_IN = {
     "ramdisk": "viewfs.modules.devices.ramdisk:Ramdisk",
     "random": "viewfs.modules.devices.random:Random",
     "squashfs": "viewfs.modules.formats.squashfs.module:Squashfs",
-    "tmp": "viewfs.modules.framework.kernel:Temporary",
-    "unreal": "viewfs.modules.framework.kernel:Unreal",
+    "tmp": "viewfs.modules.trees.tmp:Temporary",
+    "unreal": "viewfs.modules.trees.unreal:Unreal",
     "useless": "viewfs.modules.devices.useless:Useless",
     "vfat": "viewfs.modules.formats.fat.module:Vfat",
     "zero": "viewfs.modules.devices.constant:Zero",

@@ -99,6 +99,7 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         confinement=_confinement_shown(module),
         has_devices=isinstance(module, DeviceModule),
         is_built_in=found.built_in,
+        shows_others=isinstance(module, KernelModule) and module.shows_others,
         device=None if source is None else os.fstat(source.fd).st_dev,
         source_identity=None if source is None else identity_of(os.fstat(source.fd)),
     )
@@ -373,22 +374,22 @@ def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
             _make_mount_point(plan, mirrors, is_directory=request["directory"], live=live)
             plans.append(plan)
             places.append(_open_place(plan.path, is_directory=request["directory"]))
-        fds = [snapshot, *places]
+        given = {"snapshot": snapshot} | {f"place{number}": place for number, place in enumerate(places)}
         mount_fd = None
         if request["root_mode"] is not None:
-            fuse, mount_fd = _create_mount(request)
-            fds += [fuse, mount_fd]
+            given["fuse"], mount_fd = _create_mount(request)
+            given["mount"] = mount_fd
         servers, controls = mirrors.servers, mirrors.take_controls()
-        names_of_rest = [f"control{number}" for number in range(len(controls))] + server_names(servers)
-        rest = [*controls.values(), *pidfds(servers)]
+        given |= {f"control{number}": control for number, control in enumerate(controls.values())}
+        given |= dict(zip(server_names(servers), pidfds(servers), strict=True))
         report = {
             "plans": [asdict(plan) for plan in plans],
             "depths": _depths([plan.path for plan in plans]),
-            "rest": names_of_rest,
             "mirrors": list(controls),
+            "descriptors": list(given),
         }
-        channel.send({"ok": report}, fds + rest)
-        for fd in fds + rest:
+        channel.send({"ok": report}, list(given.values()))
+        for fd in given.values():
             if fd != mount_fd:
                 os.close(fd)
         received = channel.receive()

@@ -39,8 +39,6 @@ __all__ = ["View"]
 #: Seconds that walking to a mount point may take; a file system on the way that does not answer is not waited for
 #: longer.
 _PLACE_SECONDS = 20
-#: Modules whose mount is of other mounts' superblocks, so that its device says nothing about it.
-_SHOWS_OTHERS = ("bind", "unreal")
 
 
 class _Descriptors:
@@ -78,6 +76,40 @@ class _Intent:
 
 
 _NOTHING = asdict(_Intent())
+
+
+@dataclass
+class _Placing:
+    """One mount on its way to its place."""
+
+    request: dict[str, Any]
+    #: The server, or what has made a mount of the kernel.
+    worker: WorkerProcess
+    decided: Decided
+    found: Found
+    opened: _Descriptors
+    served: ServedMount
+    plans: list[MountPointPlan] = field(default_factory=list)
+    #: How many of them have something attached.
+    attached: int = 0
+
+    @property
+    def doing(self) -> str:
+        """For messages."""
+        return f"cannot mount on {self.decided.path}"
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """What the placer is asked for."""
+        return {
+            "path": self.decided.path,
+            "type": self.decided.type,
+            "source": self.decided.source,
+            "directory": self.found.is_directory and self.found.names is None,
+            "root_mode": None if self.decided.is_kernel else self.found.root_mode,
+            "writable": self.found.writable,
+            "names": self.found.names,
+        }
 
 
 class View:
@@ -200,94 +232,100 @@ class View:
         raise AssertionError("a worker that is not apart needs no other")
 
     async def _place(
-        self,
-        request: dict[str, Any],
-        worker: WorkerProcess,
-        decided: Decided,
-        found: Found,
-        opened: _Descriptors,
+        self, request: dict[str, Any], worker: WorkerProcess, decided: Decided, found: Found, opened: _Descriptors
     ) -> Mount:
         """Let the placer make the mount points, attach, record."""
-        kernel = decided.is_kernel
-        doing = f"cannot mount on {decided.path}"
-        wanted = {
-            "path": decided.path,
-            "type": decided.type,
-            "source": decided.source,
-            "directory": found.is_directory and found.names is None,
-            "root_mode": None if kernel else found.root_mode,
-            "writable": found.writable,
-            "names": found.names,
-        }
         options = ServerOptions.of(request["options"])
         served = ServedMount(decided.confinement, decided=decided, found=found, patience=Patience(options.deadline))
-        plans: list[MountPointPlan] = []
-        done = 0  # how many of them have something attached
+        placing = _Placing(request, worker, decided, found, opened, served)
+        doing = placing.doing
         try:
-            seconds = min(_PLACE_SECONDS, options.deadline)
-            with answering(doing, seconds, "does a file system on the way there hang?"):
-                mirrors = {"mirrors": list(self._mirrors)}
-                request_fds = list(self._mirrors.values())
+            with answering(doing, min(_PLACE_SECONDS, options.deadline), "does a file system on the way there hang?"):
+                wanted = placing.wanted | {"mirrors": list(self._mirrors)}
                 async with (
-                    self.agent.worker("place", wanted | mirrors, request_fds, undoes=True) as placer,
+                    self.agent.worker("place", wanted, list(self._mirrors.values()), undoes=True) as placer,
                     ended_first(worker, served),  # whose mount the placer may be looking at
                 ):
-                    placed, fds = await placer.answer(doing)
-                    plans = [MountPointPlan.from_json(plan) for plan in placed["plans"]]
-                    count_of_rest = len(placed["rest"])
-                    fds, rest_fds = fds[: len(fds) - count_of_rest], fds[len(fds) - count_of_rest :]
-                    with (
-                        _Descriptors(fds) as made,
-                        _Descriptors(rest_fds, placed["rest"]) as rest,
-                        contextlib.ExitStack() as stack,
-                    ):
-                        count = len(plans)
-                        if kernel:
-                            trees = [opened["tree"]]
-                        elif found.names is None:
-                            trees = [made[count + 2]]
-                        else:
-                            # What is to be attached are files of the mount, and looking at them takes its server.
-                            await self._let_serve(worker, served, made.take(count + 1), opened)
-                            await placer.channel.send({"served": True})
-                            async with while_alive(worker.child, doing):
-                                _ok, trees = await placer.answer(doing)
-                            stack.enter_context(_Descriptors(trees))
-                        # From here on there is no giving up: what is attached gets recorded.
+                    report, fds = await placer.answer(doing)
+                    placing.plans = [MountPointPlan.from_json(plan) for plan in report["plans"]]
+                    with _Descriptors(fds, report["descriptors"]) as made, contextlib.ExitStack() as stack:
+                        trees = await self._trees_of(placing, placer, made, stack)
                         with trio.CancelScope(shield=True):
-                            self._intend([plan.path for plan in plans], placed["depths"], request["operation"])
-                            for number, tree in enumerate(trees, 1):
-                                await self.agent.call("attach", [tree, made[number]])
-                                done = number
-                            if not kernel and served.server is None:
-                                await self._let_serve(worker, served, made.take(count + 1), opened)
-                            await placer.channel.send({"attached": True})
-                            with answering(doing, _PLACE_SECONDS, "see `viewfs log`"):
-                                attached, _none = await placer.answer(doing)
-                        snapshot = made.take(0)
-                        self._adopt_mirrors(placed, rest)
+                            await self._attach(placing, placer, report, made, trees)
+                        self._adopt_mirrors(report, made)
+                        snapshot = made.take("snapshot")
         except BaseException:
             served.release()
-            if done:
+            if placing.attached:
                 with trio.CancelScope(shield=True):
-                    await self._take_back([plan.path for plan in plans[:done]])
+                    await self._take_back([plan.path for plan in placing.plans[: placing.attached]])
             raise
-        if decided.type not in _SHOWS_OTHERS:
-            served.device = attached["device"]
+        return self._record(placing, snapshot)
+
+    async def _trees_of(
+        self, placing: _Placing, placer: WorkerProcess, made: _Descriptors, stack: contextlib.ExitStack
+    ) -> list[int]:
+        """What is to be attached, in the order of the plans; the `stack` closes what is nobody else's."""
+        if placing.decided.is_kernel:
+            return [placing.opened["tree"]]
+        if placing.found.names is None:
+            return [made["mount"]]
+        # Files of the mount, and looking at them takes its server.
+        await self._let_serve(placing, made)
+        await placer.channel.send({"served": True})
+        async with while_alive(placing.worker.child, placing.doing):
+            _ok, trees = await placer.answer(placing.doing)
+        stack.enter_context(_Descriptors(trees))
+        return trees
+
+    async def _attach(
+        self, placing: _Placing, placer: WorkerProcess, report: dict[str, Any], made: _Descriptors, trees: list[int]
+    ) -> None:
+        """From here on there is no giving up: what is attached gets recorded."""
+        self._intend([plan.path for plan in placing.plans], report["depths"], placing.request["operation"])
+        for number, tree in enumerate(trees):
+            await self.agent.call("attach", [tree, made[f"place{number}"]])
+            placing.attached = number + 1
+        if not placing.decided.is_kernel and placing.served.server is None:
+            await self._let_serve(placing, made)
+        await placer.channel.send({"attached": True})
+        with answering(placing.doing, _PLACE_SECONDS, "see `viewfs log`"):
+            attached, _none = await placer.answer(placing.doing)
+        if not placing.decided.shows_others:
+            placing.served.device = attached["device"]
+
+    async def _let_serve(self, placing: _Placing, made: _Descriptors) -> None:
+        """Give the server its /dev/fuse descriptor, and keep what is ours of it."""
+        served, opened = placing.served, placing.opened
+        served.fuse_fd = made.take("fuse")
+        try:
+            await placing.worker.channel.send({"serve": True}, [served.fuse_fd])
+        except trio.BrokenResourceError:
+            raise ViewfsError("the server has gone away before it began", remedy="see `viewfs log`") from None
+        served.server = placing.worker.child
+        served.patience.begin(trio.current_time())
+        served.counters = Counters(opened.take("counters"))
+        if "control" in opened:
+            served.control_fd = opened.take("control")
+        served.for_successor = {name: opened.take(name) for name in FOR_SUCCESSOR if name in opened}
+
+    def _record(self, placing: _Placing, snapshot: int) -> Mount:
+        """What is attached is a mount of the view from now on, and `snapshot` shows how that was before."""
+        request, decided, served = placing.request, placing.decided, placing.served
         self.history.keep_snapshot(snapshot)
         mount = self.history.epochs.mount(
-            plans[0].path,
+            placing.plans[0].path,
             decided.type,
             decided.source,
             made_from=self.history.mount_on_device(decided.device),
             uses_view=decided.uses_view,
-            also=tuple(plan.path for plan in plans[1:]),
+            also=tuple(plan.path for plan in placing.plans[1:]),
             time_ns=time.time_ns(),
             operation=request["operation"],
         )
         served.request = request | {"type": decided.type, "code": request["type"] or decided.type, "path": decided.path}
         self.history.served[mount.made_in] = served
-        for plan in plans:
+        for plan in placing.plans:
             self._scaffold.add(mount.made_in, plan)
         self.history.free()
         self.servers.watch(mount, served)
@@ -304,26 +342,12 @@ class View:
         except (ViewfsError, trio.BrokenResourceError) as error:
             self._log(f"what was mounted on {', '.join(paths)} is still there: {error}")
 
-    def _adopt_mirrors(self, placed: dict[str, Any], rest: _Descriptors) -> None:
+    def _adopt_mirrors(self, report: dict[str, Any], made: _Descriptors) -> None:
         """Keep what it takes to add names to directories that are served from now on."""
-        for number, directory in enumerate(placed["mirrors"]):
-            self._mirrors[directory] = rest.take(f"control{number}")
-        names = [name for name in placed["rest"] if name.startswith("server")]
-        self._mirror_servers.update(pid_of(rest[name]) for name in names)
-
-    async def _let_serve(self, worker: WorkerProcess, served: ServedMount, fuse_fd: int, opened: _Descriptors) -> None:
-        """Give the server its /dev/fuse descriptor, and keep what is ours of it."""
-        served.fuse_fd = fuse_fd
-        try:
-            await worker.channel.send({"serve": True}, [fuse_fd])
-        except trio.BrokenResourceError:
-            raise ViewfsError("the server has gone away before it began", remedy="see `viewfs log`") from None
-        served.server = worker.child
-        served.patience.begin(trio.current_time())
-        served.counters = Counters(opened.take("counters"))
-        if "control" in opened:
-            served.control_fd = opened.take("control")
-        served.for_successor = {name: opened.take(name) for name in FOR_SUCCESSOR if name in opened}
+        for number, directory in enumerate(report["mirrors"]):
+            self._mirrors[directory] = made.take(f"control{number}")
+        servers = [name for name in report["descriptors"] if name.startswith("server")]
+        self._mirror_servers.update(pid_of(made[name]) for name in servers)
 
     async def cover(self, request: dict[str, Any]) -> tuple[Mount, list[str]]:
         """Make a tree copy-on-write; also what there was to say. Raises `ViewfsError`, nothing having changed."""
@@ -363,7 +387,8 @@ class View:
             # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for.
             # And a device can be unplugged while programs have it open.
             served = self.history.served[mount.made_in]
-            lazy = lazy or force or mount.type in _SHOWS_OTHERS or served.control_fd is not None
+            shows_others = served.decided is not None and served.decided.shows_others
+            lazy = lazy or force or shows_others or served.control_fd is not None
             paths: Sequence[str] = mount.paths
             if (covered := self.layers.trees.get(mount.made_in)) is not None:
                 paths = covered.roots

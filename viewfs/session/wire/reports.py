@@ -39,6 +39,8 @@ class Decided:
     has_devices: bool = False
     #: Its code is in the agent's memory: reading it from the view could mean waiting for a server that is dead.
     is_built_in: bool = True
+    #: What it shows are superblocks of other mounts, so that its device says nothing about it.
+    shows_others: bool = False
     #: st_dev of the source.
     device: int | None = None
     #: Which file the source is (`records.identity_of`).
