@@ -312,7 +312,8 @@ class _Agent:
         import viewfs.modules.formats.ext.module
         import viewfs.modules.formats.squashfs.module
         import viewfs.modules.trees.hello
-        import viewfs.session.agent.worker  # noqa: F401
+        import viewfs.session.agent.placing
+        import viewfs.session.agent.serving  # noqa: F401
 
         return {}, []
 

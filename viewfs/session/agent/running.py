@@ -1,4 +1,21 @@
-"""Running a worker: finding what it does, importing no more than that, and saying how it went."""
+"""Running a worker: what the agent's forked children do, each a step of a change of the view, which can hang or die
+alone.
+
+A mount takes two of them, so that none has both the privilege to mount and bytes that somebody else wrote. The *server*
+(`serving`) opens the source, shuts itself in, and only then looks at what it was given. (Where the type has to be found
+from the content, a sealed child looks before.) The *placer* (`placing`) takes the snapshot that becomes the epoch, and
+makes the mount point, and the FUSE mount for a root of the kind that the server found; it reads nothing but paths. The
+agent attaches the one to the other.
+
+    server                     supervisor                    placer
+    open ─────────────────────▶ decided: type, path, …
+    confine, look ────────────▶ found: root mode, …
+                               place, root mode  ──────────▶ snapshot, mount point, /dev/fuse, fsmount
+                               fuse, mount, place descriptors ◀─┘
+    serve ◀── fuse descriptor  (agent: attach)
+
+Every worker speaks over a channel of its own to the supervisor, and ends when the channel does.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +33,13 @@ __all__ = ["LIGHT", "run_worker"]
 Worker = Callable[[Channel, dict[str, Any], list[int]], None]
 #: Kind of worker → where it is.
 _WORKERS = {
-    "mount": "viewfs.session.agent.worker:mount",
-    "resume": "viewfs.session.agent.worker:resume",
-    "place": "viewfs.session.agent.worker:place",
+    "mount": "viewfs.session.agent.serving:mount",
+    "resume": "viewfs.session.agent.serving:resume",
+    "place": "viewfs.session.agent.placing:place",
     "root_name": "viewfs.session.agent.mirror_server:show_in_root",
-    "unmount": "viewfs.session.agent.worker:unmount",
-    "survey": "viewfs.session.agent.worker:survey",
-    "tidy": "viewfs.session.agent.worker:tidy",
+    "unmount": "viewfs.session.agent.placing:unmount",
+    "survey": "viewfs.session.agent.placing:survey",
+    "tidy": "viewfs.session.agent.placing:tidy",
     "cover": "viewfs.session.agent.cow:cover",
     "show_state": "viewfs.session.agent.cow:show_state",
 }
