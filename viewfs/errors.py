@@ -18,6 +18,7 @@ __all__ = [
     "UsageError",
     "ViewfsError",
     "explain_os_error",
+    "os_error",
     "printable",
 ]
 
@@ -30,6 +31,11 @@ def printable(text: str) -> str:
     """A text from elsewhere as a terminal may have it: no control characters, and not without end."""
     return "".join(each if each.isprintable() or "\udc80" <= each <= "\udcff" else "\N{REPLACEMENT CHARACTER}"
                    for each in text[:_TEXT_MAX])  # fmt: skip
+
+
+def os_error(number: int) -> OSError:
+    """The error that errno `number` stands for, of the class that Python has for it."""
+    return OSError(number, os.strerror(number))
 
 
 class ViewfsError(Exception):

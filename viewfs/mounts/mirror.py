@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from viewfs.errors import os_error
 from viewfs.linux.files import Rename, fallocate, pwrite_at, renameat2
 from viewfs.linux.ids import known_ids
 from viewfs.modules.api import (
@@ -49,10 +50,6 @@ _NODE = struct.Struct("<QQQ")
 _OPENED = struct.Struct("<QI")
 #: Under this number, over which names something is bound.
 _NAMES = InodeNumber((1 << 62) - 1)
-
-
-def _failed(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
 
 
 @dataclass
@@ -155,13 +152,13 @@ class MirrorFileSystem(LastingFileSystem):
         try:
             return self._nodes[inode]
         except KeyError:
-            raise _failed(errno.ESTALE) from None
+            raise os_error(errno.ESTALE) from None
 
     def _host(self, inode: InodeNumber) -> int:
         """The descriptor of a file of the host. Raises EROFS for the view's own names, in which there is nothing."""
         node = self._node(inode)
         if node.fd == -1:
-            raise _failed(errno.EROFS)
+            raise os_error(errno.EROFS)
         if node.fd == _CLOSED:
             self._reopen(node)
         elif inode != ROOT_INODE:
@@ -175,11 +172,11 @@ class MirrorFileSystem(LastingFileSystem):
         try:
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._host(directory))
         except FileNotFoundError:
-            raise _failed(errno.ESTALE) from None
+            raise os_error(errno.ESTALE) from None
         status = os.fstat(fd)
         if (status.st_dev, status.st_ino) != node.key:
             os.close(fd)
-            raise _failed(errno.ESTALE)
+            raise os_error(errno.ESTALE)
         self._keep_open(node, fd)
 
     def _keep_open(self, node: _Node, fd: int) -> None:
@@ -200,7 +197,7 @@ class MirrorFileSystem(LastingFileSystem):
 
     def _check_not_own(self, directory: InodeNumber, name: bytes, number: int = errno.EBUSY) -> None:
         if self._is_own(directory, name):
-            raise _failed(number)
+            raise os_error(number)
 
     def _remember(self, key: tuple[int, int] | bytes, fd: int, place: tuple[InodeNumber, bytes] | None) -> _Node:
         node = self._known.get(key)
@@ -328,7 +325,7 @@ class MirrorFileSystem(LastingFileSystem):
     def _made(self, directory: InodeNumber, name: bytes) -> Attributes:
         found = self._find(directory, name)
         if found is None:
-            raise _failed(errno.EIO)
+            raise os_error(errno.EIO)
         return found
 
     def create(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
@@ -413,7 +410,7 @@ class MirrorFileSystem(LastingFileSystem):
 
     def setxattr(self, inode: InodeNumber, name: bytes, value: bytes) -> None:
         if not name.startswith(b"user."):
-            raise _failed(errno.ENOTSUP)
+            raise os_error(errno.ENOTSUP)
         os.setxattr(self._place(inode), name, value)
 
     def removexattr(self, inode: InodeNumber, name: bytes) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from viewfs.cow.commit.journal import Operation, Planned, Staged, Step
 from viewfs.cow.compare.trees import Entry, Tree, join, split
 from viewfs.cow.copying import decode_attributes, remove_tree, set_attributes
+from viewfs.errors import os_error
 from viewfs.linux.files import Rename, renameat2
 
 __all__ = ["THEIRS", "Applied", "apply", "as_planned", "fingerprint", "give_up", "planned", "theirs_name"]
@@ -264,7 +265,7 @@ class _Place:
                 if _inode(self._parent, name) is None:
                     self._rename(aside, name, Rename.NONE)
                     return name
-        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        raise os_error(errno.EEXIST)
 
     def _rename(self, old: bytes, new: bytes, flags: Rename) -> None:
         renameat2(self._parent, old, self._parent, new, flags)

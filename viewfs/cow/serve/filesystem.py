@@ -22,7 +22,8 @@ from viewfs.cow.copying import copy_content, copy_node
 from viewfs.cow.layer.workdir import WorkDirectory
 from viewfs.cow.serve.merged import KEPT_SECONDS, MergedTree, OwnerOf
 from viewfs.cow.serve.naming import CowNames, parent_of
-from viewfs.cow.serve.nodes import Handle, HandleRecord, Node, failed
+from viewfs.cow.serve.nodes import Handle, HandleRecord, Node
+from viewfs.errors import os_error
 from viewfs.modules.api import (
     Attributes,
     DirectoryEntry,
@@ -78,7 +79,7 @@ class CowFileSystem(CowNames):
     @property
     def _work(self) -> WorkDirectory:
         if self._work_directory is None:
-            raise failed(errno.EROFS)
+            raise os_error(errno.EROFS)
         return self._work_directory
 
     # -- reading
@@ -99,7 +100,7 @@ class CowFileSystem(CowNames):
             handle = node.handles[0]
             return self._tree.attributes(node, os.fstat(handle.fd), is_upper=handle.is_upper)
         if node.last is None:
-            raise failed(errno.ESTALE)
+            raise os_error(errno.ESTALE)
         return self._tree.attributes(node, node.last, is_upper=True)
 
     def keeps(self, inode: InodeNumber) -> bool:
@@ -148,7 +149,7 @@ class CowFileSystem(CowNames):
         """The directory that it is in is in the upper directory."""
         entry = self._lower.entry(path)
         if entry is None:
-            raise failed(errno.ESTALE)
+            raise os_error(errno.ESTALE)
         # Lists that name somebody who has no number here could not be set; a commit leaves those outside as they are.
         uid, gid = self._tree.shown_owner(self._tree.lower_status(node.parent, path), entry)
         entry = entry._replace(xattrs=tuple(entry.without_acls()), has_acls=False, uid=uid, gid=gid)
@@ -184,7 +185,7 @@ class CowFileSystem(CowNames):
         """A descriptor of a file that has no name any more, and that is not the lower tree's: who changes it changes a
         copy. Raises ESTALE if nobody has it open."""
         if not node.handles:
-            raise failed(errno.ESTALE)
+            raise os_error(errno.ESTALE)
         if not node.handles[0].is_upper:
             fd, lower = self._work.make_held(node.number), node.handles[0].fd
             self._is_held(node, held=True)
@@ -229,7 +230,7 @@ class CowFileSystem(CowNames):
         elif node.handles:
             here, mode = node.handles[0].fd, os.O_RDONLY
         else:
-            raise failed(errno.ESTALE)
+            raise os_error(errno.ESTALE)
         fd = os.open(f"/proc/self/fd/{here}", mode | os.O_CLOEXEC)
         opened = Handle(node, fd, is_upper=node.handles[0].is_upper, flags=mode & ~os.O_TRUNC)
         if (unopened := self._unopened.pop(node.number, None)) is not None:
@@ -270,7 +271,7 @@ class CowFileSystem(CowNames):
         node = self._tree.node(inode)
         if node.is_gone:
             if not node.handles:
-                raise failed(errno.ESTALE)
+                raise os_error(errno.ESTALE)
             return self._own_of_gone(node) if changes else node.handles[0].fd
         if changes:
             return self._tree.in_upper.place(self._copy_up(node))
@@ -295,13 +296,13 @@ class CowFileSystem(CowNames):
 
     def setxattr(self, inode: InodeNumber, name: bytes, value: bytes) -> None:
         if not _is_own(name):
-            raise failed(errno.ENOTSUP)
+            raise os_error(errno.ENOTSUP)
         place = self._place_of(inode, changes=True)
         os.setxattr(place, name, value, follow_symlinks=isinstance(place, int))
 
     def removexattr(self, inode: InodeNumber, name: bytes) -> None:
         if not _is_own(name):
-            raise failed(errno.ENODATA)
+            raise os_error(errno.ENODATA)
         place = self._place_of(inode, changes=True)
         os.removexattr(place, name, follow_symlinks=isinstance(place, int))
 
@@ -345,7 +346,7 @@ class CowFileSystem(CowNames):
         elif node.lower_path is not None:
             path, is_upper = node.lower_path, False
         else:
-            raise failed(errno.ESTALE)
+            raise os_error(errno.ESTALE)
         if not is_upper and path in self._tree.stand_ins:
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), False
         return (self._tree.in_upper if is_upper else self._tree.in_lower).open(path, flags), is_upper

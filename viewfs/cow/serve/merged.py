@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 from viewfs.cow.compare.trees import GONE, Entry, Tree, join
-from viewfs.cow.serve.nodes import Node, NodeRecord, failed
+from viewfs.cow.serve.nodes import Node, NodeRecord
+from viewfs.errors import os_error
 from viewfs.modules.api import ROOT_INODE, Attributes, DirectoryEntry, Identities, InodeNumber
 from viewfs.mounts.overlay import OPAQUE, WHITEOUT
 
@@ -89,7 +90,7 @@ class OpenDirectories:
         directory, _slash, name = path.rpartition(b"/")
         fd = self.get(directory)
         if fd is None:
-            raise failed(errno.ENOENT)
+            raise os_error(errno.ENOENT)
         return b"/proc/self/fd/%d/%s" % (fd, name or b".")
 
     def open(self, path: bytes, flags: int) -> int:
@@ -97,7 +98,7 @@ class OpenDirectories:
         directory, _slash, name = path.rpartition(b"/")
         fd = self.get(directory)
         if fd is None:
-            raise failed(errno.ENOENT)
+            raise os_error(errno.ENOENT)
         return os.open(name or b".", flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
 
     def forget(self, path: bytes = b"") -> None:
@@ -146,7 +147,7 @@ class MergedTree:
         try:
             return self._nodes[inode]
         except KeyError:
-            raise failed(errno.ESTALE) from None
+            raise os_error(errno.ESTALE) from None
 
     def child(self, parent: Node, name: bytes) -> Node:
         """The node of a name, which is made if need be."""
@@ -329,11 +330,11 @@ class MergedTree:
         upper = self.in_upper.status(path)
         if upper is not None:
             if self.is_whiteout(path, upper):
-                raise failed(errno.ENOENT)
+                raise os_error(errno.ENOENT)
             return upper, True
         lower = self.lower_status(node.parent, path)
         if lower is None:
-            raise failed(errno.ENOENT)
+            raise os_error(errno.ENOENT)
         return lower, False
 
     def look_up(self, parent: Node, name: bytes) -> Attributes | None:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from viewfs.cow.compare.trees import Tree, join
 from viewfs.cow.layer.workdir import WorkDirectory, hide_lower, status_of
 from viewfs.cow.serve.merged import MergedTree
-from viewfs.cow.serve.nodes import Handle, Node, failed
+from viewfs.cow.serve.nodes import Handle, Node
+from viewfs.errors import os_error
 from viewfs.linux.files import Rename, renameat2
 from viewfs.modules.api import Attributes, Identities, InodeNumber
 from viewfs.modules.api.lasting import LastingFileSystem
@@ -58,11 +59,11 @@ class CowNames(LastingFileSystem):
         """
         parent = self._tree.node(directory)
         if parent.is_gone:
-            raise failed(errno.ENOENT)
+            raise os_error(errno.ENOENT)
         path = join(self._copy_up(parent), name)
         upper, lower = self._tree.in_upper.status(path), self._tree.lower_status(parent, path)
         if (upper is not None and not self._tree.is_whiteout(path, upper)) or (upper is None and lower is not None):
-            raise failed(errno.EEXIST)
+            raise os_error(errno.EEXIST)
         with parent_of(self._upper, path) as (fd, _name):
             above = os.fstat(fd)
 
@@ -80,7 +81,7 @@ class CowNames(LastingFileSystem):
         self._tree.in_upper.forget(path)
         found = self._tree.look_up(parent, name)
         if found is None:
-            raise failed(errno.EIO)
+            raise os_error(errno.EIO)
         return found
 
     def _give(self, place: int, name: bytes, above: os.stat_result, owner: tuple[int, int] | None) -> None:
@@ -105,7 +106,7 @@ class CowNames(LastingFileSystem):
 
     def create(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            raise failed(errno.EPERM)
+            raise os_error(errno.EPERM)
         return self._make(directory, name, lambda place, new: os.mknod(new, mode, dir_fd=place), (uid, gid))
 
     def mkdir(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
@@ -179,11 +180,11 @@ class CowNames(LastingFileSystem):
             self._tree.unname(parent, name)
             raise
         if stat.S_ISDIR(status.st_mode) != directory:
-            raise failed(errno.ENOTDIR if directory else errno.EISDIR)
+            raise os_error(errno.ENOTDIR if directory else errno.EISDIR)
         if directory:
             self._tree.look_up(parent, name)
             if self._tree.names(node):
-                raise failed(errno.ENOTEMPTY)
+                raise os_error(errno.ENOTEMPTY)
         path = join(parent.path, name)
         self._copy_up(parent)
         hidden = self._tree.lower_status(parent, path) is not None
@@ -206,11 +207,11 @@ class CowNames(LastingFileSystem):
     def _movable(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
         """What is to be renamed. Raises ENOENT; EXDEV for a directory of which the lower tree has something."""
         if self._tree.look_up(parent, name) is None:
-            raise failed(errno.ENOENT)
+            raise os_error(errno.ENOENT)
         node = self._tree.child(parent, name)
         status, is_upper = self._tree.found(node)
         if stat.S_ISDIR(status.st_mode) and (not is_upper or node.merged):
-            raise failed(errno.EXDEV)
+            raise os_error(errno.EXDEV)
         return node, status
 
     def rename(
@@ -221,7 +222,7 @@ class CowNames(LastingFileSystem):
             self._exchange(parent, name, target_parent, new_name)
             return
         if flags & ~Rename.NOREPLACE:
-            raise failed(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         node, status = self._movable(parent, name)
         is_directory = stat.S_ISDIR(status.st_mode)
         existing = self._tree.look_up(target_parent, new_name)
@@ -229,12 +230,12 @@ class CowNames(LastingFileSystem):
         other: Node | None = None
         if existing is not None:
             if flags & Rename.NOREPLACE:
-                raise failed(errno.EEXIST)
+                raise os_error(errno.EEXIST)
             other = self._tree.child(target_parent, new_name)
             if stat.S_ISDIR(existing.mode) != is_directory:
-                raise failed(errno.EISDIR if not is_directory else errno.ENOTDIR)
+                raise os_error(errno.EISDIR if not is_directory else errno.ENOTDIR)
             if is_directory and self._tree.names(other):
-                raise failed(errno.ENOTEMPTY)
+                raise os_error(errno.ENOTEMPTY)
             replaced = self._tree.found(other)[0]
         self._copy_up(node)
         path = join(parent.path, name)

@@ -13,16 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from viewfs.errors import os_error
 from viewfs.linux.files import fallocate, pwrite_at
 from viewfs.modules.api import ROOT_INODE, InodeNumber
 from viewfs.modules.api.lasting import LastingFile
 
-__all__ = ["Handle", "HandleRecord", "Node", "NodeRecord", "failed"]
-
-
-def failed(number: int) -> OSError:
-    """The error of that number."""
-    return OSError(number, os.strerror(number))
+__all__ = ["Handle", "HandleRecord", "Node", "NodeRecord"]
 
 
 #: Flags, linked, length of the path in the lower tree (-1: none); then perhaps what it was (`_pack_status`), and its
@@ -162,7 +158,7 @@ class Node:
             here, name = here.places[0]
             names.append(name)
         if here.number != ROOT_INODE:
-            raise failed(errno.ESTALE)
+            raise os_error(errno.ESTALE)
         return b"/".join(reversed(names))
 
 

@@ -14,11 +14,11 @@ traceback and becomes EIO for that one call.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, NewType, Protocol, TypeAlias, TypeVar
 
+from viewfs.errors import os_error
 from viewfs.modules.api.kept import Kept
 from viewfs.modules.api.options import Option
 
@@ -142,11 +142,11 @@ class OpenFile:
     keep_cache: bool = False
 
     def read(self, offset: int, size: int) -> Answer[bytes]:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        raise os_error(errno.EBADF)
 
     def write(self, offset: int, data: bytes) -> Answer[int]:
         """Returns how many bytes were taken."""
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        raise os_error(errno.EBADF)
 
     def write_at(self, offset: int, data: bytes) -> Answer[int]:
         """The same, and never appended, though the file be open for that: a page of a mapping (mmap(2))."""
@@ -157,15 +157,15 @@ class OpenFile:
 
         Where it isn't implemented the kernel takes all of a file for data.
         """
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise os_error(errno.ENOSYS)
 
     def fallocate(self, mode: int, offset: int, length: int) -> Answer[None]:
         """Reserve room, make a hole, or what else fallocate(2) has a `mode` for."""
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise os_error(errno.ENOSYS)
 
     def get_flags(self) -> Answer[int]:
         """FS_IOC_GETFLAGS of ioctl_iflags(2): what lsattr(1) shows."""
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        raise os_error(errno.ENOTTY)
 
     def flush(self) -> Answer[None]:
         """A descriptor is closed; an error here is what close(2) returns."""
@@ -181,7 +181,7 @@ class OpenFile:
 
 
 def _unsupported() -> OSError:
-    return OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    return os_error(errno.ENOSYS)
 
 
 class CacheCounts(Protocol):
@@ -295,7 +295,7 @@ class WritableFileSystem(FileSystem):
 
     def tmpfile(self, directory: InodeNumber, mode: int, uid: int, gid: int) -> Answer[Attributes]:
         """Make a regular file without a name (open(2), O_TMPFILE), which `link` may give one."""
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise os_error(errno.EOPNOTSUPP)
 
     def fsyncdir(self, directory: InodeNumber) -> Answer[None]:
         """The names in a directory are to survive the machine (fsync(2) of a directory)."""
@@ -306,10 +306,10 @@ class WritableFileSystem(FileSystem):
         raise _unsupported()
 
     def setxattr(self, inode: InodeNumber, name: bytes, value: bytes) -> Answer[None]:
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        raise os_error(errno.ENOTSUP)
 
     def removexattr(self, inode: InodeNumber, name: bytes) -> Answer[None]:
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        raise os_error(errno.ENOTSUP)
 
     def keeps(self, inode: InodeNumber) -> bool:
         """Is it changed through this mount only? Then the kernel may keep its attributes and its name, and of a

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from enum import IntFlag
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from viewfs.errors import os_error
 from viewfs.linux.process import process_vm_readv, process_vm_writev, thread_group_of
 from viewfs.modules.api import Answer, Buffer, Module, Mounting
 from viewfs.modules.api.ioctls import IoctlHandler, handlers_of
@@ -57,10 +58,6 @@ READABLE = PollEvents.IN | PollEvents.RDNORM
 WRITABLE = PollEvents.OUT | PollEvents.WRNORM
 
 
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
-
-
 class CallerMemory:
     """The memory of the process that waits for an answer: for the pointers in an ioctl's structure.
 
@@ -78,9 +75,9 @@ class CallerMemory:
         if self._call.is_over:
             raise RuntimeError("the caller has its answer; its memory is its own again")
         if size < 0 or size > self.LIMIT:
-            raise _error(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         if size and (address <= 0 or address + size > 1 << 64):
-            raise _error(errno.EFAULT)
+            raise os_error(errno.EFAULT)
 
     def read(self, address: int, size: int) -> bytearray:
         """`size` bytes at `address`. Raises OSError: EFAULT if not all of it is there."""
@@ -106,7 +103,7 @@ class CallerMemory:
             transfer(self._call.tid, address, what)
         except (PermissionError, ProcessLookupError) as error:
             # A program that keeps everybody out of its memory, or that no process number of ours stands for.
-            raise _error(errno.EFAULT) from error
+            raise os_error(errno.EFAULT) from error
 
 
 class Call:
@@ -219,11 +216,11 @@ class DeviceFile:
 
     def read(self, call: Call, size: int) -> Answer[Buffer]:
         """Up to `size` bytes; none is the end. Raises OSError."""
-        raise _error(errno.EINVAL)
+        raise os_error(errno.EINVAL)
 
     def write(self, call: Call, data: bytes) -> Answer[int]:
         """How many of the bytes were taken. Raises OSError."""
-        raise _error(errno.EINVAL)
+        raise os_error(errno.EINVAL)
 
     def poll(self) -> PollEvents:
         """What would not have to wait now. `CharDevice.changed` says that this may have changed."""
@@ -276,7 +273,7 @@ class CharDevice:
     def reopen(self, call: Call, remembered: Mapping[int, bytes]) -> DeviceFile:
         """A file that is open since a server before this one: with which flags `call` says, and what it remembers by
         number. Raises OSError if it can't go on, whose calls then are ENODEV until it is opened again."""
-        raise _error(errno.ENODEV)
+        raise os_error(errno.ENODEV)
 
     async def run(self) -> None:
         """What goes on while nobody calls: override it for a device that becomes ready by itself. It is cancelled
@@ -299,7 +296,7 @@ class CharDevice:
         if ready():
             return act()
         if call.nonblocking:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise os_error(errno.EAGAIN)
         return self._act_later(ready, act)
 
     async def _act_later(self, ready: Callable[[], bool], act: Callable[[], T]) -> T:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Answer, Attributes, InodeNumber, OpenFile, WritableFileSystem
 
 __all__ = ["LastingFile", "LastingFileSystem", "LostFile"]
@@ -30,16 +30,16 @@ class LostFile(LastingFile):
         return self._what
 
     def read(self, offset: int, size: int) -> bytes:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise os_error(errno.ESTALE)
 
     def write(self, offset: int, data: bytes) -> int:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise os_error(errno.ESTALE)
 
     def lseek(self, offset: int, whence: int) -> int:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise os_error(errno.ESTALE)
 
     def fsync(self, *, data_only: bool) -> None:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise os_error(errno.ESTALE)
 
 
 class LastingFileSystem(WritableFileSystem):

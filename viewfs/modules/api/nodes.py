@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Answer, Attributes, DirectoryEntry, FileSystem, InodeNumber, OpenFile
 
 __all__ = ["ComputedFile", "Directory", "Link", "Node", "NodeFileSystem", "computed_file"]
@@ -95,12 +96,12 @@ class NodeFileSystem(FileSystem):
         try:
             return self._nodes[inode]
         except KeyError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+            raise os_error(errno.ESTALE) from None
 
     def _directory(self, inode: InodeNumber) -> Directory:
         node = self._node(inode)
         if not isinstance(node, Directory):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise os_error(errno.ENOTDIR)
         return node
 
     def _number(self, parent: InodeNumber, name: str, node: Node) -> InodeNumber:
@@ -136,13 +137,13 @@ class NodeFileSystem(FileSystem):
     def readlink(self, inode: InodeNumber) -> bytes:
         node = self._node(inode)
         if not isinstance(node, Link):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise os_error(errno.EINVAL)
         return node.target
 
     def open(self, inode: InodeNumber, flags: int) -> Answer[OpenFile | None]:
         node = self._node(inode)
         if not isinstance(node, ComputedFile):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise os_error(errno.EISDIR)
         value = node.content()
         return _open_later(value) if isinstance(value, Awaitable) else _Opened(value)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Mapping
 from typing import Any
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Buffer, Mounting
 from viewfs.modules.api.device import Call, CharDevice, DeviceFile, DeviceModule
 
@@ -30,7 +30,7 @@ class _ZeroFile(_NullFile):
 
 class _FullFile(_ZeroFile):
     def write(self, call: Call, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise os_error(errno.ENOSPC)
 
 
 class _Constant(CharDevice):

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Protocol
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Buffer
 from viewfs.modules.api.device import Call, CharDevice, DeviceFile
 from viewfs.modules.api.ioctls import _IOR, ioctl
@@ -85,7 +86,7 @@ class _File(DeviceFile):
     def write(self, call: Call, data: bytes) -> int:
         room = self.device.size - call.offset
         if room <= 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise os_error(errno.ENOSPC)
         return self.device.sectors.write(call.offset, data[:room])
 
     def fsync(self, call: Call, *, data_only: bool) -> None:
@@ -111,7 +112,7 @@ class Disk(CharDevice):
 
     def open(self, call: Call) -> DeviceFile:
         if call.flags & os.O_ACCMODE != os.O_RDONLY and not self.sectors.writable:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            raise os_error(errno.EROFS)
         return _File(self, call)
 
     def reopen(self, call: Call, remembered: Mapping[int, bytes]) -> DeviceFile:

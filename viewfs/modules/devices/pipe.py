@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from viewfs.errors import UsageError
+from viewfs.errors import UsageError, os_error
 from viewfs.modules.api import Answer, Mounting
 from viewfs.modules.api.device import READABLE, WRITABLE, Call, CharDevice, DeviceFile, DeviceModule, PollEvents
 from viewfs.modules.api.kept import Kept
@@ -77,7 +77,7 @@ class _File(DeviceFile):
         if not call.nonblocking:
             return self._put_all(call, data)
         if not room or len(data) <= _ATOMIC:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise os_error(errno.EAGAIN)
         return self._put(data[:room])
 
     def _put(self, data: bytes) -> int:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Mounting
 from viewfs.modules.api.device import Call, CharDevice, DeviceFile, DeviceModule
 from viewfs.modules.api.kept import Kept
@@ -43,7 +44,7 @@ class _File(DeviceFile):
         length = kept.registers[_LENGTH]
         taken = data[: len(kept.memory) - length]
         if not taken:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise os_error(errno.ENOSPC)
         kept.memory[length : length + len(taken)] = taken
         kept.registers[_LENGTH] = length + len(taken)
         return len(taken)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 from viewfs.modules.api import Answer, Buffer, FileRange
 
-__all__ = ["Body", "as_bytes", "as_pieces", "done", "error", "finish_later", "then"]
+__all__ = ["Body", "as_bytes", "as_pieces", "done", "finish_later", "then"]
 
 T = TypeVar("T")
 #: A reply's body, perhaps in pieces; None where the protocol wants no reply at all.
 Body = bytes | list[Buffer | FileRange] | None
-
-
-def error(number: int) -> OSError:
-    """The error of that number, to raise."""
-    return OSError(number, os.strerror(number))
 
 
 def then(answer: Answer[T], finish: Callable[[T], Body]) -> Answer[Body]:

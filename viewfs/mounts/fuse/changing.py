@@ -8,9 +8,10 @@ import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Answer, Attributes, FileSystem, InodeNumber, OpenFile, WritableFileSystem
 from viewfs.mounts.fuse import protocol
-from viewfs.mounts.fuse.answers import Body, done, error, then
+from viewfs.mounts.fuse.answers import Body, done, then
 from viewfs.mounts.fuse.protocol import Opcode, Request, SetAttr
 
 __all__ = ["Changing"]
@@ -68,13 +69,13 @@ class Changing:
     def _lseek(self, request: Request) -> Answer[Body]:
         handle, offset, whence = request.fields[:3]
         if not handle:
-            raise error(errno.ENOSYS)  # the kernel then takes all of it for data
+            raise os_error(errno.ENOSYS)  # the kernel then takes all of it for data
         return then(self._open_file(handle).lseek(offset, whence), protocol.encode_position)
 
     def _fallocate(self, request: Request) -> Answer[Body]:
         handle, offset, length, mode = request.fields[:4]
         if not handle:
-            raise error(errno.ENOSYS)
+            raise os_error(errno.ENOSYS)
         return then(self._open_file(handle).fallocate(mode, offset, length), done)
 
     def _fsyncdir(self, request: Request) -> Answer[Body]:
@@ -84,7 +85,7 @@ class Changing:
         """FS_IOC_GETFLAGS alone, whose argument is said to be a long and is an int."""
         handle, _flags, command = request.fields[:3]
         if command not in (_GETFLAGS, _GETFLAGS_32) or not handle:
-            raise error(errno.ENOTTY)
+            raise os_error(errno.ENOTTY)
         return then(
             self._open_file(handle).get_flags(), lambda flags: protocol.encode_ioctl(0, flags.to_bytes(4, "little"))
         )
@@ -92,7 +93,7 @@ class Changing:
     @property
     def _changes(self) -> WritableFileSystem:
         if self._writable is None:
-            raise error(errno.EROFS)
+            raise os_error(errno.EROFS)
         return self._writable
 
     def _setattr(self, request: Request) -> Answer[Body]:
@@ -180,9 +181,9 @@ class Changing:
 
         def check(there: bytes | None) -> None:
             if there is not None and flags & os.XATTR_CREATE:
-                raise error(errno.EEXIST)
+                raise os_error(errno.EEXIST)
             if there is None and flags & os.XATTR_REPLACE:
-                raise error(errno.ENODATA)
+                raise os_error(errno.ENODATA)
 
         found = file_system.getxattr(inode, name)
         if not isinstance(found, Awaitable):

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Answer, Attributes, Buffer, DirectoryEntry, FileRange, FileSystemStatistics, InodeNumber
 from viewfs.modules.api.device import Call, CharDevice, DeviceFile, PollEvents
 from viewfs.modules.api.ioctls import is_read, is_written
@@ -41,10 +42,6 @@ _MAX_TRANSFER = 1 << 20
 _NOW = (0, 0)
 #: What is answered though the device is gone.
 _WITHOUT_DEVICE = frozenset({Opcode.RELEASE, Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.DESTROY})
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
 
 
 @dataclass
@@ -122,11 +119,11 @@ class DeviceOperations:
         """The body of the reply, or a promise of it. Raises OSError; whatever a device raises comes out."""
         handler = self._handlers.get(request.opcode)
         if handler is None:
-            raise _error(errno.ENOSYS)
+            raise os_error(errno.ENOSYS)
         if self.withdrawn and request.opcode not in _WITHOUT_DEVICE:
             if request.opcode == Opcode.FLUSH:
                 return b""  # closing is always possible
-            raise _error(errno.ENODEV)
+            raise os_error(errno.ENODEV)
         return handler(request)
 
     def withdraw(self) -> None:
@@ -188,7 +185,7 @@ class DeviceOperations:
         try:
             return self.nodes[InodeNumber(number)]
         except KeyError:
-            raise _error(errno.EISDIR if number == protocol.ROOT_NODE else errno.ESTALE) from None
+            raise os_error(errno.EISDIR if number == protocol.ROOT_NODE else errno.ESTALE) from None
 
     def attributes(self, number: int) -> Attributes:
         """What stat(2) tells of node `number`. Raises OSError."""
@@ -205,7 +202,7 @@ class DeviceOperations:
     def _init(self, request: Request) -> Body:
         major, minor, readahead, flags = request.fields
         if major != protocol.VERSION[0]:
-            raise _error(errno.EPROTO)
+            raise os_error(errno.EPROTO)
         # ATOMIC_O_TRUNC: else open(2) would be followed by a truncation, which waits for the inode's lock.
         wanted = InitFlags.BIG_WRITES | InitFlags.MAX_PAGES | InitFlags.ATOMIC_O_TRUNC
         return protocol.encode_init(
@@ -219,7 +216,7 @@ class DeviceOperations:
     def _lookup(self, request: Request) -> Body:
         number = self._names.get(request.rest.rstrip(b"\0"))
         if number is None or number == protocol.ROOT_NODE:
-            raise _error(errno.ENOENT)
+            raise os_error(errno.ENOENT)
         return protocol.encode_entry(number, self.attributes(number), _NOW)
 
     def _getattr(self, request: Request) -> Body:
@@ -228,7 +225,7 @@ class DeviceOperations:
     def _setattr(self, request: Request) -> Body:
         asked = protocol.SetAttr(request.fields[0] & 0x1FF)
         if asked & (protocol.SetAttr.MODE | protocol.SetAttr.UID | protocol.SetAttr.GID):
-            raise _error(errno.EPERM)
+            raise os_error(errno.EPERM)
         # Truncating and touching a device do nothing, as on other devices.
         return protocol.encode_attributes(self.attributes(request.node), _NOW)
 
@@ -249,7 +246,7 @@ class DeviceOperations:
         try:
             return self.opened[request.fields[0]]
         except KeyError:
-            raise _error(errno.ENODEV) from None
+            raise os_error(errno.ENODEV) from None
 
     def number_handles_from(self, number: int) -> None:
         """Give no open file a smaller number."""
@@ -272,7 +269,7 @@ class DeviceOperations:
         node = self._node(request.node)
         device = node.device
         if device.exclusive and node.opens:
-            raise _error(device.busy)
+            raise os_error(device.busy)
         call = self._call(request, None)
         call.flags = request.fields[0]
         node.opens += 1
@@ -350,14 +347,14 @@ class DeviceOperations:
         file = opened.file
         handler = file.ioctls.get(command)
         if handler is None:
-            raise _error(errno.ENOTTY)
+            raise os_error(errno.ENOTTY)
         method = getattr(file, handler.method)
         given: Any = argument
         if handler.structure is not None:
             given = handler.structure()
             if is_written(command):
                 if len(request.rest) < ctypes.sizeof(given):
-                    raise _error(errno.EINVAL)
+                    raise os_error(errno.EINVAL)
                 ctypes.memmove(ctypes.addressof(given), request.rest, ctypes.sizeof(given))
 
         def finish(result: int | None) -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, cast
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Answer, Buffer, InodeNumber
 from viewfs.modules.api.device import Call, CharDevice, DeviceFile, PollEvents
 from viewfs.modules.api.kept import Kept
@@ -151,7 +152,7 @@ class LastingDevices(DeviceOperations):
         if self._is_again and before is not None and before.answer is not None:
             number, _length = before.answer
             if number:
-                raise OSError(number, os.strerror(number))
+                raise os_error(number)
             return self._last_answer
         _request.set(unique)
         self._step_ends()  # of one that waits in the middle

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from viewfs.errors import os_error
 from viewfs.linux.files import fallocate
 from viewfs.modules.api.kept import memory_file
 
@@ -196,7 +197,7 @@ class FixedLedger(Ledger):
         self._words[_LOG] = begin << 32 | self._end
 
     def _make_room(self, needed: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise os_error(errno.ENOSPC)
 
     def _append(self, record: bytes) -> None:
         if not self._words[_LOG] >> 32 and self._end + len(record) > self._half:

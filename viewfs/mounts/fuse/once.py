@@ -13,11 +13,12 @@ import struct
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
+from viewfs.errors import os_error
 from viewfs.linux.files import Rename
 from viewfs.modules.api import Answer, Attributes, InodeNumber, OpenFile
 from viewfs.modules.api.lasting import LastingFile, LastingFileSystem
 from viewfs.mounts.fuse import protocol
-from viewfs.mounts.fuse.answers import Body, error
+from viewfs.mounts.fuse.answers import Body
 from viewfs.mounts.fuse.ledger import LastRequest, Ledger
 from viewfs.mounts.fuse.operations import Operations
 from viewfs.mounts.fuse.protocol import Opcode, Request
@@ -106,7 +107,7 @@ class LastingOperations(Operations):
                 return self._finish(lambda: self._again(request, before))
             number, body = before.answer
             if number:
-                raise error(number)
+                raise os_error(number)
             return body
         self._ledger.begin(request.unique & ~RESENT, self._end_to_append_to(request))
         return self._finish(lambda: super(LastingOperations, self).dispatch(request))
@@ -137,19 +138,19 @@ class LastingOperations(Operations):
         opcode = request.opcode
         if self._is_append(request):
             if not self._lasting.is_changed_here_only:
-                raise error(errno.EIO)
+                raise os_error(errno.EIO)
             handle, _offset, size = request.fields[:3]
             written = self._open_file(handle).write_at(before.position, request.rest[:size])
             return protocol.encode_size(cast(int, written))
         if opcode == Opcode.RENAME2 and request.fields[1] & Rename.EXCHANGE:
-            raise error(errno.EIO)  # whatever was exchanged would be exchanged back
+            raise os_error(errno.EIO)  # whatever was exchanged would be exchanged back
         try:
             return super().dispatch(request)
         except FileExistsError:
             if opcode in _MAKING:
                 return self._made_already(request)
             if opcode == Opcode.SETXATTR:
-                raise error(errno.EIO) from None
+                raise os_error(errno.EIO) from None
             raise
         except FileNotFoundError:
             if opcode in _REMOVING:
@@ -159,7 +160,7 @@ class LastingOperations(Operations):
             raise
         except OSError as failure:
             if opcode in _XATTRS and failure.errno == errno.ENODATA:
-                raise error(errno.EIO) from None
+                raise os_error(errno.EIO) from None
             raise
 
     def _made_already(self, request: Request) -> Answer[Body]:
@@ -167,14 +168,14 @@ class LastingOperations(Operations):
         source = self._inode(request.fields[0]) if request.opcode == Opcode.LINK else None
         made = cast(Attributes | None, self._lasting.made_already(directory, name, source))
         if made is None:
-            raise error(errno.EIO)
+            raise os_error(errno.EIO)
         return self._open_made(made, request.fields[0]) if request.opcode == Opcode.CREATE else self._entry(made)
 
     def _moved_already(self, request: Request) -> Body:
         name, new_name = request.names()
         directory, new_directory = self._inode(request.node), self._inode(request.fields[0])
         if not self._lasting.moved_already(directory, name, new_directory, new_name):
-            raise error(errno.EIO)
+            raise os_error(errno.EIO)
         return b""
 
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import os
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, cast
 
+from viewfs.errors import os_error
 from viewfs.modules.api import (
     Answer,
     Attributes,
@@ -31,7 +31,7 @@ from viewfs.modules.api import (
 )
 from viewfs.mounts.fuse import protocol
 from viewfs.mounts.fuse.ahead import Ahead
-from viewfs.mounts.fuse.answers import Body, as_bytes, as_pieces, done, error, then
+from viewfs.mounts.fuse.answers import Body, as_bytes, as_pieces, done, then
 from viewfs.mounts.fuse.changing import Changing
 from viewfs.mounts.fuse.dirents import encode_directory
 from viewfs.mounts.fuse.listings import Listing, Listings
@@ -114,7 +114,7 @@ class Operations(Changing):
         """
         handler = self._handlers.get(request.opcode)
         if handler is None:
-            raise error(errno.ENOSYS)
+            raise os_error(errno.ENOSYS)
         return handler(request)
 
     # -- names and numbers
@@ -128,7 +128,7 @@ class Operations(Changing):
 
     def _name(self, name: bytes) -> bytes:
         if len(name) > self._fs.name_max:
-            raise error(errno.ENAMETOOLONG)
+            raise os_error(errno.ENAMETOOLONG)
         return name
 
     def _valid_for(self, inode: InodeNumber) -> tuple[int, int]:
@@ -140,7 +140,7 @@ class Operations(Changing):
             if directory is not None and self._keeps is not None and self._keeps(directory):
                 return protocol.negative_entry((FOREVER, 0))
             if self._valid == (0, 0):
-                raise error(errno.ENOENT)
+                raise os_error(errno.ENOENT)
             return self._no_such_name
         node = self.node(attributes.ino)
         if self._writable is not None:
@@ -155,7 +155,7 @@ class Operations(Changing):
     def _init(self, request: Request) -> Body:
         major, minor, readahead, flags = request.fields
         if major != protocol.VERSION[0]:
-            raise error(errno.EPROTO)
+            raise os_error(errno.EPROTO)
         wanted = InitFlags.ASYNC_READ | InitFlags.BIG_WRITES | InitFlags.DO_READDIRPLUS | InitFlags.MAX_PAGES
         if self._fs.immutable:
             wanted |= InitFlags.PARALLEL_DIROPS | InitFlags.CACHE_SYMLINKS | InitFlags.EXPLICIT_INVAL_DATA
@@ -240,7 +240,7 @@ class Operations(Changing):
         entries = self._fs.readdir(directory, start)
         if isinstance(entries, Awaitable):
             cast(Any, entries).close()
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise os_error(errno.EAGAIN)
         return encode_directory(entries, size, self._valid, self._root, plus=True)
 
     def _statfs(self, _request: Request) -> Answer[Body]:
@@ -254,7 +254,7 @@ class Operations(Changing):
 
         def finish(value: bytes | None) -> bytes:
             if value is None:
-                raise error(errno.ENODATA)
+                raise os_error(errno.ENODATA)
             return protocol.encode_xattr(as_bytes(value), room)
 
         return then(self._fs.getxattr(self._inode(request.node), request.rest.rstrip(b"\0")), finish)
@@ -273,7 +273,7 @@ class Operations(Changing):
         try:
             return self._handles[handle]
         except KeyError:
-            raise error(errno.ESTALE) from None  # one that the server before has opened
+            raise os_error(errno.ESTALE) from None  # one that the server before has opened
 
     def _open(self, request: Request) -> Answer[Body]:
         return then(self._fs.open(self._inode(request.node), request.fields[0]), self._opened)
@@ -311,7 +311,7 @@ class Operations(Changing):
             write = file.write_at if flags & protocol.WRITE_CACHE else file.write
             return then(write(offset, data), protocol.encode_size)
         if self._writable is None:
-            raise error(errno.EROFS)
+            raise os_error(errno.EROFS)
         return then(self._writable.write(self._inode(request.node), offset, data), protocol.encode_size)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Sequence
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol, cast
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Answer, CacheCounts
 from viewfs.mounts.fuse.answers import Body
 from viewfs.mounts.fuse.counters import Row
@@ -190,7 +191,7 @@ class Server:
             finally:
                 self.waiting.pop(request.unique, None)
         if scope.cancelled_caught:
-            self._reply_error(request, OSError(self.cancelled, os.strerror(self.cancelled)))
+            self._reply_error(request, os_error(self.cancelled))
 
 
 def _name_of(opcode: int) -> str:

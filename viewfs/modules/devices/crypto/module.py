@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from viewfs.errors import MachineError
+from viewfs.errors import MachineError, os_error
 from viewfs.modules.api import Mounting
 from viewfs.modules.api.device import Call, CallerMemory, CharDevice, DeviceFile, DeviceModule
 from viewfs.modules.api.ioctls import ioctl
@@ -47,7 +47,7 @@ from viewfs.modules.devices.crypto.layouts import (
     crypt_command,
     session_command,
 )
-from viewfs.modules.devices.crypto.session import BLOCK, Session, failure
+from viewfs.modules.devices.crypto.session import BLOCK, Session
 
 __all__ = ["Crypto"]
 
@@ -74,13 +74,13 @@ class _File(DeviceFile):
         try:
             return self._sessions[number]
         except KeyError:
-            raise failure(errno.EINVAL) from None
+            raise os_error(errno.EINVAL) from None
 
     @contextlib.contextmanager
     def _used(self, call: Call, op: Any) -> Iterator[Session]:
         """Session `op.ses`, which another server goes on with as it is at the end of the block."""
         if call.is_again and op.src < op.dst + op.len and op.dst < op.src + op.len:
-            raise failure(errno.EIO)  # what was to be read may have been written over
+            raise os_error(errno.EIO)  # what was to be read may have been written over
         session = self._session(op.ses)
         try:
             yield session
@@ -94,9 +94,9 @@ class _File(DeviceFile):
     def begin(self, call: Call, op: Any) -> None:
         """CIOCGSESSION."""
         if len(self._sessions) >= _MAX_SESSIONS:
-            raise failure(errno.ENOMEM)
+            raise os_error(errno.ENOMEM)
         if op.keylen > _MAX_KEY or op.mackeylen > _MAX_MAC_KEY:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         key = bytes(call.memory.read(op.key, op.keylen)) if op.cipher else b""
         mac_key = bytes(call.memory.read(op.mackey, op.mackeylen)) if op.mac else b""
         session = Session(op.cipher, key, op.mac, mac_key, self.device.backend)
@@ -145,13 +145,13 @@ class _File(DeviceFile):
         decrypt = _is_decryption(op)
         flags = op.flags
         if session.aead is not None:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         if not flags or flags & COP_FLAG_RESET:
             session.reset_hash()
         cipher = session.cipher
         if cipher is not None:
             if op.len % cipher.spec.block_size:
-                raise failure(errno.EINVAL)
+                raise os_error(errno.EINVAL)
             if op.iv and cipher.spec.iv_size:
                 session.iv = bytes(memory.read(op.iv, cipher.spec.iv_size))
         inbox, outbox = self.device.rooms(op.len)
@@ -180,13 +180,13 @@ class _File(DeviceFile):
         cipher = session.aead or session.cipher
         flags = op.flags
         if cipher is None or (op.iv_len and op.iv_len != cipher.spec.iv_size):
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         op.tag_len = tag_size = session.tag_size(op.tag_len)
         if op.iv and cipher.spec.iv_size:
             session.iv = bytes(memory.read(op.iv, cipher.spec.iv_size))
         in_place = flags & (COP_FLAG_AEAD_TLS_TYPE | COP_FLAG_AEAD_SRTP_TYPE)
         if in_place and op.src != op.dst:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         data, associated = memory.read(op.src, op.len), memory.read(op.auth_src, op.auth_len)
         if flags & COP_FLAG_AEAD_SRTP_TYPE:
             self._authcrypt_srtp(call, op, session, data, associated, decrypt=decrypt)
@@ -214,11 +214,11 @@ class _File(DeviceFile):
         of."""
         begin = op.src - op.auth_src
         if session.cipher is None or not 0 <= begin <= begin + len(data) <= len(associated):
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         if decrypt:
             tag = bytes(call.memory.read(op.tag, op.tag_len))
             if not secrets.compare_digest(session.authenticate(associated, op.tag_len), tag):
-                raise failure(errno.EBADMSG)
+                raise os_error(errno.EBADMSG)
             call.memory.write(op.dst, session.crypt(data, decrypt=True))
             return
         out = session.crypt(data, decrypt=False)
@@ -235,7 +235,7 @@ class _File(DeviceFile):
 
 def _is_decryption(op: Any) -> bool:
     if op.op not in (COP_ENCRYPT, COP_DECRYPT):
-        raise failure(errno.EINVAL)
+        raise os_error(errno.EINVAL)
     return bool(op.op == COP_DECRYPT)
 
 
@@ -253,7 +253,7 @@ class _Device(CharDevice):
     def rooms(self, size: int) -> tuple[memoryview, memoryview]:
         """Two buffers with room for `size` bytes and a block, for this call only. Raises OSError(EINVAL)."""
         if size > CallerMemory.LIMIT:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         if size + BLOCK > _ROOM:
             return memoryview(bytearray(size + BLOCK)), memoryview(bytearray(size + BLOCK))
         return self._rooms

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import hmac
-import os
 import struct
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Buffer
 from viewfs.modules.devices.crypto.algorithms import (
     CIPHERS,
@@ -22,17 +22,12 @@ from viewfs.modules.devices.crypto.algorithms import (
 )
 from viewfs.modules.devices.crypto.layouts import Algorithm
 
-__all__ = ["BLOCK", "Session", "failure"]
+__all__ = ["BLOCK", "Session"]
 
 #: Cipher and length of its key, hash and length of its key, is a hash lost?
 _STATE = struct.Struct("<IHIH?")
 #: Bytes of the longest block of a cipher.
 BLOCK = 16
-
-
-def failure(number: int) -> OSError:
-    """The error that errno `number` stands for."""
-    return OSError(number, os.strerror(number))
 
 
 class Session:
@@ -61,9 +56,9 @@ class Session:
                 self.hash_spec = HASHES[Algorithm(mac)]
             self._hash = self._new_hash()
         except (KeyError, ValueError) as error:
-            raise failure(errno.EINVAL) from error
+            raise os_error(errno.EINVAL) from error
         if not cipher and not mac:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
 
     def _new_hash(self) -> HashContext | None:
         return None if self.hash_spec is None else self._backend.new_hash(self.hash_spec, self._mac_key)
@@ -110,7 +105,7 @@ class Session:
 
     def update_hash(self, data: Buffer) -> None:
         if self._is_lost:
-            raise failure(errno.ENODEV)
+            raise os_error(errno.ENODEV)
         if self._hash is not None:
             self._hash.update(data)
             self._is_in_parts = True
@@ -118,9 +113,9 @@ class Session:
     def finish_hash(self) -> bytes:
         """The digest; the next computation begins."""
         if self._hash is None:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         if self._is_lost:
-            raise failure(errno.ENODEV)
+            raise os_error(errno.ENODEV)
         digest = self._hash.finalize()
         self.reset_hash()
         return digest
@@ -128,9 +123,9 @@ class Session:
     def copy_hash(self, other: Session) -> None:
         """Go on where `other` is. Raises OSError(EINVAL) if that is another algorithm or has none."""
         if other._hash is None or other.hash_spec is not self.hash_spec:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         if other._is_lost:
-            raise failure(errno.ENODEV)
+            raise os_error(errno.ENODEV)
         self._hash = other._hash.copy()
         self._is_in_parts, self._is_lost = other._is_in_parts, False
 
@@ -140,7 +135,7 @@ class Session:
         What comes out is in `room`, if one is given; it must have a `BLOCK` more than `data`.
         """
         if self.cipher is None or len(data) % self.cipher.spec.block_size:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         if not len(data):
             return data
         room = memoryview(bytearray(len(data) + BLOCK)) if room is None else room
@@ -154,23 +149,23 @@ class Session:
         longest = 16 if self.aead is not None else self.digest_size
         size = asked or longest
         if size > longest or (self.aead is not None and size not in TAG_SIZES):
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         return size
 
     def seal(self, data: Buffer, associated: Buffer, tag_size: int) -> bytes:
         """Authenticated encryption: what comes out has the tag behind it."""
         if self.aead is None:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         return self.aead.seal(data, associated, self.iv, tag_size)
 
     def open(self, sealed: Buffer, associated: Buffer, tag_size: int) -> bytes:
         """The reverse of `seal`. Raises OSError(EBADMSG) where somebody has changed something."""
         if self.aead is None or len(sealed) < tag_size:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         try:
             return self.aead.open(sealed, associated, self.iv, tag_size)
         except InvalidTag:
-            raise failure(errno.EBADMSG) from None
+            raise os_error(errno.EBADMSG) from None
 
     def _tag_of(self, *parts: Buffer) -> bytes:
         self.reset_hash()
@@ -181,7 +176,7 @@ class Session:
     def seal_tls(self, data: Buffer, associated: Buffer, tag_size: int) -> Buffer:
         """The TLS way: the tag of the plain text goes behind it, padding behind that, and all of it is encrypted."""
         if self.cipher is None:
-            raise failure(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         record = bytes(data) + self._tag_of(associated, data)[:tag_size]
         block = self.cipher.spec.block_size
         if block > 1:
@@ -198,10 +193,10 @@ class Session:
             good = padding <= len(record) and record[-padding:] == bytes([padding - 1]) * padding
             record = record[:-padding] if good else record
         if tag_size > len(record):
-            raise failure(errno.EBADMSG)
+            raise os_error(errno.EBADMSG)
         data, tag = record[: len(record) - tag_size], record[len(record) - tag_size :]
         if not hmac.compare_digest(self._tag_of(associated, data)[:tag_size], tag) or not good:
-            raise failure(errno.EBADMSG)
+            raise os_error(errno.EBADMSG)
         return data
 
     def authenticate(self, data: Buffer, tag_size: int) -> bytes:

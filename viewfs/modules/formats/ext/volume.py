@@ -10,12 +10,11 @@ before OSError(EIO).
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 
-from viewfs.errors import DamagedSourceError
+from viewfs.errors import DamagedSourceError, os_error
 from viewfs.modules.api import Attributes, Buffer, FileRange, FileSystemStatistics, Source
 from viewfs.modules.formats.ext.changes import NO_CHANGES, Base, Changes, replay_fast_commits
 from viewfs.modules.formats.ext.content import Contents
@@ -32,10 +31,6 @@ __all__ = ["ROOT", "Volume"]
 
 #: The inode number of the root directory (special_inodes.rst).
 ROOT = 2
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
 
 
 class Volume:
@@ -99,7 +94,7 @@ class Volume:
             volume = cls(image, superblock, recovered, changes)
         try:
             if not stat.S_ISDIR(volume.attributes(ROOT).mode):
-                raise _error(errno.ENOTDIR)
+                raise os_error(errno.ENOTDIR)
         except OSError as reason:
             raise DamagedSourceError(f"the root directory of {name} can't be read: {reason.strerror}") from None
         return volume
@@ -141,7 +136,7 @@ class Volume:
         """The inode number that `name` stands for in `directory`, or None. Raises OSError."""
         inode = self._table.inode(directory)
         if not stat.S_ISDIR(inode.attributes.mode):
-            raise _error(errno.ENOTDIR)
+            raise os_error(errno.ENOTDIR)
         return self._directories.lookup(inode, name)
 
     def entries(self, directory: int, start: int = 0) -> Iterator[tuple[bytes, int, int, int]]:
@@ -152,7 +147,7 @@ class Volume:
         """
         inode = self._table.inode(directory)
         if not stat.S_ISDIR(inode.attributes.mode):
-            raise _error(errno.ENOTDIR)
+            raise os_error(errno.ENOTDIR)
         return self._directories.entries(inode, max(start, 0))
 
     def read(self, inode: int, offset: int, size: int) -> bytes:
@@ -163,14 +158,14 @@ class Volume:
         """Up to `size` bytes of a regular file from `offset`, fewer only at its end. Raises OSError."""
         found = self._table.inode(inode)
         if not stat.S_ISREG(found.attributes.mode):
-            raise _error(errno.EISDIR if stat.S_ISDIR(found.attributes.mode) else errno.EINVAL)
+            raise os_error(errno.EISDIR if stat.S_ISDIR(found.attributes.mode) else errno.EINVAL)
         return self._contents.read_pieces(found, offset, size)
 
     def readlink(self, inode: int) -> bytes:
         """Where a symbolic link points to. Raises OSError."""
         found = self._table.inode(inode)
         if not stat.S_ISLNK(found.attributes.mode):
-            raise _error(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         return self._contents.link_target(found)
 
     def xattrs(self, inode: int) -> Mapping[bytes, bytes]:

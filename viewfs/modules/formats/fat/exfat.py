@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
 import sys
 from array import array
 from collections.abc import Iterator
 
+from viewfs.errors import os_error
 from viewfs.modules.formats.fat.boot import (
     BOOT_SIZE,
     EXFAT_BOOT_SECTORS,
@@ -158,7 +158,7 @@ class ExfatVolume(ClusterVolume):
         place, contiguous_parent = divmod(node - _NODE_OF_PLACE, 2)
         position = place * ENTRY_SIZE
         if position < self._heap:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise os_error(errno.ESTALE)
         head = self._section.pread(2, position)
         if head[0] != EntryType.FILE:
             raise damaged(f"there is no entry of a directory at byte {position}")

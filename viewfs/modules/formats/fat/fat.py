@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from collections.abc import Iterator
 
+from viewfs.errors import os_error
 from viewfs.modules.formats.fat.boot import BOOT_SIZE, FatGeometry, parse_fat_boot
 from viewfs.modules.formats.fat.chains import FIRST_CLUSTER, Chains, Runs, open_table
 from viewfs.modules.formats.fat.entries import (
@@ -86,7 +86,7 @@ class FatVolume(ClusterVolume):
     def _read_file(self, node: int) -> File:
         position = (node - _NODE_OF_PLACE) * ENTRY_SIZE
         if position < self._geometry.root:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise os_error(errno.ESTALE)
         raw = self._section.pread(ENTRY_SIZE, position)
         if not is_file(raw):
             raise damaged(f"there is no entry of a directory at byte {position}")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import stat
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -22,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
 
+from viewfs.errors import os_error
 from viewfs.modules.api import Attributes, Buffer, FileRange, FileSystemStatistics, InodeNumber
 from viewfs.modules.formats.fat.chains import FIRST_CLUSTER, Chains, Runs
 from viewfs.modules.framework.cache import Cache, SingleFlightCache
@@ -45,10 +45,6 @@ _PERMISSIONS = 0o755
 _READ_ONLY = 0o222
 _DIRECTORY_KIND, _FILE_KIND = 4, 8  # DT_*
 _DOTS = 2
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
 
 
 class File(NamedTuple):
@@ -215,7 +211,7 @@ class ClusterVolume(ABC):
         """Up to `size` bytes of a file from `offset`, fewer only at its end. Raises OSError."""
         file = self.file(node)
         if file.is_directory:
-            raise _error(errno.EISDIR)
+            raise os_error(errno.EISDIR)
         offset = max(offset, 0)
         end = min(offset + size, file.length)
         if offset >= end:
@@ -239,7 +235,7 @@ class ClusterVolume(ABC):
         return pieces
 
     def readlink(self, node: int) -> bytes:
-        raise _error(errno.EINVAL)
+        raise os_error(errno.EINVAL)
 
     def xattrs(self, node: int) -> Mapping[bytes, bytes]:
         return {}
@@ -283,7 +279,7 @@ class ClusterVolume(ABC):
     def _directory(self, node: int) -> File:
         file = self.file(node)
         if not file.is_directory:
-            raise _error(errno.ENOTDIR)
+            raise os_error(errno.ENOTDIR)
         return file
 
     def _size_of(self, node: int, file: File) -> int:

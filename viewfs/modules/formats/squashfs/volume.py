@@ -12,12 +12,11 @@ of those that were seen, and the file system has no state at all. The number tha
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from struct import Struct
 
-from viewfs.errors import DamagedSourceError
+from viewfs.errors import DamagedSourceError, os_error
 from viewfs.modules.api import Attributes, Buffer, FileRange, FileSystemStatistics, Source
 from viewfs.modules.formats.squashfs.codecs import decompressor
 from viewfs.modules.formats.squashfs.content import Contents
@@ -44,10 +43,6 @@ _ID = Struct("<I")
 _EXPORT = Struct("<Q")
 _PATH_MAX = 4095
 _DIRECTORY_KIND = 4
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
 
 
 class Volume:
@@ -109,7 +104,7 @@ class Volume:
         try:
             volume = cls(section, superblock, owners)
             if not stat.S_ISDIR(volume.attributes(volume.root).mode):
-                raise _error(errno.ENOTDIR)
+                raise os_error(errno.ENOTDIR)
         except OSError as error:
             what = "is cut short" if section.size < superblock.bytes_used else "is damaged"
             raise DamagedSourceError(f"{name} {what}: {error.strerror or error}") from None
@@ -126,7 +121,7 @@ class Volume:
     def _inode(self, node: int) -> Inode:
         reference = node - NODE_OF_REFERENCE
         if reference < 0:
-            raise _error(errno.ESTALE)
+            raise os_error(errno.ESTALE)
         position = self._superblock.inode_table + (reference >> 16)
         if position >= self._superblock.directory_table:
             raise damaged(f"inode {reference:#x} is not in the table of inodes")
@@ -140,7 +135,7 @@ class Volume:
     def node(self, number: int) -> int:
         """The node of an inode number. Raises OSError(ESTALE) where the image has no table for it (-no-exports)."""
         if self._exports is None:
-            raise _error(errno.ESTALE)
+            raise os_error(errno.ESTALE)
         reference = self._exports[number - 1][0]
         if reference >> 16 >= self._superblock.directory_table - self._superblock.inode_table:
             raise damaged(f"inode number {number} leads out of the table of inodes")
@@ -149,7 +144,7 @@ class Volume:
     def _directory(self, node: int) -> Inode:
         inode = self._inode(node)
         if not stat.S_ISDIR(inode.attributes.mode):
-            raise _error(errno.ENOTDIR)
+            raise os_error(errno.ENOTDIR)
         return inode
 
     def lookup(self, directory: int, name: bytes) -> int | None:
@@ -188,14 +183,14 @@ class Volume:
         """Up to `size` bytes of a regular file from `offset`, fewer only at its end. Raises OSError."""
         inode = self._inode(node)
         if not stat.S_ISREG(inode.attributes.mode):
-            raise _error(errno.EISDIR if stat.S_ISDIR(inode.attributes.mode) else errno.EINVAL)
+            raise os_error(errno.EISDIR if stat.S_ISDIR(inode.attributes.mode) else errno.EINVAL)
         return self._contents.read(inode, max(offset, 0), size)
 
     def readlink(self, node: int) -> bytes:
         """Where a symbolic link points to. Raises OSError."""
         inode = self._inode(node)
         if not stat.S_ISLNK(inode.attributes.mode):
-            raise _error(errno.EINVAL)
+            raise os_error(errno.EINVAL)
         if inode.attributes.size > _PATH_MAX:
             raise damaged(f"inode {inode.attributes.shown_ino} is a symbolic link of an impossible length")
         target = self._behind(inode, inode.attributes.size)
