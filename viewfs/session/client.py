@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from viewfs.errors import NotFoundError, ViewfsError
@@ -24,6 +26,8 @@ SESSION_VARIABLE = "VIEWFS_SESSION"
 
 #: How long a session may take to say who it is: one that hangs keeps nobody from asking others.
 _GREETING_SECONDS = 10.0
+#: How often it is asked, and seconds in between.
+_ATTEMPTS, _AGAIN_SECONDS = 20, 0.02
 
 
 class Session:
@@ -37,12 +41,22 @@ class Session:
     @classmethod
     def connect(cls, directory: RuntimeDirectory, name: str) -> Session:
         """Raises OSError where nobody answers, `ViewfsError` where the answer is not understood."""
-        return cls.greeted(Channel(directory.connect(name, _GREETING_SECONDS)), f"session {name}")
+        return cls._of(lambda: directory.connect(name, _GREETING_SECONDS), f"session {name}")
 
     @classmethod
     def of_view(cls) -> Session:
         """That whose view this process lives in. Raises as `connect`."""
-        return cls.greeted(Channel(connect_in_view()), "the session of this view")
+        return cls._of(connect_in_view, "the session of this view")
+
+    @classmethod
+    def _of(cls, connect: Callable[[], socket.socket], called: str) -> Session:
+        """A supervisor that is killed before it has said who it is has another one answer."""
+        for _again in range(_ATTEMPTS - 1):
+            connected = connect()
+            with suppress(ConnectionError):
+                return cls.greeted(Channel(connected), called)
+            time.sleep(_AGAIN_SECONDS)
+        return cls.greeted(Channel(connect()), called)
 
     @classmethod
     def greeted(cls, channel: Channel, called: str) -> Session:
@@ -50,7 +64,9 @@ class Session:
         channel.socket.settimeout(_GREETING_SECONDS)
         try:
             greeting = channel.receive()
-            if greeting is None or greeting[0].get("viewfs") != VERSION:
+            if greeting is None:
+                raise ConnectionError(f"{called} has closed the connection")
+            if greeting[0].get("viewfs") != VERSION:
                 raise ViewfsError(f"{called} is of another version of viewfs")
             status, _fds = channel.call("status")
         except TimeoutError:

@@ -12,7 +12,9 @@ from viewfs.modules.api.device import Call, CharDevice, DeviceFile, DeviceModule
 
 __all__ = ["Full", "Null", "Zero"]
 
-_ZEROS = memoryview(bytes(1 << 20))
+#: Memory that has been written to: an answer from pages that nobody has touched is EIO for the caller if the server is
+#: killed while the kernel fetches them.
+_ZEROS = memoryview(bytearray(1 << 20))
 
 
 class _NullFile(DeviceFile):

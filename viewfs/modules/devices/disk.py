@@ -47,7 +47,9 @@ class MemorySectors:
         self._memory = memory
 
     def read(self, offset: int, size: int) -> Buffer:
-        return self._memory[offset : offset + size]
+        # A copy: an answer from pages that this server has not touched yet is EIO for the caller if it is killed while
+        # the kernel fetches them.
+        return bytes(self._memory[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> int:
         self._memory[offset : offset + len(data)] = data

@@ -200,6 +200,8 @@ def tidy(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     for plan in map(MountPointPlan.from_json, request["plans"]):
         try:
             _remove_mount_point(plan, mirrors)
+        except FileNotFoundError:
+            pass  # a supervisor before this one had it taken away
         except (OSError, ViewfsError) as error:
             log.warning("what was made to mount on %s is still there: %s", plan.path, error)
     channel.send({"ok": {}})

@@ -19,7 +19,7 @@ from itertools import takewhile
 
 from viewfs.errors import ViewfsError
 from viewfs.linux.namespaces import namespace_id
-from viewfs.linux.process import keep_only, pidfd_open, pidfd_send_signal
+from viewfs.linux.process import keep_only, pidfd_is_dead, pidfd_open, pidfd_send_signal
 from viewfs.namespaces.enter import Namespaces
 from viewfs.namespaces.members import wait_for_ends
 from viewfs.session.agent.agent import agent_main
@@ -277,23 +277,23 @@ class _Front:
 
     def _await_standby(self) -> None:
         """It ends the session, in good order. One that takes too long is killed, and what it leaves is ended here."""
-        if "standby" in self._ended:
-            return
-        pid = self._processes["standby"]
-        pidfd = pidfd_open(pid)
+        if "standby" not in self._ended:
+            pid = self._processes["standby"]
+            pidfd = pidfd_open(pid)
+            wait_for_ends([pidfd], _END_SECONDS)
+            if not pidfd_is_dead(pidfd):
+                self._warn("the stand-by does not end; it is killed")
+                pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+            _pid, status = os.waitpid(pid, 0)
+            self._ended["standby"] = os.waitstatus_to_exitcode(status)
         poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
         poll.register(self._to_standby.fileno(), select.POLLIN)
-        in_time = bool(poll.poll(_END_SECONDS * 1000))
-        if in_time and (received := self._to_standby.receive()) is not None:
+        while (self._to_standby.has_more or poll.poll(0)) and (received := self._to_standby.receive()) is not None:
+            if "reason" in received[0]:
+                self._warn(f"the session ended: {received[0]['reason']}")
             for path in received[0].get("discarding", ()):
                 self._warn(f"what was changed in {path} is discarded with the view (to keep it: --name)")
-        elif not in_time:
-            self._warn("the stand-by does not end; it is killed")
-            pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.close(pidfd)
-        _pid, status = os.waitpid(pid, 0)
-        self._ended["standby"] = os.waitstatus_to_exitcode(status)
 
 
 def _next_signal(command: int) -> int:

@@ -9,7 +9,7 @@ have mounted there.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
@@ -55,11 +55,12 @@ class Scaffold:
             plan.missing and os.path.join(plan.parent, plan.missing[0]) == path for _mount, plan in self._made.values()
         )
 
-    def take_due(self, epochs: EpochStack, kept: Collection[Epoch]) -> list[MountPointPlan]:
-        """What can go now, the newest first; it is forgotten here. `kept` are the older epochs that can be entered."""
+    def due(self, epochs: EpochStack, kept: Collection[Epoch]) -> dict[int, MountPointPlan]:
+        """What can go now, the newest first, by numbers for `forget`. `kept` are the older epochs that can be
+        entered."""
         needed = epochs.alive()
         live = [mount.path for mount in epochs.live()]
-        due: list[MountPointPlan] = []
+        due: dict[int, MountPointPlan] = {}
         for number in reversed(self._made.copy()):
             made_for, plan = self._made[number]
             mount = epochs.mount_of(made_for)
@@ -70,9 +71,13 @@ class Scaffold:
             top = plan.parent if plan.needs_skeleton else os.path.join(plan.parent, plan.missing[0])
             if any(covers(top, path) for path in live):
                 continue
-            del self._made[number]
-            due.append(plan)
+            due[number] = plan
         return due
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """These are gone."""
+        for number in numbers:
+            del self._made[number]
 
 
 def _row(mount: Epoch, plan: MountPointPlan) -> Row:

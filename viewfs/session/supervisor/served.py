@@ -46,6 +46,8 @@ class ServedMount:
     request: dict[str, Any] = field(default_factory=dict)
     #: The server that goes on when this one has ended (`viewfs restart`).
     successor: Child | None = None
+    #: Its server was ended, and no other is to come.
+    is_aborted: bool = False
     #: About servers that die.
     patience: Patience = field(default_factory=Patience)
 
@@ -79,9 +81,14 @@ class ServedMount:
         return {name: fd for name, fd in found.items() if fd is not None} | self.for_successor
 
     @property
+    def _number(self) -> int | None:
+        """What the agent calls its server, which may not have been looked for yet."""
+        return self.server_number if self.server is None else self.server.number
+
+    @property
     def mark(self) -> tuple[Any, ...]:
         """Differs when it has changed."""
-        return (self.server.number if self.server else None, *self._held().items())
+        return (self._number, *self._held().items())
 
     def row(self) -> Row:
         """For `of_row`."""
@@ -91,7 +98,7 @@ class ServedMount:
             "decided": None if self.decided is None else self.decided.to_json(),
             "found": None if self.found is None else self.found.to_json(),
             "device": self.device,
-            "server": self.server.number if self.server else None,
+            "server": self._number,
             "request": self.request,
             "descriptors": list(held),
         }
@@ -126,6 +133,7 @@ class ServedMount:
 
     def abort(self) -> None:
         """End the server for good: whoever waits for an answer gets an error (fuse.rst, aborting a connection)."""
+        self.is_aborted = True
         self.release()
         if self.server is not None:
             self.server.kill()

@@ -50,17 +50,20 @@ class Servers:
 
     async def take_up(self) -> None:
         """Watch the servers that a supervisor before this one has watched; those that it had only begun are ended."""
-        known = set()
-        for epoch, served in self._history.served.items():
+        served_now = list(self._history.served.items())
+        for _epoch, served in served_now:
             if served.server_number is not None:
-                known.add(served.server_number)
                 served.server = await self._agent.find_child(served.server_number)
-                mount = self._history.epochs.mount_of(epoch)
-                assert mount is not None
-                self.watch(mount, served)
+        known = {served.server_number for _epoch, served in served_now}
         for number, kind in (await self._agent.children()).items():
             if kind in ("mount", "resume") and number not in known:
-                (await self._agent.find_child(number)).kill()
+                begun = await self._agent.find_child(number)
+                begun.kill()
+                await begun.ended.wait()  # or it could read what is for another one
+        for epoch, served in served_now:
+            mount = self._history.epochs.mount_of(epoch)
+            if mount is not None and served.fuse_fd is not None:  # else it was given up long ago
+                self.watch(mount, served)
 
     async def _watch_server(self, mount: Mount, served: ServedMount, server: Child) -> None:
         """Until the mount is gone; a server that dies before is replaced if that can be done without loss."""
@@ -75,7 +78,8 @@ class Servers:
                 break
             status = server.status or 0
             how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-            self._log(f"the server of {mount.path} ({mount.type}) ended: {how}")
+            if not served.is_aborted:
+                self._log(f"the server of {mount.path} ({mount.type}) ended: {how}")
             if (successor := await self._find_successor(mount, served)) is None:
                 break
             served.server = server = successor

@@ -23,6 +23,7 @@ from viewfs.linux.process import keep_only, pidfd_send_signal, set_name
 from viewfs.session.ending import end_session
 from viewfs.session.handles import DEBUG_VARIABLE, RETIRED, Cover, SessionHandles, TheView
 from viewfs.session.layer_settings import take_servers
+from viewfs.session.patience import Patience
 from viewfs.session.runtime import listen_in_view
 from viewfs.session.supervisor.deposit import Deposit
 from viewfs.session.wire.channel import Channel, socket_pair
@@ -30,8 +31,8 @@ from viewfs.session.wire.protocol import ProtocolError
 
 __all__ = ["standby_main"]
 
-#: So many supervisors one after the other that have not changed anything, and the session is given up.
-_MOST_FAILURES = 10
+#: A tenth of the seconds for which supervisors may end without having done anything.
+_DEADLINE_SECONDS = 3.0
 
 
 def standby_main(handles: SessionHandles) -> NoReturn:
@@ -86,21 +87,39 @@ class _StandBy:
 
     def run(self) -> int:
         """Until the session has ended: the exit status."""
-        failures, status = 0, RETIRED
+        patience, status = Patience(_DEADLINE_SECONDS), RETIRED
         while not (status == RETIRED and self._has_ended_unseen()):
-            changes = self._deposit.changes
+            patience.begin(time.monotonic())
             status = self._supervise()
             if status == 0:
                 return 0
             if status != RETIRED:
-                failures = failures + 1 if self._deposit.changes == changes else 0
-                if failures == _MOST_FAILURES or self._has_let_go:
-                    break
+                # One that has failed by itself will do so again, whatever it has written down before.
+                counted = self._deposit.changes if status < 0 else 0
+                seconds = patience.seconds(time.monotonic(), counted)
                 how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+                if self._has_let_go or seconds is None:
+                    self._tell(f"its supervisors ended, one after the other ({how})")
+                    break
                 now = time.strftime("%H:%M:%S")
                 self._deposit.log.append(f"{now} the supervisor ended ({how}); another goes on")
+                self._pause(seconds)
         self._end()
         return 0
+
+    def _pause(self, seconds: float) -> None:
+        """Until another supervisor is to be tried, or the session is to end."""
+        poll = select.poll()
+        poll.register(self._told_to_end, select.POLLIN)
+        poll.register(self._handles.link, select.POLLIN)
+        if not self._handles.kept:
+            poll.register(self._handles.front, select.POLLIN)
+        poll.poll(seconds * 1000)
+
+    def _tell(self, reason: str) -> None:
+        """Have the process that the user started say why the session ends."""
+        with contextlib.suppress(OSError):
+            self._handles.front.send({"reason": reason})
 
     def _has_ended_unseen(self) -> bool:
         """Wait until there is something to do for a supervisor. True: the session is to end, and has never had one."""

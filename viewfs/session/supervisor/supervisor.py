@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Iterator
 from functools import partial
 
@@ -243,6 +244,7 @@ def run_supervisor(
     supervisor = Supervisor(handles, view, deposit, Depositor(deposits.socket, deposit.rows), root_changes)
     try:
         trio.run(supervisor.run)
-    finally:
-        status = supervisor.end()
-    return status
+    except Exception as error:
+        supervisor.log("".join(traceback.format_exception(error)).rstrip())
+        return 1  # another one may do better
+    return supervisor.end()

@@ -170,9 +170,14 @@ class View:
             if kind == "mirror":
                 self._mirrors[directory] = row.fds[0]
         self._mirror_servers = set(rows["mirror-servers"].value)
+        self._intent = rows["intent"].value  # for the next one too, until it is settled
         async with self._changing():
             await self.servers.take_up()
-            await self._settle(_Intent(**rows["intent"].value))
+            try:
+                await self._settle(_Intent(**self._intent))
+                await self._tidy()
+            except (ViewfsError, trio.BrokenResourceError) as error:
+                self._log(f"a change that was under way can't be finished: {error}")
 
     async def _settle(self, intent: _Intent) -> None:
         """A change was under way: what was mounted and not written down is taken away, what was unmounted is."""
@@ -190,9 +195,10 @@ class View:
         if depths[0][1] < depths[0][2]:
             await self._take_back([path for path, depth, before in depths if depth == before])
             for epoch in intent.unmounted:
-                mount = self.history.epochs.mounts[Epoch(epoch)]
-                self.history.epochs.remove(mount, time_ns=time.time_ns(), operation=intent.operation)
-                self.layers.release(mount.made_in)
+                mount = self.history.epochs.mounts.get(Epoch(epoch))
+                if mount is not None and mount.removed_in is None:
+                    self.history.epochs.remove(mount, time_ns=time.time_ns(), operation=intent.operation)
+                    self.layers.release(mount.made_in)
             self.history.free()
 
     @contextlib.asynccontextmanager
@@ -202,8 +208,12 @@ class View:
             try:
                 yield
             finally:
-                self._intent = _NOTHING
-                self._keep()
+                self._done()
+
+    def _done(self) -> None:
+        """What was under way is written down, or was taken back."""
+        self._intent = _NOTHING
+        self._keep()
 
     def _intend(self, paths: Sequence[str], depths: list[int], operation: str, unmounted: Sequence[Epoch] = ()) -> None:
         """What is done next can't be undone by a supervisor that doesn't know of it."""
@@ -328,6 +338,7 @@ class View:
         for plan in placing.plans:
             self._scaffold.add(mount.made_in, plan)
         self.history.free()
+        self._done()
         self.servers.watch(mount, served)
         return mount
 
@@ -353,6 +364,7 @@ class View:
         """Make a tree copy-on-write; also what there was to say. Raises `ViewfsError`, nothing having changed."""
         async with self._changing():
             mount, messages = await self.layers.cover(request, self._intend)
+            self._done()
             await self.layers.take_up_states(mount)
         return mount, messages
 
@@ -414,6 +426,7 @@ class View:
                     epoch = self.history.epochs.remove(one, time_ns=time.time_ns(), operation=operation)
                     self.layers.release(one.made_in)
                 self.history.free()
+                self._done()
                 await self._tidy()
         return epoch
 
@@ -430,12 +443,13 @@ class View:
 
     async def _tidy(self) -> None:
         """Take away what was made to mount on and is needed no more. What can't be taken away does no harm."""
-        due = self._scaffold.take_due(self.history.epochs, self.history.kept)
+        due = self._scaffold.due(self.history.epochs, self.history.kept)
         if due:
-            request = {"plans": [asdict(plan) for plan in due], "mirrors": list(self._mirrors)}
+            request = {"plans": [asdict(plan) for plan in due.values()], "mirrors": list(self._mirrors)}
             async with self.agent.worker("tidy", request, list(self._mirrors.values())) as worker:
                 await worker.answer("cannot take mount points away")
-            for plan in due:
+            self._scaffold.forget(due)
+            for plan in due.values():
                 if plan.needs_skeleton and (control := self._mirrors.pop(plan.parent, None)) is not None:
                     os.close(control)
 

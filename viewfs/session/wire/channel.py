@@ -77,7 +77,10 @@ class Channel:
         Raises the `ViewfsError` that the other side answers with, and `ConnectionError` if it goes away.
         """
         self._next_id += 1
-        self.send({"id": self._next_id, "op": op} | arguments, fds)
+        try:
+            self.send({"id": self._next_id, "op": op} | arguments, fds)
+        except ConnectionError as error:
+            raise ConnectionError(f"the connection ended before {op} was asked for") from error
         while (received := self.receive()) is not None:
             message, received_fds = received
             if message.get("id") == self._next_id:
