@@ -9,7 +9,7 @@ between the two.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from viewfs.linux.process import pidfd_send_signal
 from viewfs.namespaces.members import end_members, wait_for_ends
@@ -26,19 +26,19 @@ def end_session(
     *,
     spare: Collection[int] = (),
     release: Callable[[], None] = lambda: None,
-    agent: int | None = None,
+    agents: Sequence[int] = (),
     grace_seconds: float = GRACE_SECONDS,
 ) -> int:
     """End every process of the session's user namespace; `spare` are those that serve it, and go last.
 
-    `release` closes FUSE and namespace descriptors and the agent's link. The agent (a pidfd) then ends what it started
-    and itself, and is not killed unless it takes too long: its children have a parent to the last. Returns how many
-    processes could not be ended.
+    `release` closes FUSE and namespace descriptors and the agent's link. The agent then ends what it started and itself,
+    and is not killed unless it takes too long: its children have a parent to the last. (`agents` are pidfds of it, and
+    of its parent if that waits for it.) Returns how many processes could not be ended.
     """
     if grace_seconds > 0:
         end_members(user_namespace, spare=spare, grace_seconds=grace_seconds, limit_seconds=grace_seconds)
     release()
-    if agent is not None:
-        wait_for_ends([agent], _AGENT_SECONDS)
+    wait_for_ends([*agents], _AGENT_SECONDS)
+    for agent in agents:
         pidfd_send_signal(agent, signal.SIGKILL)  # somebody has stopped it; what it started ends with it
     return end_members(user_namespace, grace_seconds=0)

@@ -83,8 +83,8 @@ class TheView:
     namespaces: dict[str, int]
     #: Trees that were made copy-on-write before anything ran.
     covers: list[Cover]
-    #: A pidfd.
-    agent: int
+    #: Pidfds of the agent, and of its parent where that waits for it (`AgentPlan.pid_namespace`).
+    agents: list[int]
     #: Processes of the view that are the session's own, by number.
     own: set[int]
 
@@ -96,11 +96,12 @@ class TheView:
         left = iter(rest[len(kinds) :])
         covers = [(report, {name: next(left) for name in report["descriptors"]}) for report in greeting["covers"]]
         # The agent may know its own number only in a pid namespace that isn't ours.
-        return cls(namespaces, covers, agent, {agent_process, pid_of(agent)})
+        own = {agent_process, pid_of(agent)}
+        return cls(namespaces, covers, [agent, os.pidfd_open(agent_process)], own)
 
     def fds(self) -> Iterator[int]:
         """All that is open of it."""
-        yield self.agent
+        yield from self.agents
         yield from self.namespaces.values()
         yield from self.fds_of_covers()
 

@@ -237,7 +237,7 @@ class _StandBy:
         changed = list(_changed(covers)) if covers and not layers.is_kept else None
         lock = next((os.dup(fds["lock"]) for _report, fds in covers if "lock" in fds), None)
         end_session(
-            namespace_id(self._view.namespaces["user"]), spare=spare, release=self._let_go, agent=self._view.agent
+            namespace_id(self._view.namespaces["user"]), spare=spare, release=self._let_go, agents=self._view.agents
         )
         if changed is not None:
             with contextlib.suppress(OSError):

@@ -131,7 +131,7 @@ class Supervisor:
             return RETIRED
         spare = self._view.own | self.view.server_pids()
         discarded = self.view.layers.changed_paths()
-        end_session(namespace_id(self.namespaces["user"]), spare=spare, release=self._release, agent=self._view.agent)
+        end_session(namespace_id(self.namespaces["user"]), spare=spare, release=self._release, agents=self._view.agents)
         if not self.handles.layers.is_kept:
             with contextlib.suppress(OSError):  # the front is gone
                 self.handles.front.send({"discarding": discarded})
