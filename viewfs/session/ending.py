@@ -31,9 +31,9 @@ def end_session(
 ) -> int:
     """End every process of the session's user namespace; `spare` are those that serve it, and go last.
 
-    `release` closes FUSE and namespace descriptors and the agent's link. The agent then ends what it started and itself,
-    and is not killed unless it takes too long: its children have a parent to the last. (`agents` are pidfds of it, and
-    of its parent if that waits for it.) Returns how many processes could not be ended.
+    `release` closes FUSE and namespace descriptors and the agent's link. The agent then ends what it started and then
+    itself, and is not killed unless it takes too long: its children have a parent to the last. (`agents` are pidfds of
+    it, and of its parent if that waits for it.) Returns how many processes could not be ended.
     """
     if grace_seconds > 0:
         end_members(user_namespace, spare=spare, grace_seconds=grace_seconds, limit_seconds=grace_seconds)
