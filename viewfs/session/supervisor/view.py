@@ -265,7 +265,7 @@ class View:
                         self._adopt_mirrors(report, made)
                         snapshot = made.take("snapshot")
         except BaseException:
-            served.release()
+            served.forget()
             if placing.attached:
                 with trio.CancelScope(shield=True):
                     await self._take_back([plan.path for plan in placing.plans[: placing.attached]])

@@ -51,8 +51,12 @@ class Inbox:
         self._messages.extend(self._decoder.feed(data))
 
     def pop(self) -> Received:
+        """The next. Raises `ProtocolError` where it says that descriptors came with it, and they did not."""
         message = self._messages.popleft()
-        return message, [self._fds.popleft() for _ in range(min(message.get("fds", 0), len(self._fds)))]
+        count = message.get("fds", 0)
+        if count > len(self._fds):
+            raise ProtocolError(f"a message with {len(self._fds)} descriptors, where {count} were announced")
+        return message, [self._fds.popleft() for _ in range(count)]
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""
