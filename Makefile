@@ -51,6 +51,7 @@ soak:
 
 soak-servers:
 	@tools/as-user env VIEWFS_SOAK_KILLING=600 VIEWFS_SOAK_READERS=32 VIEWFS_SOAK_CYCLES=2500 VIEWFS_SOAK_MOUNTS=1000 \
+	    VIEWFS_SOAK_VIEWS=50 \
 	    VIEWFS_KILL_ROUNDS=500 VIEWFS_SOAK_REPORTS=50000 VIEWFS_SOAK_SECONDS=3600 \
 	    python -m pytest -p no:cacheprovider -s \
 	    $(addprefix tests/kernel/test_,takeover.py cycles.py random_kills.py supervisors.py hostile_servers.py)

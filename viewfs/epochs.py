@@ -142,6 +142,16 @@ class EpochStack:
         """It is in no epoch that anybody asks for any more."""
         self.past[mount.made_in] = self.mounts.pop(mount.made_in)
 
+    def forget(self, most: int) -> set[Epoch]:
+        """Of the mounts that have gone out of use remember no more than `most`, the latest; the epochs that are not in
+        the log any more, because such a mount had made or ended them."""
+        gone = set(sorted(self.past)[: max(len(self.past) - most, 0)])
+        for made_in in gone:
+            del self.past[made_in]
+        forgotten = {change.epoch for change in self.changes[:-1] if change.mount in gone}
+        self.changes = [change for change in self.changes if change.epoch not in forgotten]
+        return forgotten
+
     def in_epoch(self, epoch: Epoch) -> list[Mount]:
         """What is mounted in `epoch`, oldest first."""
         return [mount for mount in self.mounts.values() if mount.in_epoch(epoch)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.conftest import View, wait_until
+from tests.kernel.conftest import View, Viewfs, session_processes, wait_until
 from viewfs.session.client import Session, find_session
 from viewfs.session.runtime import RuntimeDirectory
 from viewfs.session.wire.channel import Channel
@@ -20,11 +20,20 @@ from viewfs.session.wire.channel import Channel
 CYCLES = int(os.environ.get("VIEWFS_SOAK_CYCLES", "12"))
 MOUNTS = int(os.environ.get("VIEWFS_SOAK_MOUNTS", "70"))
 
+VIEWS = int(os.environ.get("VIEWFS_SOAK_VIEWS", "8"))
+OWNERS = ("viewfs-standby", "viewfs-supervis")
+
 OpenView = Callable[..., View]
 
 
 def descriptors(view: View) -> int:
     return len(os.listdir(f"/proc/{view.supervisor}/fd"))
+
+
+def resident(view: View) -> int:
+    """KiB of the stand-by and the supervisor (proc_pid_statm(5))."""
+    pids = [pid for pid, name in session_processes(view.viewfs.directory).items() if name in OWNERS]
+    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * 4
 
 
 @pytest.fixture
@@ -47,13 +56,17 @@ def unload(session: Session, place: str) -> None:
 @pytest.mark.parametrize("module", ["hello", "tmp", "useless", "unreal"])
 def test_no_descriptor_is_left_of_a_mount(session: tuple[View, Session], module: str) -> None:
     view, found = session
-    counts = []
+    counts, memory = [], 0
     for _cycle in range(CYCLES):
         load(found, module, "/place")
         unload(found, "/place")
         counts.append(wait_until(lambda: descriptors(view), "they can be counted"))
+        if _cycle == CYCLES // 2:
+            memory = resident(view)
     wait_until(lambda: descriptors(view) <= counts[1], f"there are no more than after the second: {counts}")
-    assert len(view.json("epochs")["epochs"]) == 2 * CYCLES + 1 and view.json("lsmod")["modules"] == []
+    assert resident(view) < memory + 1024, "memory does not grow"
+    logged = view.json("epochs")["epochs"]
+    assert logged[-1]["epoch"] == 2 * CYCLES and len(logged) <= 2201 and view.json("lsmod")["modules"] == []
 
 
 def test_many_mounts_at_once(session: tuple[View, Session]) -> None:
@@ -65,6 +78,15 @@ def test_many_mounts_at_once(session: tuple[View, Session]) -> None:
     for number in range(MOUNTS):
         unload(found, f"/many/{number}")
     assert view.json("lsmod")["modules"] == []
+
+
+def test_many_views_at_once(open_view: OpenView, image: Callable[..., Path], viewfs: Viewfs) -> None:
+    disk = image(file="content")
+    views = [open_view("--mount", f"{disk}:/mnt", name=f"view{number}") for number in range(VIEWS)]
+    assert {row["name"] for row in viewfs("ps", "--json").json["sessions"]} == {view.name for view in views}
+    assert {view.sh("cat /mnt/file").out for view in views} == {"content"}
+    assert all(view.close() == (0, "") for view in views)
+    assert not session_processes(viewfs.directory)
 
 
 def test_an_epoch_that_comes_again_can_be_entered(session: tuple[View, Session], tmp_path: Path) -> None:

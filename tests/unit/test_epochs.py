@@ -298,3 +298,18 @@ class EpochsAgainstTrees(RuleBasedStateMachine):
 
 EpochsAgainstTrees.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None, database=None)
 TestEpochsAgainstTrees = EpochsAgainstTrees.TestCase
+
+
+def test_what_is_long_gone_is_forgotten() -> None:
+    stack = EpochStack.begin(0)
+    kept = stack.mount("/kept", "tmp")
+    for _cycle in range(20):
+        mount = stack.mount("/place", "tmp")
+        stack.remove(mount)
+        stack.retire(stack.mounts[mount.made_in])
+    stack.note("checkpoint", source="state")
+    forgotten = stack.forget(5)
+    assert forgotten == set(range(2, 32)) and len(stack.past) == 5
+    assert [change.epoch for change in stack.changes] == [0, 1, *range(32, 43)]
+    assert stack.current == 42 and stack.live() == [kept] and stack.forget(5) == set()
+    assert stack.mount("/next", "tmp").made_in == 43

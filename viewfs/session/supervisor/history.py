@@ -18,6 +18,9 @@ from viewfs.session.supervisor.served import ServedMount
 
 __all__ = ["History"]
 
+#: So many mounts are remembered that are gone for good, and what they did in the log, in a session without --history.
+_PAST = 1000
+
 
 class History:
     """The epochs of a view, and what has to be held for each."""
@@ -114,6 +117,9 @@ class History:
                 continue
             self.served.pop(mount.made_in).forget()
             self.epochs.retire(mount)
+        if len(self.epochs.past) > _PAST + _PAST // 10:
+            forgotten = self.epochs.forget(_PAST)
+            self._same_as = {epoch: other for epoch, other in self._same_as.items() if epoch not in forgotten}
 
     def close(self) -> None:
         """Close every descriptor that keeps a file system or an epoch alive."""
