@@ -137,3 +137,14 @@ def test_what_was_made_stays_while_an_older_epoch_needs_it(open_view: Callable[.
     view.sh("touch /made/here/new")
     view("umount", "/made/here")
     assert view.sh("ls -d /made 2>/dev/null || echo gone").out == "gone\n"
+
+
+def test_mounts_bring_no_privilege(viewfs: Viewfs, image: Callable[..., Path]) -> None:
+    """Programs of other users and devices of the machine, in an image say, are files like others; and no program of the
+    view gains anything by being executed."""
+    options = ["--mount", f"{image(file='content')}:/image", "--mount", "none:/empty:tmp", "--load", "hello"]
+    script = "grep -E ' /(image|empty|hello) ' /proc/self/mountinfo; grep NoNewPrivs /proc/self/status"
+    *mounts, privileges = viewfs.sh(*options, script=script).out.splitlines()
+    assert len(mounts) == 3 and privileges.split() == ["NoNewPrivs:", "1"]
+    for line in mounts:
+        assert {"nosuid", "nodev"} <= set(line.split()[5].split(",")), line

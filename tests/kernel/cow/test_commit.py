@@ -305,6 +305,20 @@ def test_ten_gibibytes_of_hole(cow: Cow, tree: Path) -> None:
         assert file.read(4) == b"end\0"
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_no_symbolic_link_is_followed(cow: Cow, tree: Path, tmp_path: Path, force: bool) -> None:
+    """Neither one that somebody has put in a directory's place outside, nor one that the view has made."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "text").write_text("mine\n")
+    cow.sh(f"echo inside > directory/text; ln -s {elsewhere} link-out; echo inside > text")
+    shutil.rmtree(tree / "directory")
+    (tree / "directory").symlink_to(elsewhere)
+    cow("commit", *(["--force"] if force else []), check=False)
+    assert [path.name for path in elsewhere.iterdir()] == ["text"]
+    assert (elsewhere / "text").read_text() == "mine\n"
+
+
 def test_what_can_not_be_written_outside(cow: Cow, tree: Path) -> None:
     """The disk outside is too small: nothing is done, nothing is left, and nothing of the view is lost."""
     # The view inside another in which /mnt/small is a tmpfs of 1 MiB: for the inner one that is outside.
