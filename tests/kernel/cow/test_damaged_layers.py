@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -244,3 +245,14 @@ def test_requests_that_no_command_makes(open_view: Callable[..., View], tree: Pa
     answers = ask(view, *requests)
     assert len(answers) == len(requests) and all(answer.startswith("refused") for answer in answers), answers
     assert view.sh(f"cat {tree}/text").out == "x\n" and view("diff", "--name-only").out == f"{tree}/text\n"
+
+
+def test_a_layer_that_was_being_made(cow: Cow) -> None:
+    """When the machine went down: nothing has been in it, and nobody is told. One with changes is no such thing."""
+    cow.sh("echo x > text")
+    unfinished = cow.layer.parent / "tree-0123456789ab"
+    (unfinished / "upper").mkdir(parents=True)
+    assert cow("diff", "--name-only").err == ""
+    (unfinished / "upper/file").touch()
+    assert "layer.json can't be read" in cow("diff", "--name-only").err
+    shutil.rmtree(unfinished)

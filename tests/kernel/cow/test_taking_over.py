@@ -23,7 +23,8 @@ def kill_servers(name: str) -> list[int]:
     """Those that there were."""
     killed = servers(name)
     for pid in killed:
-        kill(pid)
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid)
     return killed
 
 

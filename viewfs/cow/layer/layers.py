@@ -225,11 +225,19 @@ class LayerSet:
             try:
                 found.append(self._open(name))
             except ViewfsError as error:
-                if unreadable is not None:
+                if unreadable is not None and not self._is_unfinished(name):
                     unreadable.append(f"{os.path.join(self.path, name)}: {error.message}")
             except OSError:
                 continue  # no directory
         yield from sorted(found, key=lambda layer: layer.record.path)
+
+    def _is_unfinished(self, name: str) -> bool:
+        """Was it being made when the machine went down? Then nothing has been in it."""
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            return _RECORD not in os.listdir(fd) and not has_changes(fd)
+        finally:
+            os.close(fd)
 
     def _open(self, name: str) -> Layer:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
