@@ -73,6 +73,7 @@ class DeviceOperations:
 
     caches = ()
     buffer_size = _MAX_TRANSFER + 4096
+    takes_writes = True
 
     def __init__(
         self, devices: Mapping[str, CharDevice], notify: Callable[[bytes], None], *, has_memory: bool = False

@@ -107,6 +107,11 @@ class Operations(Changing):
         """How many bytes the longest request can have."""
         return (MAX_WRITE_READ_ONLY if self._fs.immutable else MAX_WRITE) + 4096
 
+    @property
+    def takes_writes(self) -> bool:
+        """Can requests bring data?"""
+        return self._writable is not None
+
     def dispatch(self, request: Request) -> Answer[Body]:
         """The body of the reply, or a promise of it.
 

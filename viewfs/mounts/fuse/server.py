@@ -41,6 +41,8 @@ log = logging.getLogger("viewfs.fuse")
 #: errno of read(2) on /dev/fuse that mean: that request was taken back, read the next one.
 _TRY_AGAIN = frozenset({errno.ENOENT, errno.EINTR})
 _MAX_ERRNO = 511
+#: Bytes of the longest request that brings no data: names.
+_WITHOUT_DATA = 64 << 10
 
 
 class Dispatcher(Protocol):
@@ -49,6 +51,10 @@ class Dispatcher(Protocol):
     @property
     def buffer_size(self) -> int:
         """How many bytes the longest request can have."""
+
+    @property
+    def takes_writes(self) -> bool:
+        """Can requests bring data?"""
 
     @property
     def caches(self) -> Sequence[CacheCounts]:
@@ -69,9 +75,12 @@ class Server:
         self.fd = fd
         self._counters = counters
         self._transmitter = Transmitter(fd)
-        # Memory that is taken as requests need it, where a bytearray would take all of it.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._buffer = memoryview(mmap.mmap(-1, self.operations.buffer_size, flags))
+        size = self.operations.buffer_size
+        self._buffer = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        # What requests take is touched now: if the server is killed while the kernel gets pages for a request, that one
+        # fails with EIO, and is not sent again. The rest takes no memory until it is needed, if ever.
+        for place in range(0, size if self.operations.takes_writes else min(size, _WITHOUT_DATA), mmap.PAGESIZE):
+            self._buffer[place] = 0
         self.waiting: dict[int, trio.CancelScope] = {}
 
     def close(self) -> None:
