@@ -1,5 +1,17 @@
-"""`python -m viewfs` is `viewfs`."""
+"""`python -m viewfs` is `viewfs`; and what the script starts that pip makes."""
 
-from viewfs.cli.main import main
+import sys
+from typing import NoReturn
 
-main()
+from viewfs.cli.quick import door
+
+__all__ = ["main"]
+
+
+def main() -> NoReturn:
+    """The program."""
+    door.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -223,8 +223,9 @@ def host_left_alone(tmp_path: Path) -> Iterator[None]:
     with left_alone(tmp_path):
         yield
     # The kernel's overlay leaves a directory of mode 0, which pytest can't remove later.
-    for directory in tmp_path.glob("state/viewfs/*/*/work/*"):
-        directory.chmod(0o700)
+    for layer in tmp_path.glob("state/viewfs/*/*"):
+        for directory in (layer / "work").glob("*"):
+            directory.chmod(0o700)
 
 
 @pytest.fixture

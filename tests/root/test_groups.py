@@ -34,7 +34,7 @@ def test_a_supplementary_group_keeps_its_rights(place: Path) -> None:
     secret.chmod(0o640)
     (place / "run").mkdir(mode=0o700)
     os.chown(place / "run", account.pw_uid, account.pw_gid)
-    code = f"import sys; sys.path.insert(0, {account.pw_dir + '/checkout'!r}); from viewfs.cli.main import main; main()"
+    code = f"import sys; sys.path.insert(0, {account.pw_dir + '/checkout'!r}); from viewfs.__main__ import main; main()"
     viewfs = [sys.executable, "-c", code, "run", "--", "sh", "-c", 'id -G; cat "$0"', str(secret)]
     ids = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", f"--groups={GROUP}"]
     environment = {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(place / "run")}

@@ -44,7 +44,7 @@ def session() -> Iterator[Path]:
     runtime = Path(tempfile.mkdtemp(prefix="viewfs-test-"))  # pytest's own directories are closed to the account
     os.chown(runtime, account.pw_uid, account.pw_gid)
     runtime.chmod(0o755)
-    code = f"import sys; sys.path.insert(0, {account.pw_dir + '/checkout'!r}); from viewfs.cli.main import main; main()"
+    code = f"import sys; sys.path.insert(0, {account.pw_dir + '/checkout'!r}); from viewfs.__main__ import main; main()"
     run = ["run", "--name", "private", "--", "sh", "-c", "echo ready; cat"]
     process = subprocess.Popen(
         ["runuser", "-u", owner, "--", sys.executable, "-c", code, *run],
@@ -99,7 +99,7 @@ def test_programs_with_file_capabilities(session: Path) -> None:
     os.setxattr(program, "security.capability", struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0))
     owner = os.environ.get("VIEWFS_TEST_ACCOUNT", "viewfs-test")
     checkout = pwd.getpwnam(owner).pw_dir + "/checkout"
-    code = f"import sys; sys.path.insert(0, {checkout!r}); from viewfs.cli.main import main; main()"
+    code = f"import sys; sys.path.insert(0, {checkout!r}); from viewfs.__main__ import main; main()"
 
     def run(*command: str) -> str:
         environment = {"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(runtime)}

@@ -12,10 +12,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from viewfs.cli.arguments import parse_load, parse_mount
-from viewfs.cli.main import _COMMANDS, cli, printable
+from viewfs.cli.main import _COMMANDS, cli
+from viewfs.cli.quick.messages import printable
+from viewfs.cli.quick.requests import parse_load, parse_mount
 from viewfs.errors import UsageError
-from viewfs.session.front.front import SessionPlan
+from viewfs.session.plans import SessionPlan
 
 COMMANDS = [name for group in _COMMANDS.values() for name in group]
 
@@ -98,7 +99,7 @@ def test_changes_are_made_in_the_order_in_which_they_are_given(name: str, monkey
         plans.append(plan)
         return 0
 
-    monkeypatch.setattr("viewfs.cli.run.run_session", keep)
+    monkeypatch.setattr("viewfs.session.front.running.run_session", keep)
     line = "--mount /a:/1 --load hello:/2 --as-root --mount=/b:/3 --load hello:/4 -- sh --mount /not:/ours"
     CliRunner().invoke(cli, [name, *line.split()], catch_exceptions=False)
     (plan,) = plans

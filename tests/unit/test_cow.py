@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viewfs.cli.arguments import parse_cow
 from viewfs.cli.changes import unified_hunks
 from viewfs.cli.output import progress_bar
+from viewfs.cli.quick.requests import parse_cow
 from viewfs.cow.commit.journal import Journal, Moments, Operation, Planned, Staged, Step
 from viewfs.cow.commit.planning import Selection, plan_commit
 from viewfs.cow.compare.changes import Kind, differences, same_content, same_time, with_renames

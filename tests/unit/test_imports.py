@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -30,13 +32,16 @@ READERS_MAY_IMPORT = {
 MAY_IMPORT = {
     "viewfs": set(),
     "viewfs.__main__": {"viewfs.cli"},
+    "viewfs.cli.quick.start": {"viewfs.cli"},
     "viewfs.cli": {
-        "viewfs", "viewfs.session", "viewfs.cow", "viewfs.doctor", "viewfs.modules", "viewfs.linux", "viewfs.errors",
+        "viewfs", "viewfs.python", "viewfs.session", "viewfs.cow", "viewfs.doctor", "viewfs.modules", "viewfs.linux",
+        "viewfs.errors",
     },
     "viewfs.doctor": {"viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.linux", "viewfs.errors"},
     "viewfs.session": {
-        "viewfs", "viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.cow", "viewfs.epochs", "viewfs.linux",
-        "viewfs.errors",
+        "viewfs", "viewfs.python", "viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.cow",
+        "viewfs.epochs",
+        "viewfs.linux", "viewfs.errors",
     },
     "viewfs.cow": {
         "viewfs.mounts.overlay", "viewfs.modules.api", "viewfs.linux", "viewfs.errors",
@@ -48,9 +53,11 @@ MAY_IMPORT = {
     "viewfs.namespaces": {"viewfs.linux", "viewfs.errors"},
     "viewfs.linux": {"viewfs.errors"},
     "viewfs.errors": set(),
+    "viewfs.python": set(),
     # Pure: no kernel, no process, nothing to wait for.
     "viewfs.epochs": set(),
-    "viewfs.session.wire.protocol": {"viewfs.errors"},
+    "viewfs.session.wire.protocol": {"viewfs.session.wire.plain_json", "viewfs.errors"},
+    "viewfs.session.wire.plain_json": set(),
     "viewfs.mounts.fuse.protocol": {"viewfs.modules.api"},
     "viewfs.mounts.fuse.dirents": {"viewfs.modules.api", "viewfs.mounts.fuse.protocol"},
     # What an author implements knows nothing of how it is served; a reader of a format nothing of anything.
@@ -72,7 +79,6 @@ LIBRARIES = {
     "click": {"viewfs.cli"},
     "rich": {"viewfs.cli"},
     "trio": {"viewfs.session", "viewfs.mounts.fuse", "viewfs.modules"},
-    "prctl": {"viewfs.linux"},
     "crc32c": {"viewfs.modules.formats.ext"},
     "cryptography": {"viewfs.modules.devices"},
     "pytsk3": {"viewfs.modules.devices.partitions"},
@@ -82,7 +88,8 @@ LIBRARIES = {
 #: All that a pure module may import of the standard library. (os: device numbers and strerror.)
 PURE = {
     "viewfs.epochs": {"bisect", "collections", "dataclasses", "typing"},
-    "viewfs.session.wire.protocol": {"collections", "json", "struct", "typing"},
+    "viewfs.session.wire.protocol": {"collections", "struct", "typing"},
+    "viewfs.session.wire.plain_json": {"_json", "collections", "json", "typing"},
     "viewfs.mounts.fuse.protocol": {"collections", "enum", "errno", "os", "struct", "typing"},
     "viewfs.mounts.fuse.dirents": {"collections", "struct"},
     "viewfs.modules.api.ioctls": {"collections", "ctypes", "typing"},
@@ -143,7 +150,7 @@ def test_packages_depend_on_each_other_in_one_direction() -> None:
 #: Room of the session → the rooms that it may import, besides what lies in none ("": which itself imports these).
 ROOMS = {
     "front": {"agent", "supervisor", "wire", ""},
-    "supervisor": {"wire", ""},
+    "supervisor": {"agent", "wire", ""},
     "agent": {"wire", ""},
     "wire": set(),
     "": {"wire", "agent"},
@@ -206,9 +213,31 @@ def test_what_is_pure_stays_pure(module: str) -> None:
     assert standard <= PURE[module]
 
 
-def test_starting_a_command_imports_neither_trio_nor_rich() -> None:
-    """What every start of `viewfs` pays for: the modules that the command line imports at their top."""
-    seen, open_ends = set(), ["viewfs.cli.main", "viewfs.cli.run"]
+#: What the quick ways do without: each takes longer to import than the view takes to be made.
+SLOW = {
+    "site", "enum", "typing", "re", "dataclasses", "contextlib", "functools", "collections", "ctypes", "json", "socket",
+    "signal", "subprocess", "argparse", "importlib", "pathlib", "warnings", "traceback", "click", "rich", "trio",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "at_most"),
+    [("--version", 20), ("ps", 45), ("mount /nothing /there --session none", 50), ("run -- true", 80)],
+)
+def test_the_quick_ways_import_little(line: str, at_most: int, tmp_path: Path) -> None:
+    start = [sys.executable, "-ISE", "-X", "importtime", ROOT / "cli/quick/start.py", *line.split()]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    said = subprocess.run(start, env=environment, capture_output=True, text=True, check=False).stderr
+    lines = [line.rpartition("|")[2].strip() for line in said.splitlines() if line.startswith("import time:")]
+    assert "viewfs.cli.quick.door" in lines
+    assert not {name for name in lines if name.partition(".")[0] in SLOW and name != "zipimport"}
+    assert len({name for name in lines if lies_in(name, "viewfs")}) <= at_most
+
+
+def test_the_quick_ways_are_those_of_every_command() -> None:
+    """What is imported at the top of a module of the quick way is such a module, or of the standard library's C."""
+    seen, open_ends = set(), ["viewfs.cli.quick.door", "viewfs.cli.quick.opening", "viewfs.cli.quick.view",
+                              "viewfs.session.front.front", "viewfs.session.agent.agent"]  # fmt: skip
     while open_ends:
         module = open_ends.pop()
         if module in seen:
@@ -221,6 +250,5 @@ def test_starting_a_command_imports_neither_trio_nor_rich() -> None:
                 names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
             else:
                 continue
-            assert not {name.partition(".")[0] for name in names} & {"trio", "rich"}, f"{module}:{node.lineno}"
+            assert not {name.partition(".")[0] for name in names} & SLOW, f"{module}:{node.lineno}"
             open_ends += [name for name in names if name in FILES]
-    assert "viewfs.session.front.front" in seen

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from viewfs.linux.libc import path_bytes
+from viewfs.linux.memory import process_vm_readv, process_vm_writev
 from viewfs.linux.mount import MountFlags, mount, umount2
 from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.process import (
@@ -20,8 +21,6 @@ from viewfs.linux.process import (
     pidfd_is_dead,
     pidfd_open,
     pidfd_send_signal,
-    process_vm_readv,
-    process_vm_writev,
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from viewfs.cli.arguments import split_options
+from viewfs.cli.quick.requests import split_options
 from viewfs.errors import UsageError
 from viewfs.modules.api.options import (
     Option,

@@ -115,10 +115,11 @@ def test_both_places_are_looked_at(base: Path) -> None:
 
 def test_a_session_can_be_reached_by_its_name(directory: RuntimeDirectory) -> None:
     listener, name = directory.bind("work")
-    with listener:
+    with closing(listener):
         assert name == "work" and directory.names() == ["work"]
-        with directory.connect("work") as client:
-            connection, _address = listener.accept()
+        with closing(directory.connect("work")) as client:
+            with socket.socket(fileno=listener.detach()) as listening:
+                connection, _address = listening.accept()
             with connection:
                 client.sendall(b"hello")
                 assert connection.recv(5) == b"hello"
@@ -130,7 +131,7 @@ def test_a_session_can_be_reached_by_its_name(directory: RuntimeDirectory) -> No
 
 def test_a_name_that_is_taken(directory: RuntimeDirectory) -> None:
     listener, _name = directory.bind("work")
-    with listener:
+    with closing(listener):
         with pytest.raises(UsageError, match="a session called work exists") as caught:
             directory.bind("work")
         assert "viewfs enter work" in str(caught.value)
@@ -145,7 +146,7 @@ def test_a_socket_that_was_left_behind_is_replaced(directory: RuntimeDirectory) 
     with pytest.raises(ConnectionRefusedError):
         directory.connect("work")
     listener, _name = directory.bind("work")
-    with listener:
+    with closing(listener):
         assert directory.names() == ["work"]
         directory.connect("work").close()
 
@@ -167,7 +168,7 @@ def test_a_path_longer_than_an_address_can_be(base: Path, monkeypatch: pytest.Mo
         assert len(directory.path) > 108
         name = "n" * 64
         listener, _name = directory.bind(name)
-        with listener:
+        with closing(listener):
             directory.connect(name).close()
             assert directory.names() == [name]
 
@@ -192,8 +193,7 @@ def test_a_directory_that_has_gone(directory: RuntimeDirectory) -> None:
 
 def test_the_socket_is_closed_on_exec(directory: RuntimeDirectory) -> None:
     listener, _name = directory.bind("work")
-    with listener, directory.connect("work") as client:
-        assert isinstance(client, socket.socket)
+    with closing(listener), closing(directory.connect("work")) as client:
         assert not any(os.get_inheritable(fd) for fd in (listener.fileno(), client.fileno(), directory.fd))
 
 

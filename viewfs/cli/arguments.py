@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-import select
-import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from viewfs.cli.quick.requests import absolute, parse_cow, parse_load, parse_mount
 from viewfs.errors import UsageError
 from viewfs.session.layer_settings import BACKENDS
 
@@ -20,18 +17,12 @@ __all__ = [
     "LOAD",
     "MOUNT",
     "ChangesInOrder",
-    "absolute",
     "complete_ended",
     "cow_backend_option",
     "filter_options",
-    "split_options",
     "layer_directory_option",
     "layer_option",
     "module_option",
-    "parse_cow",
-    "parse_load",
-    "parse_mount",
-    "resolved",
     "session_option",
 ]
 
@@ -39,39 +30,6 @@ if TYPE_CHECKING:
     _ParamType = click.ParamType[dict[str, Any]]
 else:
     _ParamType = click.ParamType  # generic in the newest versions of click only
-_UNESCAPED_COLON = re.compile(r"(?<!\\):")
-
-
-def absolute(path: str) -> str:
-    """`path` seen from the working directory, without following symbolic links."""
-    return os.path.abspath(path)
-
-
-#: Bytes of the longest path, links resolved.
-_PATHS_MAX = 1 << 16
-#: Seconds that walking a path may take.
-_WALK_SECONDS = 2.0
-
-
-def resolved(path: str) -> str:
-    """`path` without symbolic links, as far as that can be told: a file system on the way may not answer, and what is
-    taken away then is that."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writing, os.fsencode(os.path.realpath(path)))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    try:
-        if select.select([reading], [], [], _WALK_SECONDS)[0] and (found := os.read(reading, _PATHS_MAX)):
-            return os.fsdecode(found)
-    finally:
-        os.close(reading)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return os.path.abspath(path)
 
 
 def _layer_directory(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
@@ -83,74 +41,6 @@ def _layer_directory(_context: click.Context, _option: click.Parameter, value: s
 def layer_directory_option(text: str) -> Callable[[Any], Any]:
     """--layer DIR, as an absolute path."""
     return click.option("--layer", "layer_directory", metavar="DIR", callback=_layer_directory, help=text)
-
-
-def parse_mount(text: str) -> dict[str, Any]:
-    """SRC:DST[:TYPE[,opt=val…]] as a mount request; a backslash before a colon makes it part of a path.
-
-    Raises `UsageError`.
-    """
-    parts = [part.replace("\\:", ":") for part in _UNESCAPED_COLON.split(text)]
-    if len(parts) not in (2, 3) or not parts[1]:
-        raise UsageError(
-            f"--mount {text}: not of the form SRC:DST[:TYPE[,opt=val…]]", remedy="write \\: for a colon in a path"
-        )
-    source, place = parts[:2]
-    kind, _, options = (parts[2] if len(parts) == 3 else "").partition(",")
-    return {
-        "type": absolute(kind) if kind.endswith(".py") else kind or None,
-        "source": absolute(source) if source else "",
-        "path": absolute(place),
-        "options": split_options([options]),
-        "cwd": os.getcwd(),
-        "operation": "mount",
-    }
-
-
-def parse_load(text: str) -> dict[str, Any]:
-    """MODULE[:DST][,opt=val…] as a mount request. Raises `UsageError`."""
-    head, _, options = text.partition(",")
-    name, *place = (part.replace("\\:", ":") for part in _UNESCAPED_COLON.split(head))
-    if not name or len(place) > 1:
-        raise UsageError(f"--load {text}: not of the form MODULE[:DST][,opt=val…]")
-    return load_request(name, place[0] if place else None, [options])
-
-
-def split_options(arguments: Iterable[str]) -> dict[str, str | None]:
-    """`["a=1,b", "c=2"]` as a mapping; None is the value of a bare name.
-
-    Raises `UsageError` for an empty name or one that is given twice.
-    """
-    given: dict[str, str | None] = {}
-    for argument in arguments:
-        for part in filter(None, argument.split(",")):
-            name, equals, value = part.partition("=")
-            if not name:
-                raise UsageError(f"option “{part}” has no name", remedy="options have the form name=value")
-            if name in given:
-                raise UsageError(f"option {name} is given twice")
-            given[name] = value if equals else None
-    return given
-
-
-def load_request(name: str, place: str | None, options: list[str]) -> dict[str, Any]:
-    """The request that loads module `name`."""
-    return {
-        "type": absolute(name) if name.endswith(".py") else name,
-        "source": "",
-        "path": absolute(place) if place else None,
-        "options": split_options(options),
-        "cwd": os.getcwd(),
-        "operation": "insmod",
-    }
-
-
-def parse_cow(text: str) -> list[dict[str, Any]]:
-    """PATH[,PATH…] as requests to make each copy-on-write; a backslash before a comma makes it part of a path."""
-    paths = [path.replace("\\,", ",") for path in re.split(r"(?<!\\),", text)]
-    if not all(paths):
-        raise UsageError(f"--cow {text}: not of the form PATH[,PATH…]")
-    return [{"request": "cow", "path": absolute(path), "cwd": os.getcwd()} for path in paths]
 
 
 class _Change(_ParamType):

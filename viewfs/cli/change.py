@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import closing
-from typing import Any
-
 import click
 
-from viewfs.cli.arguments import (
-    absolute,
-    complete_modules,
-    load_request,
-    module_option,
-    resolved,
-    session_option,
-    split_options,
-)
-from viewfs.cli.main import tell
-from viewfs.cli.output import json_option, print_json
-from viewfs.session.client import find_session
+from viewfs.cli.arguments import complete_modules, module_option, session_option
+from viewfs.cli.output import json_option
+from viewfs.cli.quick import view
+from viewfs.cli.quick.requests import absolute, load_request, mount_request
+from viewfs.cli.quick.view import change, remove_module, unmount
 
 __all__ = ["insmod", "mount", "restart", "rmmod", "umount"]
-
-
-def _change(session_name: str | None, operation: str, as_json: bool, arguments: dict[str, Any]) -> None:
-    with closing(find_session(session_name)) as session:
-        result = session.request(operation, **arguments)
-    if as_json:
-        print_json(**result)
-    else:
-        tell(f"epoch {result['epoch']}: {arguments.get('operation', operation)} {result['path']}")
 
 
 @click.command()
@@ -59,15 +39,7 @@ def mount(
       viewfs mount disk.img /mnt
       viewfs mount -t tmp -o size=64M none /scratch
     """
-    arguments = {
-        "type": absolute(kind) if kind is not None and kind.endswith(".py") else kind,
-        "source": absolute(source),
-        "path": absolute(directory),
-        "options": split_options(options),
-        "cwd": os.getcwd(),
-        "operation": "mount",
-    }
-    _change(session, "mount", as_json, arguments)
+    change(session, "mount", as_json, mount_request(kind, absolute(source), directory, options))
 
 
 @click.command()
@@ -84,8 +56,7 @@ def umount(lazy: bool, force: bool, session: str | None, as_json: bool, director
       viewfs umount /mnt
       viewfs umount --force /mnt
     """
-    path = resolved(directory)
-    _change(session, "umount", as_json, {"path": path, "lazy": lazy, "force": force})
+    unmount(session, as_json, directory, lazy=lazy, force=force)
 
 
 @click.command()
@@ -102,7 +73,7 @@ def insmod(options: tuple[str, ...], session: str | None, as_json: bool, module:
       viewfs insmod hello
       viewfs insmod ./mymodule.py /my/place
     """
-    _change(session, "mount", as_json, load_request(module, place, list(options)))
+    change(session, "mount", as_json, load_request(module, place, options))
 
 
 @click.command()
@@ -118,10 +89,7 @@ def rmmod(lazy: bool, force: bool, session: str | None, as_json: bool, module: s
     Example:
       viewfs rmmod hello
     """
-    arguments: dict[str, Any] = {"module": module, "lazy": lazy, "force": force, "operation": "rmmod"}
-    if "/" in module:
-        arguments["path"] = resolved(module)
-    _change(session, "umount", as_json, arguments)
+    remove_module(session, as_json, module, lazy=lazy, force=force)
 
 
 @click.command()
@@ -138,12 +106,4 @@ def restart(session: str | None, as_json: bool, module: str) -> None:
     Example:
       viewfs restart /mnt
     """
-    arguments: dict[str, Any] = {"module": module}
-    if "/" in module:
-        arguments["path"] = resolved(module)
-    with closing(find_session(session)) as found:
-        result = found.request("restart", **arguments)
-    if as_json:
-        print_json(**result)
-    else:
-        tell(f"restarted: {result['path']} (process {result['server']})")
+    view.restart(session, as_json, module)

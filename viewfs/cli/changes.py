@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from viewfs.cli.main import printable
+from viewfs.cli.quick.messages import printable
 from viewfs.cow.compare.changes import Change, Kind
 from viewfs.cow.compare.trees import Entry, Tree, split
 

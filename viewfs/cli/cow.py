@@ -10,19 +10,14 @@ from typing import Any
 
 import click
 
-from viewfs.cli.arguments import (
-    absolute,
-    complete_ended,
-    cow_backend_option,
-    filter_options,
-    layer_option,
-    session_option,
-)
+from viewfs.cli.arguments import complete_ended, cow_backend_option, filter_options, layer_option, session_option
 from viewfs.cli.changes import count_line, in_listing, shown_change, to_json, unified
 from viewfs.cli.cow_images import write_tree
 from viewfs.cli.layers import all_locked, check_refused, chosen_layers, paths_argument, sizes
-from viewfs.cli.main import printable, tell, warn
-from viewfs.cli.output import json_option, print_json, progress_bar
+from viewfs.cli.output import json_option, progress_bar
+from viewfs.cli.quick.messages import printable, tell, warn
+from viewfs.cli.quick.requests import absolute
+from viewfs.cli.quick.tables import print_json
 from viewfs.cow.commit.commit import Commit
 from viewfs.cow.compare.changes import Change, Kind, with_renames
 from viewfs.cow.compare.filters import Filter

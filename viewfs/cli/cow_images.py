@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import click
 
-from viewfs.cli.arguments import absolute
-from viewfs.cli.main import warn
-from viewfs.cli.output import print_json
+from viewfs.cli.quick.messages import warn
+from viewfs.cli.quick.requests import absolute
+from viewfs.cli.quick.tables import print_json
 from viewfs.cow.compare.outside import ACL_PREFIX, has_strangers
 from viewfs.cow.compare.trees import Tree, read_entry
 from viewfs.cow.copying import remove_tree, set_attributes

@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 import click
 
-from viewfs.cli.main import printable
-from viewfs.cli.output import json_option, print_json
+from viewfs.cli.output import json_option
+from viewfs.cli.quick.messages import printable
+from viewfs.cli.quick.tables import print_json
 from viewfs.doctor import STEPS, Facts, Step, examine, works
 from viewfs.errors import MachineError
 

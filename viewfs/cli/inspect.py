@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
-from viewfs.cli.arguments import absolute, complete_modules, module_option, split_options
-from viewfs.cli.output import json_option, print_json, print_table
+from viewfs.cli.arguments import complete_modules, module_option
+from viewfs.cli.output import json_option
+from viewfs.cli.quick.requests import absolute, split_options
+from viewfs.cli.quick.tables import print_json, print_table
 from viewfs.modules.framework.registry import find_module
 from viewfs.modules.framework.sources import open_source
 from viewfs.session.agent.inspection import describe_source, find_by_content

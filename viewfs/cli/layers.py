@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 
 import click
 
-from viewfs.cli.arguments import absolute
-from viewfs.cli.main import warn
+from viewfs.cli.quick.messages import warn
+from viewfs.cli.quick.requests import absolute
 from viewfs.cow.compare.changes import Change
 from viewfs.cow.compare.filters import EVERYTHING, Filter
 from viewfs.errors import ViewfsError

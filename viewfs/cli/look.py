@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from viewfs.cli.arguments import resolved, session_option
-from viewfs.cli.main import printable
-from viewfs.cli.output import json_option, print_json, print_table
-from viewfs.session.client import find_session
+from viewfs.cli.arguments import session_option
+from viewfs.cli.output import json_option
+from viewfs.cli.quick.tables import print_json, print_table
+from viewfs.cli.quick.view import list_epochs, list_modules, show_log, show_resolution
 
 if TYPE_CHECKING:
     from viewfs.modules.api.options import Option
 
 __all__ = ["epochs", "log", "lsmod", "resolve"]
-
-
-def _ask(session_name: str | None, operation: str, **arguments: Any) -> dict[str, Any]:
-    with closing(find_session(session_name)) as session:
-        return session.request(operation, **arguments)
 
 
 @click.command()
@@ -39,30 +32,7 @@ def lsmod(available: bool, session: str | None, as_json: bool) -> None:
     if available:
         _list_available(as_json)
         return
-    modules = _ask(session, "lsmod")["modules"]
-    if as_json:
-        print_json(modules=modules)
-        return
-    rows = []
-    for row in modules:
-        state = row["state"]
-        if row["pinned_by"]:
-            state += ", needed by " + ", ".join(f"epoch {epoch}" for epoch in row["pinned_by"])
-        requests = sum(row["requests"].values()) if row["server"] else None
-        rows.append(
-            (
-                row["module"],
-                row["path"],
-                row["source"],
-                row["epoch"],
-                state,
-                row["server"],
-                row["confinement"],
-                requests,
-            )
-        )
-    columns = ("MODULE", "PATH", "SOURCE", "EPOCH", "STATE", "PID", "CONFINED", "REQUESTS")
-    print_table(columns, rows, dim=[row["state"] != "mounted" for row in modules])
+    list_modules(session, as_json)
 
 
 def _list_available(as_json: bool) -> None:
@@ -115,29 +85,7 @@ def epochs(session: str | None, as_json: bool) -> None:
     Example:
       viewfs epochs
     """
-    answer = _ask(session, "epochs")
-    if as_json:
-        print_json(**answer)
-        return
-    rows = []
-    for row in answer["epochs"]:
-        marks = []
-        if row["shadowed"]:
-            marks.append("shadowed")
-        if row["removed_in"] is not None:
-            marks.append(f"gone in {row['removed_in']}")
-        if row["made_from"] is not None:
-            marks.append(f"from {row['made_from']}")
-        if row["pinned_by"]:
-            marks.append("pinned by " + ", ".join(map(str, row["pinned_by"])))
-        at = time.strftime("%H:%M:%S", time.localtime(row["time_ns"] / 1e9))
-        number = f"{row['epoch']}{'*' if row['enterable'] else ' '}"
-        rows.append((number, at, row["operation"], row["path"], row["type"], row["source"], ", ".join(marks)))
-    print_table(
-        ("EPOCH", "TIME", "WHAT", "WHERE", "TYPE", "FROM", "NOW"),
-        rows,
-        dim=[not row["enterable"] for row in answer["epochs"]],
-    )
+    list_epochs(session, as_json)
 
 
 @click.command()
@@ -152,19 +100,7 @@ def resolve(epoch: int | None, session: str | None, as_json: bool, path: str) ->
     Example:
       viewfs resolve /mnt/image
     """
-    answer = _ask(session, "resolve", path=resolved(path), epoch=epoch)
-    if as_json:
-        print_json(**answer)
-        return
-    serving = answer["serving"]
-    rows = [("serves", *_mount_row(serving))] if serving else []
-    rows += [("shadowed", *_mount_row(mount)) for mount in answer["shadowed"]]
-    rows.append(("shadowed" if serving else "serves", "", "/", "the host", ""))
-    print_table(("", "EPOCH", "PATH", "TYPE", "SOURCE"), rows, dim=[row[0] != "serves" for row in rows])
-
-
-def _mount_row(mount: dict[str, Any]) -> tuple[Any, ...]:
-    return mount["epoch"], mount["path"], mount["type"], mount["source"]
+    show_resolution(session, as_json, path, epoch)
 
 
 @click.command()
@@ -177,9 +113,4 @@ def log(session: str | None, as_json: bool) -> None:
     Example:
       viewfs log
     """
-    lines = _ask(session, "log")["lines"]
-    if as_json:
-        print_json(lines=lines)
-    else:
-        for line in lines:
-            click.echo(printable(line))
+    show_log(session, as_json)

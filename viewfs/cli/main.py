@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from typing import Any
 
 import click
 
 from viewfs import __version__
-from viewfs.errors import ViewfsError, explain_os_error
+from viewfs.cli.quick.messages import exit_code, flush, print_error, verbosity
 
-__all__ = ["cli", "main", "warn"]
+__all__ = ["cli", "run"]
 
 #: Subcommand → module:attribute, in the order of `viewfs --help`, in groups.
 _COMMANDS = {
@@ -78,99 +76,32 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="viewfs")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what is done.")
-@click.pass_context
-def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
+def cli(quiet: bool, verbose: bool) -> None:
     """\b
     Give a command a file system of its own: mount without root, leave no trace.
     Example: viewfs run --mount disk.img:/mnt -- ls -l /mnt
     """
-    ctx.obj = {"quiet": quiet, "verbose": verbose}
+    verbosity.quiet, verbosity.verbose = quiet, verbose
 
 
-#: No message is longer than this: paths can have 4,096 bytes and more, and a screen some 2,000 characters.
-_LONGEST = 1200
+def run() -> int:
+    """The whole program, standard streams being open: its exit code (docs/cli.md). One line says what went wrong."""
+    return flush(exit_code(_run_with_click))
 
 
-def _shortened(message: str) -> str:
-    if len(message) <= _LONGEST:
-        return message
-    return f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
-
-
-def _print_error(message: str) -> None:
-    prefix = click.style("viewfs:", fg="red", bold=True)
-    click.echo(f"{prefix} {_shortened(printable(message))}", err=True)
-
-
-def warn(message: str) -> None:
-    """Something the user should know, which is no error."""
-    context = click.get_current_context(silent=True)
-    if context is None or not (context.find_root().obj or {}).get("quiet"):
-        click.echo(f"{click.style('viewfs:', fg='yellow')} {_shortened(printable(message))}", err=True)
-
-
-def tell(message: str) -> None:
-    """What was done, for those who asked with -v."""
-    context = click.get_current_context(silent=True)
-    if context is not None and (context.find_root().obj or {}).get("verbose"):
-        click.echo(printable(message), err=True)
-
-
-def printable(text: str) -> str:
-    """`text` without what would move the cursor or can't be encoded: names are other people's input."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def _open_standard_streams() -> None:
-    """Those that were closed: else the next file that is opened would be one. The command finds them closed again."""
-    for number, mode in enumerate("rww"):
-        try:
-            os.fstat(number)
-            continue
-        except OSError:
-            fd = os.open(os.devnull, (os.O_RDONLY if mode == "r" else os.O_WRONLY) | os.O_CLOEXEC)
-        if fd != number:  # a file of Python's own lies below
-            os.dup2(fd, number, inheritable=False)
-            os.close(fd)
-        setattr(sys, ("stdin", "stdout", "stderr")[number], open(number, mode, closefd=False))
-
-
-def _flush(code: int) -> int:
-    """The exit code, if all that was written to standard output gets there."""
+def _run_with_click() -> int:
     try:
-        sys.stdout.flush()
-    except OSError as error:
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(null, sys.stdout.fileno())  # Python tries once more at its end
-        os.close(null)
-        if not code and not isinstance(error, BrokenPipeError):
-            _print_error(str(explain_os_error("cannot write the output", error)))
-        return code or 1
-    return code
-
-
-def main() -> None:
-    """The program: exit codes as documented in docs/cli.md, one line for what went wrong."""
-    _open_standard_streams()
-    code: Any = 0
-    try:
-        code = cli.main(standalone_mode=False)
+        code: Any = cli.main(prog_name="viewfs", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
-        code = 2
+        return 2
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "viewfs"
         said = error.format_message().rstrip(".")
-        _print_error(f"{said[:1].lower()}{said[1:]}; see `{command} --help`")
-        code = error.exit_code
+        print_error(f"{said[:1].lower()}{said[1:]}; see `{command} --help`")
+        return error.exit_code
     except click.Abort:
-        code = 130
-    except ViewfsError as error:
-        _print_error(str(error))
-        code = error.exit_code
-    except OSError as error:
-        _print_error(str(explain_os_error("failed", error)))
-        code = 1
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(_flush(code if isinstance(code, int) else 0))
+        return 130
+    except SystemExit as error:
+        code = error.code
+    return code if isinstance(code, int) else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import signal
 import sys
 import time
@@ -13,14 +12,11 @@ from typing import Any
 import click
 
 from viewfs.cli.arguments import COW, LOAD, MOUNT, ChangesInOrder, cow_backend_option, layer_directory_option
-from viewfs.cli.main import tell, warn
+from viewfs.cli.quick.messages import tell, warn
+from viewfs.cli.quick.opening import interactive_shell, open_view
 from viewfs.errors import UsageError
 from viewfs.linux.process import PYTHON
-from viewfs.session.client import SESSION_VARIABLE
-from viewfs.session.front.front import InitialChange, SessionPlan, run_session
-from viewfs.session.handles import AgentPlan
 from viewfs.session.layer_settings import state_directory
-from viewfs.session.runtime import check_name
 
 __all__ = ["run", "shell"]
 
@@ -56,27 +52,11 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _plan(command: list[str], environment: dict[str, str], given: dict[str, Any]) -> SessionPlan:
-    hostname = given["hostname"]
-    if hostname is not None and not 0 < len(hostname.encode()) <= 64:
-        raise UsageError(f"“{hostname}” can't be a host name", remedy="1 to 64 bytes")
+def _open(command: list[str], environment: dict[str, str], given: dict[str, Any]) -> int:
     groups = click.get_current_context().meta.get("viewfs.changes", [])
     changes = [change for group in groups for change in (group if isinstance(group, list) else [group])]
-    return SessionPlan(
-        command=command,
-        name=None if given["name"] is None else check_name(given["name"]),
-        keep=given["keep"],
-        history=given["history"],
-        cow_backend=given["cow_backend"],
-        layer_directory=given["layer_directory"],
-        exclude=given["exclude"],
-        include=given["include"],
-        view=AgentPlan(
-            as_root=given["as_root"], ids=given["ids"], hostname=hostname, pid_namespace=given["pid_namespace"]
-        ),
-        changes=tuple(InitialChange(change.pop("request", "mount"), change) for change in changes),
-        environment=environment,
-    )
+    others = {name: value for name, value in given.items() if name not in ("mounts", "loads", "cows")}
+    return open_view(command, environment, changes, **others)
 
 
 @click.command(cls=ChangesInOrder)
@@ -91,8 +71,8 @@ def shell(command: tuple[str, ...], **given: Any) -> None:
       viewfs shell --mount disk.img:/mnt
       viewfs shell --name work --load hello
     """
-    argv, environment = (list(command), {}) if command else _interactive_shell()
-    sys.exit(run_session(_plan(argv, environment, given), warn))
+    argv, environment = (list(command), {}) if command else interactive_shell()
+    sys.exit(_open(argv, environment, given))
 
 
 @click.command(cls=ChangesInOrder)
@@ -115,11 +95,11 @@ def run(command: tuple[str, ...], ask: bool, answer: str | None, **given: Any) -
     if not ask:
         if answer is not None:
             raise UsageError("-y and -n go with --ask")
-        sys.exit(run_session(_plan(list(command), {}, given), warn))
+        sys.exit(_open(list(command), {}, given))
     if not given["cows"] or given["name"] is not None or given["keep"]:
         raise UsageError("--ask goes with --cow, and without --name and --keep")
     name = given["name"] = f"ask-{os.getpid()}-{time.time_ns():x}"  # numbers of processes come again
-    status = run_session(_plan(list(command), {}, given), warn)
+    status = _open(list(command), {}, given)
     sys.exit(_decide(name, given["layer_directory"], answer) or status)
 
 
@@ -160,18 +140,3 @@ def _decide(name: str, layer_directory: str | None, answer: str | None) -> int:
         warn(f"neither committed nor discarded: `viewfs commit{at} --session {name}`, or `viewfs forget{at} {name}`")
         return 130
     return viewfs("commit", "--session", name, *where) if keeps else viewfs("forget", *where, name)
-
-
-def _interactive_shell() -> tuple[list[str], dict[str, str]]:
-    """The user's shell, with a prompt that shows the view; what to run and what to add to its environment."""
-    path = os.environ.get("SHELL") or pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"
-    start_files = os.path.join(os.path.dirname(__file__), "shells")
-    name = os.path.basename(path)
-    if name == "bash":
-        return [path, "--rcfile", os.path.join(start_files, "bashrc"), "-i"], {}
-    if name == "zsh":
-        original = os.environ.get("ZDOTDIR", os.path.expanduser("~"))
-        return [path, "-i"], {"VIEWFS_ZDOTDIR": original, "ZDOTDIR": os.path.join(start_files, "zsh")}
-    if name == "fish":
-        return [path, "-i", "-C", f"source {start_files}/prompt.fish"], {}
-    return [path, "-i"], {"PS1": f"(${SESSION_VARIABLE}) $ "}

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
-import time
-from contextlib import closing
-from typing import Any
 
 import click
 
 from viewfs.cli.arguments import session_argument, session_option
-from viewfs.cli.main import tell
-from viewfs.cli.output import json_option, print_json, print_table
-from viewfs.cli.run import _interactive_shell
-from viewfs.errors import ViewfsError
-from viewfs.linux.process import pid_of, pidfd_send_signal
-from viewfs.session.client import SESSION_VARIABLE, Session, find_session, sessions
-from viewfs.session.front.front import run_in_view
-from viewfs.session.left_layers import garbage, left_behind, take_away
+from viewfs.cli.output import json_option
+from viewfs.cli.quick.messages import tell
+from viewfs.cli.quick.opening import enter_view, run_at
+from viewfs.cli.quick.tables import print_json
+from viewfs.cli.quick.view import list_sessions
+from viewfs.session.client import find_session
+from viewfs.session.left_layers import garbage, take_away
 
 __all__ = ["at", "enter", "gc", "kill", "ps"]
 
@@ -34,31 +27,7 @@ def ps(as_json: bool) -> None:
     Example:
       viewfs ps
     """
-    found: list[dict[str, Any]] = []
-    for session in sessions():
-        with closing(session):
-            here = session.is_view_of_caller()
-            found.append({name: session.status[name] for name in _SHOWN} | {"here": here})
-    found.sort(key=lambda status: status["started_ns"])
-    ended = list(left_behind([status["name"] for status in found]))
-    if as_json:
-        print_json(sessions=found, ended=[{"name": name, "paths": paths} for name, paths in ended])
-        return
-    rows: list[tuple[Any, ...]] = []
-    for status in found:
-        since = time.strftime("%F %H:%M", time.localtime(status["started_ns"] / 1e9))
-        kept = "kept" if status["kept"] else ("here" if status["here"] else "")
-        rows.append(
-            (status["name"], since, status["pid"], status["epoch"], status["mounts"], " ".join(status["command"]), kept)
-        )
-    rows += [
-        (name, None, None, None, None, f"ended; changed {', '.join(paths) or 'what can not be read'}", "")
-        for name, paths in ended
-    ]
-    print_table(("NAME", "SINCE", "PID", "EPOCH", "MOUNTS", "COMMAND", ""), rows, dim=[row[1] is None for row in rows])
-
-
-_SHOWN = ("name", "pid", "command", "started_ns", "epoch", "mounts", "as_root", "kept")
+    list_sessions(as_json)
 
 
 @click.command()
@@ -95,8 +64,7 @@ def enter(name: str, command: tuple[str, ...]) -> None:
     Example:
       viewfs enter work -- ls /mnt
     """
-    with closing(find_session(name)) as session:
-        sys.exit(_run_in(session, list(command), None))
+    sys.exit(enter_view(name, list(command)))
 
 
 @click.command()
@@ -111,41 +79,7 @@ def at(session: str | None, epoch: str, command: tuple[str, ...]) -> None:
     Example:
       viewfs at 0 -- ls /mnt
     """
-    with closing(find_session(session)) as found:
-        number = int(epoch) if epoch.isdecimal() else found.request("state", state=epoch)["epoch"]
-        sys.exit(_run_in(found, list(command), number))
-
-
-def _run_in(session: Session, command: list[str], epoch: int | None) -> int:
-    argv, environment = (command, {}) if command else _interactive_shell()
-    environment[SESSION_VARIABLE] = session.name
-    if session.is_view_of_caller():
-        return _have_it_run(session, argv, environment, epoch)
-    try:
-        namespaces = session.namespaces(epoch)
-        return run_in_view(namespaces, argv, os.environ | environment, as_root=session.status["as_root"])
-    except OSError as error:
-        raise ViewfsError(f"cannot enter session {session.name}: {(error.strerror or '').lower()}") from error
-
-
-def _have_it_run(session: Session, argv: list[str], environment: dict[str, str], epoch: int | None) -> int:
-    """From inside, where there is no right to enter another epoch: the agent starts it, and signals are passed on."""
-    os.environ.update(environment)
-    pidfd, number = session.spawn(argv, epoch=epoch, group=os.getpgrp())
-
-    def pass_on(number: int, _frame: object) -> None:
-        pidfd_send_signal(pidfd, number)
-
-    with contextlib.suppress(OSError):
-        in_our_group = os.getpgid(pid_of(pidfd)) == os.getpgrp()
-        passed_on = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
-        for received in passed_on if in_our_group else [*passed_on, signal.SIGINT, signal.SIGQUIT]:
-            signal.signal(received, pass_on)
-        if in_our_group:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-    status = session.wait_for_end(number)
-    return status if status >= 0 else 128 - status
+    sys.exit(run_at(epoch, list(command), session))
 
 
 @click.command()
@@ -157,5 +91,5 @@ def kill(name: str) -> None:
     Example:
       viewfs kill work
     """
-    with closing(find_session(name)) as session:
+    with find_session(name) as session:
         session.end()

@@ -9,7 +9,8 @@ import click
 from viewfs.cli.arguments import session_option
 from viewfs.cli.changes import count_line, in_listing
 from viewfs.cli.layers import all_locked, check_refused, chosen_layers, paths_argument, sizes
-from viewfs.cli.output import json_option, print_json, progress_bar
+from viewfs.cli.output import json_option, progress_bar
+from viewfs.cli.quick.tables import print_json
 from viewfs.cow.compare.changes import Change
 from viewfs.errors import UsageError
 from viewfs.session.layer_access import OpenLayers

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from viewfs.cli.arguments import session_option
-from viewfs.cli.output import json_option, print_json, print_table
+from viewfs.cli.output import json_option
+from viewfs.cli.quick.tables import print_json, print_table
 from viewfs.errors import NotFoundError
 from viewfs.session.client import find_session
 

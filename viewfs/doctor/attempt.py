@@ -22,7 +22,8 @@ from viewfs.modules.api.nodes import ComputedFile, Directory, NodeFileSystem
 from viewfs.mounts.attach import attach, create_fuse_mount, open_fuse_device
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.host import serve
-from viewfs.mounts.skeleton import build_root, make_mount_point, plan_mount_point
+from viewfs.mounts.root import build_root
+from viewfs.mounts.skeleton import make_mount_point, plan_mount_point
 from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.sandbox import Confinement, Limits, confine
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
-from typing import NamedTuple
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["IdRange", "MappedIds", "has_number", "id_ranges", "known_ids", "mapped_ids", "overflow_id"]
 
@@ -13,12 +13,23 @@ __all__ = ["IdRange", "MappedIds", "has_number", "id_ranges", "known_ids", "mapp
 _EVERYBODY = (1 << 32) - 1
 
 
-class IdRange(NamedTuple):
+class IdRange:
     """A line of /proc/PID/uid_map: `length` ids from `inside` on are `outside` and so on in the parent."""
 
-    inside: int
-    outside: int
-    length: int
+    def __init__(self, inside: int, outside: int, length: int) -> None:
+        self.inside = inside
+        self.outside = outside
+        self.length = length
+
+    def __iter__(self) -> Iterator[int]:
+        """The three numbers, as the kernel and newuidmap(1) take them."""
+        return iter((self.inside, self.outside, self.length))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IdRange) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
 
 
 def id_ranges(kind: str) -> list[IdRange]:
@@ -56,12 +67,20 @@ def known_ids(kind: str) -> MappedIds:
     return MappedIds(id_ranges(kind), without=overflow)
 
 
-@lru_cache
+_overflow_ids: dict[str, int | None] = {}
+
+
 def overflow_id(kind: str) -> int | None:
     """The "uid" or "gid" of all who have no number in this user namespace; None where everybody has one.
 
     (user_namespaces(7), “Unmapped user and group IDs”.) Of a process that does not change its namespace afterwards.
     """
+    if kind not in _overflow_ids:
+        _overflow_ids[kind] = _read_overflow_id(kind)
+    return _overflow_ids[kind]
+
+
+def _read_overflow_id(kind: str) -> int | None:
     if sum(one.length for one in id_ranges(kind)) >= _EVERYBODY:
         return None
     with open(f"/proc/sys/kernel/overflow{kind}") as file:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
-from collections.abc import Iterator
 
-from viewfs.linux.libc import check, function
+from viewfs.linux.libc import c_char_p, c_int, c_uint, check, function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["NAMES", "changed_names", "watch"]
 
@@ -20,8 +22,8 @@ _CLOEXEC = os.O_CLOEXEC
 _EVENT = struct.Struct("iIII")
 _BUFFER = 65536
 
-_init = function("inotify_init1", ctypes.c_int)
-_add_watch = function("inotify_add_watch", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+_init = function("inotify_init1", c_int)
+_add_watch = function("inotify_add_watch", c_int, c_char_p, c_uint)
 
 
 def watch(directory: int) -> int:

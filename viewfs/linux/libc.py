@@ -6,36 +6,62 @@ Calls that the C library wraps are taken from it by name. The others go through 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-from collections.abc import Callable
-from typing import Any
+from _ctypes import (
+    FUNCFLAG_CDECL,
+    FUNCFLAG_PYTHONAPI,
+    FUNCFLAG_USE_ERRNO,
+    CFuncPtr,
+    _SimpleCData,
+    dlopen,
+    dlsym,
+    get_errno,
+)
 
 from viewfs.linux.numbers import syscall_number
 
-__all__ = ["check", "function", "path_bytes", "syscall"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_locked_libc = ctypes.PyDLL(None, use_errno=True)
+__all__ = [
+    "c_char_p", "c_int", "c_long", "c_size_t", "c_uint", "c_ulong", "c_void_p",
+    "check", "function", "path_bytes", "syscall",
+]  # fmt: skip
 
 
-def function(name: str, *argument_types: Any) -> Callable[..., int]:
+# The types of `ctypes` that prototypes need. (What runs before a view is there does without the rest of it.)
+if TYPE_CHECKING:
+    from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
+else:
+    c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p = (
+        type(f"c_{name}", (_SimpleCData,), {"_type_": code})
+        for name, code in (("char_p", "z"), ("int", "i"), ("long", "l"), ("uint", "I"), ("ulong", "L"), ("void_p", "P"))
+    )
+c_size_t = c_ulong
+
+_library = dlopen(None, 0)  # type: ignore[arg-type]
+_CHECKED, _LOCKED = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO, FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO | FUNCFLAG_PYTHONAPI
+
+
+def _prototype(result: type, flags: int, arguments: tuple[type, ...]) -> type[CFuncPtr]:
+    return type("Prototype", (CFuncPtr,), {"_restype_": result, "_argtypes_": arguments, "_flags_": flags})
+
+
+def function(name: str, *argument_types: type) -> Callable[..., int]:
     """The C library's function `name`, returning an int."""
-    return ctypes.CFUNCTYPE(ctypes.c_int, *argument_types, use_errno=True)((name, _libc))
+    return _prototype(c_int, _CHECKED, argument_types)(dlsym(_library, name))
 
 
-def syscall(name: str, *argument_types: Any, holds_lock: bool = False) -> Callable[..., int]:
+def syscall(name: str, *argument_types: type, holds_lock: bool = False) -> Callable[..., int]:
     """System call `name` by number. The number is looked up at the first call, so that importing never fails.
 
     `holds_lock`: Python's own lock is not let go meanwhile.
     """
-    entry: Any
-    if holds_lock:
-        entry = _locked_libc["syscall"]
-        entry.restype, entry.argtypes = ctypes.c_long, (ctypes.c_long, *argument_types)
-    else:
-        entry = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, *argument_types, use_errno=True)(("syscall", _libc))
+    flags = _LOCKED if holds_lock else _CHECKED
+    entry = _prototype(c_long, flags, (c_long, *argument_types))(dlsym(_library, "syscall"))
     number: int | None = None
 
     def call(*arguments: Any) -> int:
@@ -53,7 +79,7 @@ def check(result: int, call: str, path: str | bytes | None = None) -> int:
     """`result`, or the `OSError` that errno says, with the call's name and the path in it."""
     if result >= 0:
         return result
-    number = ctypes.get_errno()
+    number = get_errno()
     message = f"{call}: {os.strerror(number)}"
     if path is None:
         raise OSError(number, message)

@@ -1,15 +1,14 @@
 """mount(2), umount2(2), pivot_root(2) and the file-descriptor based mount calls of fsopen(2), open_tree(2) and others.
 
-Constants: linux/mount.h, linux/fcntl.h.
+Constants: linux/mount.h, linux/fcntl.h; plain numbers, for a command that opens a view is not to wait for `enum`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-from enum import IntEnum, IntFlag
+import struct
 
-from viewfs.linux.libc import check, function, path_bytes, syscall
+from viewfs.linux.libc import c_char_p, c_int, c_size_t, c_uint, c_ulong, check, function, path_bytes, syscall
 
 __all__ = [
     "AT_EMPTY_PATH",
@@ -42,7 +41,7 @@ AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 
 
-class MountFlags(IntFlag):
+class MountFlags:
     """MS_* of linux/mount.h."""
 
     RDONLY = 1
@@ -56,7 +55,7 @@ class MountFlags(IntFlag):
     SLAVE = 1 << 19
 
 
-class UmountFlags(IntFlag):
+class UmountFlags:
     """MNT_* and UMOUNT_NOFOLLOW of umount2(2)."""
 
     NONE = 0
@@ -66,14 +65,14 @@ class UmountFlags(IntFlag):
     NOFOLLOW = 8
 
 
-class OpenTree(IntFlag):
+class OpenTree:
     """OPEN_TREE_* of linux/mount.h."""
 
     CLONE = 1
     CLOEXEC = os.O_CLOEXEC
 
 
-class MoveMount(IntFlag):
+class MoveMount:
     """MOVE_MOUNT_* of linux/mount.h."""
 
     F_SYMLINKS = 0x1
@@ -82,7 +81,7 @@ class MoveMount(IntFlag):
     T_EMPTY_PATH = 0x40
 
 
-class MountAttr(IntFlag):
+class MountAttr:
     """MOUNT_ATTR_* of linux/mount.h."""
 
     NONE = 0
@@ -92,7 +91,7 @@ class MountAttr(IntFlag):
     NOEXEC = 0x8
 
 
-class FsConfig(IntEnum):
+class FsConfig:
     """FSCONFIG_* of linux/mount.h."""
 
     SET_FLAG = 0
@@ -100,40 +99,32 @@ class FsConfig(IntEnum):
     CMD_CREATE = 6
 
 
-class _MountAttrStruct(ctypes.Structure):
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
-
-
-_c = ctypes
-_mount = function("mount", _c.c_char_p, _c.c_char_p, _c.c_char_p, _c.c_ulong, _c.c_char_p)
-_umount2 = function("umount2", _c.c_char_p, _c.c_int)
-_pivot_root = syscall("pivot_root", _c.c_char_p, _c.c_char_p)
-_fsopen = syscall("fsopen", _c.c_char_p, _c.c_uint)
-_fsconfig = syscall("fsconfig", _c.c_int, _c.c_uint, _c.c_char_p, _c.c_char_p, _c.c_int)
-_fsmount = syscall("fsmount", _c.c_int, _c.c_uint, _c.c_uint)
-_open_tree = syscall("open_tree", _c.c_int, _c.c_char_p, _c.c_uint)
-_move_mount = syscall("move_mount", _c.c_int, _c.c_char_p, _c.c_int, _c.c_char_p, _c.c_uint)
-_mount_setattr = syscall("mount_setattr", _c.c_int, _c.c_char_p, _c.c_uint, _c.c_void_p, _c.c_size_t)
+#: struct mount_attr: set, clear, propagation, user namespace.
+_MOUNT_ATTR = struct.Struct("4Q")
+_mount = function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
+_umount2 = function("umount2", c_char_p, c_int)
+_pivot_root = syscall("pivot_root", c_char_p, c_char_p)
+_fsopen = syscall("fsopen", c_char_p, c_uint)
+_fsconfig = syscall("fsconfig", c_int, c_uint, c_char_p, c_char_p, c_int)
+_fsmount = syscall("fsmount", c_int, c_uint, c_uint)
+_open_tree = syscall("open_tree", c_int, c_char_p, c_uint)
+_move_mount = syscall("move_mount", c_int, c_char_p, c_int, c_char_p, c_uint)
+_mount_setattr = syscall("mount_setattr", c_int, c_char_p, c_uint, c_char_p, c_size_t)
 
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 
 
-def mount(source: str | None, target: str, fs_type: str | None, flags: MountFlags, data: str | None = None) -> None:
+def mount(source: str | None, target: str, fs_type: str | None, flags: int, data: str | None = None) -> None:
     """mount(2)."""
     text = None if data is None else data.encode()
     kind = None if fs_type is None else fs_type.encode()
-    check(_mount(path_bytes(source), path_bytes(target), kind, int(flags), text), "mount", target)
+    check(_mount(path_bytes(source), path_bytes(target), kind, flags, text), "mount", target)
 
 
-def umount2(target: str | bytes, flags: UmountFlags = UmountFlags.NONE) -> None:
+def umount2(target: str | bytes, flags: int = UmountFlags.NONE) -> None:
     """umount2(2)."""
-    check(_umount2(path_bytes(target), int(flags)), "umount2", target)
+    check(_umount2(path_bytes(target), flags), "umount2", target)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
@@ -161,9 +152,9 @@ def fsconfig_create(context: int) -> None:
     check(_fsconfig(context, FsConfig.CMD_CREATE, None, None, 0), "fsconfig create")
 
 
-def fsmount(context: int, attributes: MountAttr) -> int:
+def fsmount(context: int, attributes: int) -> int:
     """fsmount(2): a close-on-exec descriptor of a mount that is attached nowhere yet."""
-    return check(_fsmount(context, _FSMOUNT_CLOEXEC, int(attributes)), "fsmount")
+    return check(_fsmount(context, _FSMOUNT_CLOEXEC, attributes), "fsmount")
 
 
 def open_tree(directory: int, path: str | bytes, flags: int) -> int:
@@ -172,10 +163,10 @@ def open_tree(directory: int, path: str | bytes, flags: int) -> int:
 
 
 def move_mount(
-    from_directory: int, from_path: str | bytes, to_directory: int, to_path: str | bytes, flags: MoveMount
+    from_directory: int, from_path: str | bytes, to_directory: int, to_path: str | bytes, flags: int
 ) -> None:
     """move_mount(2)."""
-    arguments = (from_directory, path_bytes(from_path), to_directory, path_bytes(to_path), int(flags))
+    arguments = (from_directory, path_bytes(from_path), to_directory, path_bytes(to_path), flags)
     check(_move_mount(*arguments), "move_mount", to_path or None)
 
 
@@ -184,13 +175,13 @@ def mount_setattr(
     path: str | bytes,
     flags: int,
     *,
-    set_attributes: MountAttr = MountAttr.NONE,
-    clear: MountAttr = MountAttr.NONE,
-    propagation: MountFlags | int = 0,
+    set_attributes: int = MountAttr.NONE,
+    clear: int = MountAttr.NONE,
+    propagation: int = 0,
 ) -> None:
     """mount_setattr(2)."""
-    attributes = _MountAttrStruct(int(set_attributes), int(clear), int(propagation), 0)
-    result = _mount_setattr(directory, path_bytes(path), flags, ctypes.addressof(attributes), ctypes.sizeof(attributes))
+    attributes = _MOUNT_ATTR.pack(set_attributes, clear, propagation, 0)
+    result = _mount_setattr(directory, path_bytes(path), flags, attributes, _MOUNT_ATTR.size)
     check(result, "mount_setattr", path or None)
 
 
@@ -205,7 +196,7 @@ def read_messages(context: int) -> list[str]:
         messages.append(line.decode(errors="replace").partition(" ")[2].strip())
 
 
-def detached_tmpfs(source: str, options: dict[str, str], attributes: MountAttr = MountAttr.NONE) -> int:
+def detached_tmpfs(source: str, options: dict[str, str], attributes: int = MountAttr.NONE) -> int:
     """A detached tmpfs. Raises OSError."""
     context = fsopen("tmpfs")
     try:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-from enum import IntFlag
 
-from viewfs.linux.libc import check, function
+from viewfs.linux.libc import c_int, check, function
 
 __all__ = ["CloneFlags", "namespace_id", "parent_user_namespace", "setns", "unshare"]
 
 
-class CloneFlags(IntFlag):
+class CloneFlags:
     """CLONE_NEW* of linux/sched.h, and CLONE_FS."""
 
     FS = 0x00000200
@@ -26,21 +24,21 @@ class CloneFlags(IntFlag):
     NEWNET = 0x40000000
 
 
-_unshare = function("unshare", ctypes.c_int)
-_setns = function("setns", ctypes.c_int, ctypes.c_int)
+_unshare = function("unshare", c_int)
+_setns = function("setns", c_int, c_int)
 
 #: _IO(NSIO, 2) of linux/nsfs.h, with NSIO 0xb7.
 _NS_GET_PARENT = 0xB702
 
 
-def unshare(flags: CloneFlags) -> None:
+def unshare(flags: int) -> None:
     """unshare(2). A process with more than one thread gets EINVAL for NEWUSER."""
-    check(_unshare(int(flags)), "unshare")
+    check(_unshare(flags), "unshare")
 
 
-def setns(fd: int, kinds: CloneFlags) -> None:
+def setns(fd: int, kinds: int) -> None:
     """setns(2), `fd` being a namespace or a pidfd."""
-    check(_setns(fd, int(kinds)), "setns")
+    check(_setns(fd, kinds), "setns")
 
 
 def parent_user_namespace(fd: int) -> int:

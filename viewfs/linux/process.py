@@ -1,23 +1,19 @@
-"""Processes by pidfd, their memory, and giving up privilege (capabilities(7), prctl(2)).
-
-`prctl` is the python-prctl package; capset(2) is called directly because one call replaces all three sets at once.
-"""
+"""Processes by pidfd, their memory, and giving up privilege (capabilities(7), prctl(2))."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
 import os
 import select
-import signal
+import struct
 import sys
-from collections.abc import Iterable
 
-import prctl
+from viewfs.linux.libc import c_char_p, c_int, c_size_t, c_ulong, c_void_p, check, function, syscall
+from viewfs.linux.plain import signal
 
-from viewfs.linux.libc import check, function, syscall
-from viewfs.linux.namespaces import CloneFlags
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "CAPS_OF_OWNERS",
@@ -33,6 +29,7 @@ __all__ = [
     "has_capabilities",
     "has_no_new_privileges",
     "hide_memory",
+    "how_it_ended",
     "keep_for_programs",
     "keep_only",
     "no_new_privileges",
@@ -40,10 +37,9 @@ __all__ = [
     "pidfd_is_dead",
     "pidfd_open",
     "pidfd_send_signal",
-    "process_vm_readv",
-    "process_vm_writev",
     "set_name",
     "show_memory",
+    "signal_name",
     "thread_group_of",
 ]
 
@@ -61,52 +57,29 @@ CAP_SYS_PTRACE = 19
 CAPS_OF_OWNERS = frozenset(range(5))
 
 _CAPABILITY_VERSION_3 = 0x20080522
-_IOV_MAX = 1024
 
 
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-class _PidfdInfo(ctypes.Structure):
-    """struct pidfd_info of linux/pidfd.h, version 0."""
-
-    _fields_ = (
-        ("mask", ctypes.c_uint64),
-        ("cgroupid", ctypes.c_uint64),
-        ("pid", ctypes.c_uint32),
-        ("tgid", ctypes.c_uint32),
-        ("ppid", ctypes.c_uint32),
-        ("identities", ctypes.c_uint32 * 8),
-        ("exit_code", ctypes.c_int32),
-    )
-
-
+#: struct pidfd_info of linux/pidfd.h, version 0: mask, cgroupid, pid, tgid, ppid, eight identities, exit code.
+_PIDFD_INFO = struct.Struct("QQIII8Ii")
 _PIDFD_THREAD = os.O_EXCL
 _PIDFD_INFO_PID = 1
 #: _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
-PIDFD_GET_INFO = 3 << 30 | ctypes.sizeof(_PidfdInfo) << 16 | 0xFF << 8 | 11
+PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
 
 
-class _CapHeader(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
-
-
-class _CapData(ctypes.Structure):
-    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
-
-
-_c = ctypes
-_prctl = function("prctl", _c.c_int, *[_c.c_ulong] * 4)
+#: What capset(2) takes: version and process; and twice, for the lower and the upper half of the numbers, the effective,
+#: permitted and inheritable set.
+_CAP_HEADER = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+_CAP_DATA = struct.Struct("6I")
+_prctl = function("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+_set_name = function("prctl", c_int, c_char_p, c_ulong, c_ulong, c_ulong)
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME = 1, 4, 15
 _PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 38, 39
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
-_capset = syscall("capset", _c.c_void_p, _c.c_void_p)
-_capget = syscall("capget", _c.c_void_p, _c.c_void_p)
-_clone = syscall("clone", *[_c.c_ulong] * 5, holds_lock=True)
-_vm_arguments = (_c.c_int, _c.c_void_p, _c.c_ulong, _c.c_void_p, _c.c_ulong, _c.c_ulong)
-_process_vm_readv = function("process_vm_readv", *_vm_arguments)
-_process_vm_writev = function("process_vm_writev", *_vm_arguments)
+_capset = syscall("capset", c_char_p, c_char_p)
+_clone = syscall("clone", *[c_ulong] * 5, holds_lock=True)
 
 
 def pidfd_open(pid: int) -> int:
@@ -121,6 +94,17 @@ def pidfd_send_signal(pidfd: int, number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def signal_name(number: int) -> str:
+    """As signal(7) has it."""
+    names = (name for name, value in vars(signal).items() if value == number and name[:3] == "SIG" and name[3] != "_")
+    return next(names, f"signal {number}")
+
+
+def how_it_ended(code: int) -> str:
+    """What `os.waitstatus_to_exitcode` gave, in words."""
+    return f"was killed by {signal_name(-code)}" if code < 0 else f"ended with status {code}"
 
 
 def pid_of(pidfd: int) -> int:
@@ -148,31 +132,6 @@ def pidfd_is_dead(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def process_vm_readv(pid: int, address: int, into: bytearray | memoryview) -> None:
-    """Fill `into` with process `pid`'s memory at `address` (process_vm_readv(2)).
-
-    Raises OSError(EFAULT) if any of it is not mapped: a short transfer is an error here.
-    """
-    size = len(into)
-    local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(into)), size)
-    remote = _Iovec(address, size)
-    done = check(_process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0), "process_vm_readv")
-    if done != size:
-        raise OSError(errno.EFAULT, f"process_vm_readv: {done} of {size} bytes")
-
-
-def process_vm_writev(pid: int, address: int, data: bytes | bytearray | memoryview) -> None:
-    """Put `data` into process `pid`'s memory at `address` (process_vm_writev(2)); EFAULT unless all of it fits."""
-    size = len(data)
-    if isinstance(data, bytes) or (isinstance(data, memoryview) and data.readonly):
-        data = bytearray(data)
-    local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(data)), size)
-    remote = _Iovec(address, size)
-    done = check(_process_vm_writev(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0), "process_vm_writev")
-    if done != size:
-        raise OSError(errno.EFAULT, f"process_vm_writev: {done} of {size} bytes")
-
-
 def thread_group_of(tid: int) -> int:
     """The process that thread `tid` belongs to; 0 if it can't be told.
 
@@ -184,8 +143,8 @@ def thread_group_of(tid: int) -> int:
     except OSError:
         return tid if _is_main_thread(tid) else 0
     try:
-        asked = bytes(_PidfdInfo(mask=_PIDFD_INFO_PID))
-        return int(_PidfdInfo.from_buffer_copy(fcntl.ioctl(pidfd, PIDFD_GET_INFO, asked)).tgid)
+        asked = _PIDFD_INFO.pack(_PIDFD_INFO_PID, *[0] * 13)
+        return int(_PIDFD_INFO.unpack(fcntl.ioctl(pidfd, PIDFD_GET_INFO, asked))[3])
     except OSError:
         return tid if _is_main_thread(tid) else 0
     finally:
@@ -212,25 +171,26 @@ def drop_capabilities(keep: Iterable[int] = (), *, bounding: bool = True) -> Non
     """
     kept = frozenset(keep)
     for capability in range(64) if bounding else ():
-        # The package's own capbset_drop stops at the last capability that its headers knew.
         if capability not in kept and _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break  # past the last one the kernel knows; or no CAP_SETPCAP, so nothing to lose
-    mask = sum(1 << capability for capability in kept)
-    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
-    data = (_CapData * 2)(
-        _CapData(mask & 0xFFFFFFFF, mask & 0xFFFFFFFF, 0),
-        _CapData(mask >> 32, mask >> 32, 0),
-    )
-    check(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
+    low, high = _halves(kept)
+    check(_capset(_CAP_HEADER, _CAP_DATA.pack(low, low, 0, high, high, 0)), "capset")
 
 
-def fork_into(kinds: CloneFlags) -> int:
+def _halves(capabilities: Iterable[int]) -> tuple[int, int]:
+    mask = sum(1 << number for number in capabilities)
+    return mask & 0xFFFFFFFF, mask >> 32
+
+
+def fork_into(kinds: int) -> int:
     """As `os.fork`, the child being in new namespaces of these kinds (clone(2)). Raises OSError.
 
     Only for a process with one thread: the C library is not asked to prepare for it. Python is, as for any fork.
     """
+    import ctypes
+
     ctypes.pythonapi.PyOS_BeforeFork()
-    pid = int(_clone(int(kinds) | signal.SIGCHLD, 0, 0, 0, 0))
+    pid = int(_clone(kinds | signal.SIGCHLD, 0, 0, 0, 0))
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
         return 0
@@ -241,51 +201,53 @@ def fork_into(kinds: CloneFlags) -> int:
     return pid
 
 
+def _own_capabilities(kind: str) -> int:
+    """A set of this process, as a mask; `kind` is what proc_pid_status(5) calls it. Raises OSError."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith(f"{kind}:"))
+
+
 def has_capabilities(wanted: Iterable[int]) -> bool:
     """Are these in the effective set? (They count in this process's own user namespace.)"""
-    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
-    data = (_CapData * 2)()
-    check(_capget(ctypes.addressof(header), ctypes.addressof(data)), "capget")
-    return all(data[number // 32].effective >> number % 32 & 1 for number in wanted)
+    effective = _own_capabilities("CapEff")
+    return all(effective >> number & 1 for number in wanted)
 
 
 def keep_for_programs(capabilities: Iterable[int]) -> None:
     """Let programs that this process executes have `capabilities`, as far as it has them (capabilities(7), ambient)."""
-    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
-    data = (_CapData * 2)()
-    check(_capget(ctypes.addressof(header), ctypes.addressof(data)), "capget")
-    for part in data:
-        part.inheritable = part.permitted
-    check(_capset(ctypes.addressof(header), ctypes.addressof(data)), "capset")
+    permitted, effective = _own_capabilities("CapPrm"), _own_capabilities("CapEff")
+    low = (effective & 0xFFFFFFFF, permitted & 0xFFFFFFFF, permitted & 0xFFFFFFFF)
+    high = (effective >> 32, permitted >> 32, permitted >> 32)
+    check(_capset(_CAP_HEADER, _CAP_DATA.pack(*low, *high)), "capset")
     for capability in capabilities:
         _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0)  # EPERM for one that isn't there
 
 
 def no_new_privileges() -> None:
     """PR_SET_NO_NEW_PRIVS: execve(2) grants nothing from now on."""
-    prctl.set_no_new_privs(1)
+    check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
 def hide_memory() -> None:
     """PR_SET_DUMPABLE 0: no process of the same user may trace this one, read its memory or open its descriptors, but
     with CAP_SYS_PTRACE in the user namespace in which the program was executed (ptrace(2)). Children inherit it until
     they execute something."""
-    prctl.set_dumpable(0)
+    check(_prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
 
 
 def show_memory() -> None:
     """Take `hide_memory` back."""
-    prctl.set_dumpable(1)
+    check(_prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
 
 
 def has_no_new_privileges() -> bool:
     """PR_GET_NO_NEW_PRIVS: does a set-user-ID program run as its user only?"""
-    return bool(prctl.get_no_new_privs())
+    return bool(_prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0))
 
 
 def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
     """PR_SET_PDEATHSIG, and at once if `parent` is gone already. Must be called again after a change of credentials."""
-    prctl.set_pdeathsig(number)
+    check(_prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl")
     if os.getppid() not in (parent, 0):  # 0: it is outside of this process's pid namespace
         os.kill(os.getpid(), number)
 
@@ -302,6 +264,8 @@ def keep_only(*fds: int) -> None:
 
 def forget_environment(kept: Iterable[str] = ()) -> None:
     """Have no variable but `kept`, and overwrite where others were in memory (proc_pid_stat(5), fields 50 and 51)."""
+    import ctypes
+
     left = {name: os.environ[name] for name in kept if name in os.environ}
     values = list(os.environ._data.values())  # type: ignore[attr-defined]
     os.environ.clear()
@@ -324,12 +288,13 @@ def _places_of_arguments() -> tuple[int, int, int, int]:
     return arguments, max(arguments, end_of_arguments), environment, max(environment, end_of_environment)
 
 
+_move = function("memmove", c_void_p, c_char_p, c_size_t)
+
+
 def set_name(name: str) -> None:
     """What `ps` shows: the command name (prctl(2), PR_SET_NAME), and in place of the arguments what fits there."""
-    prctl.set_name(name[:15])
+    check(_set_name(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")
     # Where the kernel reads them from.
     start, end = _places_of_arguments()[:2]
     if start < end:
-        ctypes.memset(start, 0, end - start)
-        text = name.encode()[: end - start - 1]
-        ctypes.memmove(start, text, len(text))
+        _move(start, name.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import array
-import socket
-from collections.abc import Iterable, Iterator
+import struct
+
+from viewfs.linux.plain import socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["MAX_WITH_ONE", "Ancillary", "descriptors_in", "in_pieces", "rights", "room_for"]
 
 #: How many descriptors the kernel takes with one message (unix(7), SCM_MAX_FD).
 MAX_WITH_ONE = 253
+#: Bytes that one takes.
+_INT = struct.calcsize("i")
 #: Level, type and data of one control message, as recvmsg gives them.
 Ancillary = tuple[int, int, bytes]
 
 
-def rights(fds: list[int] | None) -> list[tuple[int, int, array.array[int]]]:
+def rights(fds: list[int] | None) -> list[Ancillary]:
     """Descriptors as sendmsg takes them. They stay the sender's own, too."""
-    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
 
 
 def in_pieces(data: bytes, fds: list[int] | None) -> Iterator[tuple[bytes, list[int]]]:
@@ -33,13 +39,14 @@ def in_pieces(data: bytes, fds: list[int] | None) -> Iterator[tuple[bytes, list[
 
 def room_for(count: int) -> int:
     """Bytes of ancillary data that `count` descriptors take."""
-    return socket.CMSG_SPACE(count * array.array("i").itemsize)
+    return socket.CMSG_SPACE(count * _INT)
 
 
 def descriptors_in(ancillary: Iterable[Ancillary]) -> list[int]:
     """The descriptors that came, which are the receiver's to close; cut-off rests of the data are no descriptor."""
-    found = array.array("i")
+    found: list[int] = []
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            found.frombytes(payload[: len(payload) - len(payload) % found.itemsize])
-    return found.tolist()
+            count = len(payload) // _INT
+            found += struct.unpack(f"{count}i", payload[: count * _INT])
+    return found

@@ -34,7 +34,6 @@ from viewfs.linux.mount import (
     AT_FDCWD,
     AT_RECURSIVE,
     MountAttr,
-    MountFlags,
     MoveMount,
     OpenTree,
     UmountFlags,
@@ -43,85 +42,29 @@ from viewfs.linux.mount import (
     fsconfig_string,
     fsmount,
     fsopen,
-    mount,
     mount_setattr,
     move_mount,
     open_tree,
-    pivot_root,
     umount2,
 )
 from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
-from viewfs.mounts.attach import attach_aside
+from viewfs.mounts.root import SKELETON_SOURCE, make_entry, show_children, whole_of
 
 __all__ = [
-    "SKELETON_SOURCE",
     "MountPointPlan",
     "Skeleton",
-    "build_root",
-    "make_entry",
     "make_mount_point",
     "mount_names",
     "plan_mount_point",
     "remove_entry",
     "remove_mount_point",
-    "replace_root",
     "scratch_namespace",
     "writable_skeleton",
 ]
 
-#: What the mount table shows as the source of a skeleton.
-SKELETON_SOURCE = "viewfs-skeleton"
-#: Where a skeleton has what it covers as it is, if anything in that needs its neighbours.
-WHOLE = ".viewfs"
-#: Major and minor number of /dev/ptmx (Documentation/admin-guide/devices.txt).
-_PTMX = os.makedev(5, 2)
 #: With more children than that a directory is covered with an overlay: every later epoch copies the mount table.
 _CROWD = 1000
-
-
-def _show_children(old: int, new: str, opened: dict[str, int], *, leave_out: frozenset[str] = frozenset()) -> None:
-    """Make directory `new` show what directory `old` (a descriptor) shows; `opened` has trees that are open already."""
-    if (whole := opened.get(WHOLE)) is not None:
-        os.mkdir(os.path.join(new, WHOLE), 0o755)
-        move_mount(whole, "", AT_FDCWD, os.path.join(new, WHOLE), MoveMount.F_EMPTY_PATH)
-    with os.scandir(old) as entries:
-        for entry in entries:
-            place = os.path.join(new, entry.name)
-            if entry.name in leave_out:
-                continue
-            try:
-                if entry.is_symlink():
-                    os.symlink(os.readlink(entry.name, dir_fd=old), place)
-                    continue
-                if WHOLE in opened and _makes_terminals(entry):
-                    os.symlink(f"{WHOLE}/{entry.name}", place)
-                    continue
-                tree = opened.pop(entry.name, None) or open_tree(old, entry.name, OpenTree.CLONE | AT_RECURSIVE)
-            except FileNotFoundError:
-                continue  # removed since it was listed
-            try:
-                make_entry(place, is_directory=entry.is_dir(follow_symlinks=False))
-                move_mount(tree, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
-            finally:
-                os.close(tree)
-
-
-def _makes_terminals(entry: os.DirEntry[str]) -> bool:
-    """Is it the device that looks for a devpts beside itself, in the mount that it was opened in (pts(4))?"""
-    try:
-        status = entry.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _PTMX
-
-
-def _whole(directory: int) -> dict[str, int]:
-    """All of a directory as a tree, if anything in it needs its neighbours; to be taken before anything covers it."""
-    with os.scandir(directory) as entries:
-        if not any(map(_makes_terminals, entries)):
-            return {}
-    return {WHOLE: open_tree(directory, "", OpenTree.CLONE | AT_RECURSIVE | AT_EMPTY_PATH)}
 
 
 @contextmanager
@@ -131,62 +74,6 @@ def _opened_directory(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def make_entry(place: str, *, is_directory: bool, directory_fd: int | None = None) -> None:
-    """Make something to mount on: an empty directory or file. Raises OSError."""
-    if is_directory:
-        os.mkdir(place, 0o755, dir_fd=directory_fd)
-    else:
-        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=directory_fd))
-
-
-def build_root(*, fresh_proc: bool) -> None:
-    """Make this process's mount namespace a view: private, its root a skeleton of the old one.
-
-    `fresh_proc`: mount a proc of this process's own pid namespace instead of the host's.
-    The caller has its own user and mount namespace, with CAP_SYS_ADMIN in it. Raises OSError.
-    """
-    mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
-    working_directory = os.getcwd()
-    # The new root is built on a directory of the old one, which has to be opened before it is covered.
-    with os.scandir("/") as entries:
-        name = next(entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != "proc")
-    aside = f"/{name}"
-    with _opened_directory("/") as old:
-        covered = {name: open_tree(AT_FDCWD, aside, OpenTree.CLONE | AT_RECURSIVE)}
-        skeleton = detached_tmpfs(SKELETON_SOURCE, {"mode": "755"})
-        move_mount(skeleton, "", AT_FDCWD, aside, MoveMount.F_EMPTY_PATH)
-        os.close(skeleton)
-        _show_children(old, aside, covered, leave_out=frozenset({"proc"}) if fresh_proc else frozenset())
-    if fresh_proc:
-        os.mkdir(f"{aside}/proc")
-        flags = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC
-        mount("proc", f"{aside}/proc", "proc", flags)
-    os.chdir(aside)
-    # Both the same: the old root comes to lie on the new one and is taken off it (pivot_root(2), NOTES).
-    pivot_root(".", ".")
-    umount2(".", UmountFlags.DETACH)
-    mount_setattr(AT_FDCWD, "/", 0, set_attributes=MountAttr.RDONLY)
-    try:
-        os.chdir(working_directory)
-    except OSError:
-        os.chdir("/")
-
-
-def replace_root(tree: int) -> None:
-    """Make a detached tree the root of this mount namespace, in which nothing else runs yet. Raises OSError.
-
-    A process that has its working directory in the old one could not tell where that is any more.
-    """
-    working_directory = os.getcwd()
-    os.chdir(attach_aside(tree))
-    pivot_root(".", ".")
-    umount2(".", UmountFlags.DETACH)
-    try:
-        os.chdir(working_directory)
-    except OSError:
-        os.chdir("/")
 
 
 @dataclass(frozen=True)
@@ -382,7 +269,7 @@ def _cover(plan: MountPointPlan, live_namespace: int, *, is_directory: bool) -> 
     with scratch_namespace(live_namespace), _opened_directory(directory) as old:
         shown = os.listdir(old)
         crowded = len(shown) > _CROWD
-        opened = {} if crowded else _whole(old)
+        opened = {} if crowded else whole_of(old)
         skeleton = detached_tmpfs(SKELETON_SOURCE, {"mode": f"{stat.S_IMODE(status.st_mode):o}"})
         move_mount(skeleton, "", AT_FDCWD, directory, MoveMount.F_EMPTY_PATH)
         _make_missing(plan.missing, skeleton, is_directory=is_directory)
@@ -390,7 +277,7 @@ def _cover(plan: MountPointPlan, live_namespace: int, *, is_directory: bool) -> 
         if crowded:
             _lay_over(directory, old)
         else:
-            _show_children(old, directory, opened)
+            show_children(old, directory, opened)
         for fd in (skeleton, *opened.values()):
             os.close(fd)
         tree = open_tree(AT_FDCWD, directory, OpenTree.CLONE | AT_RECURSIVE)

@@ -10,7 +10,6 @@ status and signals need no help. A process inside has no such right and asks the
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from viewfs.linux.namespaces import CloneFlags, setns
 
@@ -28,11 +27,11 @@ def open_namespace(kind: str, *, proc: int | None = None) -> int:
     return os.open(f"self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
 
 
-@dataclass(frozen=True)
 class Namespaces:
     """Open descriptors of a view's namespaces, by kind; `close` ends them."""
 
-    fds: dict[str, int]
+    def __init__(self, fds: dict[str, int]) -> None:
+        self.fds = fds
 
     def join(self) -> None:
         """Enter all of them. Root and working directory become the view's root.

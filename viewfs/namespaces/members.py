@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
-from collections.abc import Collection
 
 from viewfs.linux.namespaces import namespace_id, parent_user_namespace
+from viewfs.linux.plain import signal
 from viewfs.linux.process import pidfd_is_dead, pidfd_open, pidfd_send_signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = ["end_members", "members_of", "wait_for_ends"]
 

@@ -291,7 +291,7 @@ def confine(confinement: Confinement, needs: Needs = Needs.NONE, limits: Limits 
     install_filter(compile_filter(rules, default))
 
 
-def _leave(kind: CloneFlags) -> bool:
+def _leave(kind: int) -> bool:
     """Go into a new namespace of that kind, empty, if the kernel and its limits (namespaces(7)) let one have it."""
     try:
         unshare(kind)

@@ -13,11 +13,8 @@ root then has users of its own. It is a set-user-ID program, so that it has to b
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import pwd
-from dataclasses import dataclass
 
 from viewfs.errors import MachineError
 from viewfs.linux.ids import IdRange, id_ranges, mapped_ids
@@ -29,14 +26,14 @@ __all__ = ["IdentityMap", "unshare_user_namespace"]
 _CAP_SETGID, _CAP_SETUID = 6, 7
 
 
-@dataclass(frozen=True)
 class IdentityMap:
     """Ranges of ids of the parent namespace, and what they are called inside."""
 
-    uids: tuple[IdRange, ...]
-    gids: tuple[IdRange, ...]
-    #: It takes newuidmap(1) and newgidmap(1) to write it.
-    is_subordinate: bool = False
+    def __init__(self, uids: tuple[IdRange, ...], gids: tuple[IdRange, ...], *, is_subordinate: bool = False) -> None:
+        """`is_subordinate`: it takes newuidmap(1) and newgidmap(1) to write it."""
+        self.uids = uids
+        self.gids = gids
+        self.is_subordinate = is_subordinate
 
     @classmethod
     def of_caller(cls, *, as_root: bool = False, ids: str = "one") -> IdentityMap:
@@ -47,10 +44,12 @@ class IdentityMap:
         """
         uid, gid = os.geteuid(), os.getegid()
         if uid == 0 and has_capabilities({_CAP_SETUID, _CAP_SETGID}):
-            with contextlib.suppress(OSError):  # there may be no /proc, which the next step finds out
+            try:
                 everybody = cls(_as_they_are("uid"), _as_they_are("gid"))
                 if not everybody.is_single:
                     return everybody
+            except OSError:
+                pass  # there may be no /proc, which the next step finds out
         if ids == "many" or (ids == "auto" and as_root):
             given = [_subordinate(kind) for kind in ("uid", "gid")]
             tools = all(map(_find, _TOOLS)) and not has_no_new_privileges()
@@ -92,6 +91,8 @@ def _subordinate(kind: str) -> tuple[int, int] | None:
 
     Of those that this process's own user namespace has: in a view that has one id there are no others.
     """
+    import pwd  # most views are made without it
+
     here = mapped_ids(kind)
     try:
         names = {pwd.getpwuid(os.getuid()).pw_name, str(os.getuid())}
@@ -128,7 +129,7 @@ def _as_they_are(kind: str) -> tuple[IdRange, ...]:
     return tuple(IdRange(one.inside, one.inside, one.length) for one in id_ranges(kind))
 
 
-def unshare_user_namespace(identity: IdentityMap, others: CloneFlags) -> None:
+def unshare_user_namespace(identity: IdentityMap, others: int) -> None:
     """Put this single-threaded process into a new user namespace (and new ones of the kinds `others` that it owns).
 
     Raises `MachineError` that names the step that failed.
@@ -144,14 +145,14 @@ def unshare_user_namespace(identity: IdentityMap, others: CloneFlags) -> None:
     _write_map("self", "gid_map", _lines(identity.gids))
 
 
-def _unshare(others: CloneFlags) -> None:
+def _unshare(others: int) -> None:
     try:
         unshare(CloneFlags.NEWUSER | others)
     except OSError as error:
         raise MachineError(f"cannot create a user namespace: {_reason(error)}") from error
 
 
-def _unshare_mapped_by_another(identity: IdentityMap, others: CloneFlags) -> None:
+def _unshare_mapped_by_another(identity: IdentityMap, others: int) -> None:
     waiting, go = os.pipe2(os.O_CLOEXEC)
     pid = os.getpid()
     helper = os.fork()

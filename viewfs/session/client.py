@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any
 
 from viewfs.errors import NotFoundError, ViewfsError
-from viewfs.session.runtime import RuntimeDirectory, connect_in_view
+from viewfs.session.runtime import SESSION_VARIABLE, RuntimeDirectory, connect_in_view
 from viewfs.session.wire.channel import Channel
-from viewfs.session.wire.command_file import write_command
 from viewfs.session.wire.protocol import VERSION
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from viewfs.linux.plain import socket
     from viewfs.namespaces.enter import Namespaces
 
-__all__ = ["SESSION_VARIABLE", "Session", "find_session", "sessions"]
-
-#: Set in every command of a view. A hint: what counts is the namespace that a process lives in.
-SESSION_VARIABLE = "VIEWFS_SESSION"
+__all__ = ["Session", "find_session", "sessions"]
 
 
 #: How long a session may take to say who it is: one that hangs keeps nobody from asking others.
@@ -53,9 +50,10 @@ class Session:
         """A supervisor that is killed before it has said who it is has another one answer."""
         for _again in range(_ATTEMPTS - 1):
             connected = connect()
-            with suppress(ConnectionError):
+            try:
                 return cls.greeted(Channel(connected), called)
-            time.sleep(_AGAIN_SECONDS)
+            except ConnectionError:
+                time.sleep(_AGAIN_SECONDS)
         return cls.greeted(Channel(connect()), called)
 
     @classmethod
@@ -103,6 +101,8 @@ class Session:
 
         Returns its pidfd, and the number by which `wait_for_end` knows it.
         """
+        from viewfs.session.wire.command_file import write_command
+
         file = write_command(argv, dict(os.environ), os.getcwd())
         try:
             result, (pidfd,) = self._channel.call("spawn", [0, 1, 2, file], epoch=epoch, group=group)
@@ -131,6 +131,12 @@ class Session:
     def close(self) -> None:
         self._channel.close()
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
     def end(self) -> None:
         """End it, and wait until nothing of it is left."""
         self.request("end")
@@ -141,7 +147,7 @@ class Session:
 def sessions() -> Iterator[Session]:
     """Every session of this user that answers; the caller closes them. Sockets that nobody listens on are removed."""
     for directory in RuntimeDirectory.existing():
-        with closing(directory):
+        with directory:
             for name in directory.names():
                 try:
                     yield Session.connect(directory, name)
@@ -158,7 +164,7 @@ def find_session(name: str | None) -> Session:
     """
     if name is not None:
         for directory in RuntimeDirectory.existing():
-            with closing(directory):
+            with directory:
                 try:
                     return Session.connect(directory, name)
                 except OSError:

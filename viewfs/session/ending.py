@@ -8,11 +8,13 @@ between the two.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Collection, Sequence
-
+from viewfs.linux.plain import signal
 from viewfs.linux.process import pidfd_send_signal
 from viewfs.namespaces.members import end_members, wait_for_ends
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
 
 __all__ = ["GRACE_SECONDS", "end_session"]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import signal
-from typing import NoReturn
 
+from viewfs.linux.plain import signal
 from viewfs.linux.process import FAKE_ROOT_CAPABILITIES, drop_capabilities, no_new_privileges
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["drop_privileges_for_command", "exec_command"]
 
@@ -33,10 +37,26 @@ def exec_command(argv: list[str], env: dict[str, str], working_directory: str) -
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        os.execvpe(argv[0], argv, env)
+        _execute(argv, env)
     except OSError as error:
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         reason = "no such command" if missing else os.strerror(error.errno or 0).lower()
         name = argv[0] if len(argv[0]) <= _SHOWN else f"{argv[0][:_SHOWN]}…"
         os.write(2, f"viewfs: cannot run {name}: {reason}\n".encode(errors="surrogateescape"))
         os._exit(127 if missing else 126)
+
+
+def _execute(argv: list[str], env: dict[str, str]) -> NoReturn:
+    """As execvp(3) with the PATH of `env`. (Python's own imports `warnings` first.) Raises the OSError that counts."""
+    name = argv[0]
+    if "/" in name:
+        os.execve(name, argv, env)
+    refused: OSError | None = None
+    for directory in env.get("PATH", os.defpath).split(os.pathsep):
+        try:
+            os.execve(os.path.join(directory, name), argv, env)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            refused = refused or error
+    raise refused or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

@@ -3,90 +3,88 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 from viewfs.linux.process import pid_of
-from viewfs.session.layer_settings import LayerSettings
-from viewfs.session.runtime import RuntimeDirectory
-from viewfs.session.wire.channel import Channel
 
-__all__ = ["DEBUG_VARIABLE", "RETIRED", "AgentPlan", "Cover", "SessionHandles", "TheView"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from viewfs.linux.plain import socket
+    from viewfs.session.layer_settings import LayerSettings
+    from viewfs.session.plans import AgentPlan
+    from viewfs.session.runtime import RuntimeDirectory
+    from viewfs.session.wire.channel import Channel
+
+    #: What a worker that covered a tree has reported, and descriptors by the names in it.
+    Cover = tuple[dict[str, Any], dict[str, int]]
+
+__all__ = ["DEBUG_VARIABLE", "RETIRED", "Cover", "SessionHandles", "TheView", "take_servers"]
 
 #: Set to anything, it leaves a session's processes their standard error, for whoever looks for a defect in them.
 DEBUG_VARIABLE = "VIEWFS_DEBUG"
 #: How a supervisor ends that has nothing to do, and comes again when it is asked for something.
 RETIRED = 75
 
-#: What a worker that covered a tree has reported, and descriptors by the names in it.
-Cover = tuple[dict[str, Any], dict[str, int]]
 
-
-@dataclass(frozen=True)
-class AgentPlan:
-    """What the view is to be."""
-
-    as_root: bool = False
-    #: Which ids it has: "one", "many", or "auto".
-    ids: str = "one"
-    #: Requests to cover trees with layers, made before anything runs in the view (`viewfs.session.agent.cow`).
-    covers: tuple[dict[str, Any], ...] = ()
-    hostname: str | None = None
-    pid_namespace: bool = False
-
-    @property
-    def kinds(self) -> list[str]:
-        """The namespaces that the view has of its own."""
-        kinds = ["user", "mnt"]
-        if self.hostname is not None:
-            kinds.append("uts")
-        if self.pid_namespace:
-            kinds.append("pid")
-        return kinds
-
-
-@dataclass
 class SessionHandles:
     """What the stand-by is given by the process that the user started."""
 
-    name: str
-    layers: LayerSettings
-    plan: AgentPlan
-    #: What runs in it, for people to read.
-    command: list[str]
-    history: bool
-    listener: socket.socket
-    #: To the agent.
-    link: Channel
-    #: To the process that the user started: closed when that is gone.
-    front: Channel
-    #: Lines that the agent and the servers write.
-    log_fd: int
-    runtime: RuntimeDirectory
-    #: The process that was forked to be the agent: itself, or the parent of the pid namespace's first process.
-    agent_process: int
-    #: Where programs of the view find it that have covered its directory, if that could be had.
-    inside: socket.socket | None = None
-    #: The session goes on without the process that the user started.
-    kept: bool = False
-    #: It is to end at once.
-    told_to_end: bool = False
+    def __init__(
+        self,
+        *,
+        name: str,
+        layers: LayerSettings,
+        plan: AgentPlan,
+        command: list[str],
+        history: bool,
+        listener: socket.socket,
+        link: Channel | None,
+        front: Channel,
+        log_fd: int,
+        runtime: RuntimeDirectory,
+        agent_process: int | None = None,
+        log_writer: int | None = None,
+    ) -> None:
+        self.name = name
+        self.layers = layers
+        self.plan = plan
+        #: What runs in it, for people to read.
+        self.command = command
+        self.history = history
+        self.listener = listener
+        #: To the agent; None where there is none yet.
+        self.link = link
+        #: To the process that the user started: closed when that is gone.
+        self.front = front
+        #: Lines that the agent and the servers write.
+        self.log_fd = log_fd
+        self.runtime = runtime
+        #: What was forked to be the agent: itself, or the parent of the pid namespace's first process.
+        self.agent_process = agent_process
+        #: Of a view that the command makes itself: where an agent is to write lines.
+        self.log_writer = log_writer
+        #: Where programs of the view find it that have covered its directory, if that could be had.
+        self.inside: socket.socket | None = None
+        #: The session goes on without the process that the user started.
+        self.kept = False
+        #: It is to end at once.
+        self.told_to_end = False
 
 
-@dataclass
 class TheView:
     """What the agent gives to whoever owns the session, when there is a view."""
 
-    #: By their kinds.
-    namespaces: dict[str, int]
-    #: Trees that were made copy-on-write before anything ran.
-    covers: list[Cover]
-    #: Pidfds of the agent, and of its parent where that waits for it (`AgentPlan.pid_namespace`).
-    agents: list[int]
-    #: Processes of the view that are the session's own, by number.
-    own: set[int]
+    def __init__(self, namespaces: dict[str, int], covers: list[Cover], agents: list[int], own: set[int]) -> None:
+        #: By their kinds.
+        self.namespaces = namespaces
+        #: Trees that were made copy-on-write before anything ran.
+        self.covers = covers
+        #: Pidfds of the agent, and of its parent where that waits for it (`AgentPlan.pid_namespace`).
+        self.agents = agents
+        #: Processes of the view that are the session's own, by number.
+        self.own = own
 
     @classmethod
     def of_greeting(cls, greeting: dict[str, Any], fds: list[int], agent_process: int) -> TheView:
@@ -114,3 +112,12 @@ class TheView:
         for fd in self.fds_of_covers():
             os.close(fd)
         self.covers = []
+
+
+def take_servers(descriptors: dict[str, int]) -> set[int]:
+    """The processes that serve what a report's `descriptors` are of: their pidfds are taken out, and closed."""
+    names = [name for name in descriptors if name.startswith("server")]
+    pids = {pid_of(descriptors[name]) for name in names}
+    for name in names:
+        os.close(descriptors.pop(name))
+    return pids

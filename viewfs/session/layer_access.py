@@ -272,7 +272,7 @@ def _gain_access(session: Session, *, joining: bool) -> None:
         finally:
             namespaces.close()
     with contextlib.suppress(MachineError):
-        unshare_user_namespace(IdentityMap.of_caller(), CloneFlags(0))
+        unshare_user_namespace(IdentityMap.of_caller(), 0)
 
 
 def _state(layer: Layer, fd: int, directory: str | None) -> State:

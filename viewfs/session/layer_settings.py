@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from viewfs.errors import UsageError, ViewfsError
-from viewfs.linux.process import pid_of
+from viewfs.python import complete
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from viewfs.cow.layer.layers import Layer, LayerSet
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "OWN_LAYERS",
     "chosen_backend",
     "state_directory",
-    "take_servers",
     "unnamed_prefix",
 ]
 
@@ -54,18 +52,19 @@ def state_directory() -> str:
     return os.path.join(state, "viewfs")
 
 
-@dataclass(frozen=True)
 class LayerSettings:
     """What stays the same for all layers of a session."""
 
-    #: The session's directory in `directory`.
-    name: str
-    directory: str
-    #: They survive the session.
-    is_kept: bool
-    #: Directories that stay as they are in every view: a socket is none any more when it is seen through an overlay.
-    shown: tuple[str, ...]
-    backend: str = "auto"
+    def __init__(self, name: str, directory: str, is_kept: bool, shown: tuple[str, ...], backend: str = "auto") -> None:
+        self._name = name
+        #: When it was settled what they are called.
+        self._time_ns = time.time_ns()
+        self.directory = directory
+        #: They survive the session.
+        self.is_kept = is_kept
+        #: Directories that stay as they are in every view: a socket is none any more when seen through an overlay.
+        self.shown = shown
+        self.backend = backend
 
     @classmethod
     def of_session(
@@ -75,11 +74,15 @@ class LayerSettings:
 
         Layers of a session whose name was not given are nobody's to take up, so no two sessions may share them.
         """
-        own = name if named else f"{unnamed_prefix()}.{_boot()}.{name}.{time.time_ns()}"
         shown = (os.path.realpath(runtime),)
         if directory is not None:
             return cls(name if named else OWN_LAYERS, directory, True, shown, backend)
-        return cls(own, state_directory(), named, shown, backend)
+        return cls(name, state_directory(), named, shown, backend)
+
+    @property
+    def name(self) -> str:
+        """The session's directory in `directory`."""
+        return self._name if self.is_kept else f"{unnamed_prefix()}.{_boot()}.{self._name}.{self._time_ns}"
 
     @property
     def how(self) -> dict[str, Any]:
@@ -116,11 +119,14 @@ class LayerSettings:
 
         `lock` holds them. Without one they are locked here, and left alone where another session has them.
         """
+        complete()
+        from contextlib import ExitStack, suppress
+
         from viewfs.cow.layer.layers import LayerSet  # a view without layers is not to wait for it
         from viewfs.cow.layer.session_lock import lock_session
 
         # What is left is in a directory of its own, and in nobody's way.
-        with contextlib.suppress(OSError, ViewfsError), contextlib.ExitStack() as stack:
+        with suppress(OSError, ViewfsError), ExitStack() as stack:
             layers = LayerSet.of_session(self.name, self.directory)
             if layers is None:
                 return
@@ -177,7 +183,9 @@ def unnamed_prefix() -> str:
             machine = file.read()
     except OSError:
         machine = os.uname().nodename
-    return f"unnamed.{zlib.crc32(machine.encode()):08x}"
+    from zlib import crc32
+
+    return f"unnamed.{crc32(machine.encode()):08x}"
 
 
 def _boot() -> str:
@@ -211,23 +219,15 @@ def _remove_older(directory: str) -> None:
     from viewfs.cow.layer.session_lock import is_in_use
 
     prefix = unnamed_prefix() + "."
-    with contextlib.suppress(FileNotFoundError):
-        if not _is_local(directory):
-            return
-        for name in os.listdir(directory):
-            if name.startswith(prefix) and not name.startswith(f"{prefix}{_boot()}."):
-                layers = LayerSet.of_session(name, directory)
-                if layers is not None:
-                    used = is_in_use(layers.fd)
-                    layers.close()
-                    if not used:
-                        layers.remove()
-
-
-def take_servers(descriptors: dict[str, int]) -> set[int]:
-    """The processes that serve what a report's `descriptors` are of: their pidfds are taken out, and closed."""
-    names = [name for name in descriptors if name.startswith("server")]
-    pids = {pid_of(descriptors[name]) for name in names}
+    try:
+        names = os.listdir(directory) if _is_local(directory) else []
+    except FileNotFoundError:
+        return
     for name in names:
-        os.close(descriptors.pop(name))
-    return pids
+        if name.startswith(prefix) and not name.startswith(f"{prefix}{_boot()}."):
+            layers = LayerSet.of_session(name, directory)
+            if layers is not None:
+                used = is_in_use(layers.fd)
+                layers.close()
+                if not used:
+                    layers.remove()

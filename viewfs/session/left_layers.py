@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator
 from viewfs.cow.layer.layers import LayerSet, has_changes
 from viewfs.cow.layer.session_lock import is_in_use, lock_session
 from viewfs.errors import MachineError, NotFoundError, explain_os_error
-from viewfs.linux.namespaces import CloneFlags
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.layer_settings import state_directory, unnamed_prefix
 from viewfs.session.runtime import RuntimeDirectory, check_name
@@ -77,7 +76,7 @@ def take_away(path: str) -> None:
         layers = LayerSet.of_session(name, directory)
         if layers is not None:
             with contextlib.closing(layers), contextlib.suppress(MachineError):
-                unshare_user_namespace(identity_for(layers), CloneFlags(0))
+                unshare_user_namespace(identity_for(layers), 0)
             layers.remove()
     except OSError as error:
         raise explain_os_error(f"cannot remove {path}", error) from error
@@ -110,7 +109,7 @@ def forget(name: str, directory: str | None = None) -> list[str]:
             paths.append(layer.record.path)
             layer.close()
         with contextlib.suppress(MachineError):  # for directories without permission bits, and files of other ids
-            unshare_user_namespace(identity_for(layers), CloneFlags(0))
+            unshare_user_namespace(identity_for(layers), 0)
         layers.remove()
     except OSError as error:
         raise explain_os_error(f"cannot forget {name}", error) from error

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import re
-import socket
 import stat
 import struct
-from collections.abc import Iterator
 
 from viewfs.errors import UsageError, ViewfsError
+from viewfs.linux.plain import socket
 
-__all__ = ["RUNTIME_VARIABLE", "RuntimeDirectory", "check_name", "connect_in_view", "listen_in_view"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
+__all__ = [
+    "RUNTIME_VARIABLE",
+    "SESSION_VARIABLE",
+    "RuntimeDirectory",
+    "check_name",
+    "connect_in_view",
+    "listen_in_view",
+]
+
+#: Set in every command of a view. A hint: what counts is the namespace that a process lives in.
+SESSION_VARIABLE = "VIEWFS_SESSION"
 #: Set in commands of a view: where its session can be found, if not where this process would look.
 RUNTIME_VARIABLE = "VIEWFS_RUNTIME_DIR"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+_NAME_MAX = 64
 _SUFFIX = ".sock"
 
 
 def check_name(name: str) -> str:
     """`name`, if a session can be called that. Raises `UsageError`."""
-    if not _NAME.fullmatch(name):
+    if not 0 < len(name) <= _NAME_MAX or name[0] not in _LETTERS or not set(name) <= _LETTERS | set("._-"):
         raise UsageError(
             f"“{name}” can't name a session", remedy="letters, digits, dot, dash and underscore, at most 64 of them"
         )
@@ -162,8 +173,8 @@ class RuntimeDirectory:
 
         Raises `UsageError` if a session of that name is there, FileNotFoundError if the directory is gone.
         """
-        names = [name] if name else [f"{os.getpid()}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 100)))]
-        for candidate in names:
+        for number in range(1 if name else 100):
+            candidate = name or (f"{os.getpid()}.{number}" if number else str(os.getpid()))
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 self._bind_one(listener, candidate)
@@ -177,7 +188,9 @@ class RuntimeDirectory:
                 listener.close()
                 raise ViewfsError(f"cannot make the control socket in {self.path}: {error.strerror}") from error
             return listener, candidate
-        raise UsageError(f"a session called {names[0]} exists", remedy=f"`viewfs enter {names[0]}`, or another --name")
+        raise UsageError(
+            f"a session called {candidate} exists", remedy=f"`viewfs enter {candidate}`, or another --name"
+        )
 
     def _bind_one(self, listener: socket.socket, name: str) -> None:
         """Raises FileExistsError where a session answers to `name`."""
@@ -229,12 +242,16 @@ class RuntimeDirectory:
         """Sockets in it that nobody listens on, and never will again."""
         found = []
         for entry in sorted(os.listdir(f"/proc/self/fd/{self.fd}")):
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(_CONNECT_SECONDS)
-                try:
-                    connection.connect(f"/proc/self/fd/{self.fd}/{entry}")
-                except ConnectionRefusedError:
-                    found.append(entry)
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.settimeout(_CONNECT_SECONDS)
+            try:
+                connection.connect(f"/proc/self/fd/{self.fd}/{entry}")
+            except ConnectionRefusedError:
+                found.append(entry)
+            except OSError:
+                pass
+            finally:
+                connection.close()
         return found
 
     def remove(self, name: str) -> None:
@@ -251,3 +268,9 @@ class RuntimeDirectory:
     def close(self) -> None:
         os.close(self.fd)
         os.close(self.parent)
+
+    def __enter__(self) -> RuntimeDirectory:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()

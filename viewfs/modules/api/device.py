@@ -17,7 +17,8 @@ from enum import IntFlag
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from viewfs.errors import os_error
-from viewfs.linux.process import process_vm_readv, process_vm_writev, thread_group_of
+from viewfs.linux.memory import process_vm_readv, process_vm_writev
+from viewfs.linux.process import thread_group_of
 from viewfs.modules.api import Answer, Buffer, Module, Mounting
 from viewfs.modules.api.ioctls import IoctlHandler, handlers_of
 from viewfs.modules.api.kept import Kept

@@ -9,18 +9,13 @@ with it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
-import signal
-import traceback
-from collections.abc import Callable, Iterable
-from socket import sethostname, socket
-from typing import Any, NamedTuple, NoReturn
 
-from viewfs.errors import MachineError, ViewfsError, explain_os_error
-from viewfs.linux.namespaces import CloneFlags, namespace_id, setns, unshare
+from viewfs.errors import ViewfsError, explain_os_error
+from viewfs.linux.namespaces import CloneFlags, namespace_id, setns
+from viewfs.linux.plain import signal, socket
 from viewfs.linux.process import (
     die_with_parent,
     fork_into,
@@ -29,20 +24,28 @@ from viewfs.linux.process import (
     set_name,
 )
 from viewfs.mounts.attach import attach
-from viewfs.mounts.skeleton import build_root, replace_root
+from viewfs.mounts.root import replace_root
 from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.members import end_members, wait_for_ends
-from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
-from viewfs.session.agent import owners_outside
-from viewfs.session.agent.running import LIGHT
+from viewfs.namespaces.user import IdentityMap
+from viewfs.python import complete, print_traceback
 from viewfs.session.execution import drop_privileges_for_command, exec_command
-from viewfs.session.handles import DEBUG_VARIABLE, AgentPlan
-from viewfs.session.runtime import RuntimeDirectory
+from viewfs.session.handles import DEBUG_VARIABLE
+from viewfs.session.making import explained, make_view
 from viewfs.session.wire.channel import Channel, socket_pair
-from viewfs.session.wire.command_file import read_command
-from viewfs.session.wire.protocol import Message, failure, result_of, success
+from viewfs.session.wire.protocol import failure, result_of, success
 
-__all__ = ["agent_main"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, NoReturn
+
+    from viewfs.namespaces.enter import Namespaces
+    from viewfs.session.plans import AgentPlan
+    from viewfs.session.runtime import RuntimeDirectory
+    from viewfs.session.wire.protocol import Message
+
+__all__ = ["agent_main", "agent_of_view"]
 
 
 def agent_main(
@@ -62,18 +65,14 @@ def agent_main(
         try:
             host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             identity = IdentityMap.of_caller(as_root=plan.as_root, ids=plan.ids)
-            owners = owners_outside.start() if identity.is_subordinate else None
-            _make_view(plan, identity)
+            owners = _owners_outside() if identity.is_subordinate else None
+            make_view(plan, identity, _become_init)
             namespaces = [open_namespace(kind) for kind in plan.kinds]
             _redirect_standard_streams(log_fd)  # before anything is forked that lives as long as the view
             covers = [_cover(request, [namespaces[1], host_root], owners) for request in plan.covers]
             os.close(host_root)
-        except ViewfsError as error:
-            ready.send({"error": error.to_json()})
-            os._exit(1)
-        except OSError as error:
-            problem = MachineError(str(explain_os_error("cannot make the view", error)))
-            ready.send({"error": problem.to_json()})
+        except (ViewfsError, OSError) as error:
+            ready.send({"error": explained(error).to_json()})
             os._exit(1)
         reports = [cover.report for cover in covers]
         itself = os.pidfd_open(os.getpid())
@@ -84,35 +83,77 @@ def agent_main(
         ready.close()
         for fd in (itself, *namespaces[1:], *kept):
             os.close(fd)
-        if not os.environ.get(DEBUG_VARIABLE):
-            hide_memory()  # from programs of the view, which have the same user
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        set_name("viewfs-agent")
-        agent = _Agent(link, as_root=plan.as_root, owners=owners)
-        agent.adopt(cover.worker for cover in covers if cover.report["servers"])
-        agent.serve()
-        link.close()
-        agent.end_children()
-        end_members(namespace_id(namespaces[0]), grace_seconds=0, proc=proc)
-        with contextlib.suppress(OSError):
-            runtime.remove(name)  # as a rule the supervisor has done it
+        workers = [cover.worker for cover in covers if cover.report["servers"]]
+        _serve(_Agent(link, as_root=plan.as_root, owners=owners), workers, namespaces[0], proc)
+        _remove_socket(runtime, name)
         status = 0
     except BaseException:
-        traceback.print_exc()
+        print_traceback()
     finally:
         os._exit(status)
 
 
-class _Cover(NamedTuple):
+def _owners_outside() -> socket.socket:
+    from viewfs.session.agent import owners_outside  # few views have users of their own
+
+    return owners_outside.start()
+
+
+def agent_of_view(
+    plan: AgentPlan, link: Channel, log_fd: int, runtime: RuntimeDirectory, name: str, view: Namespaces
+) -> NoReturn:
+    """The same for a view that is there already: join it, then serve `link`. Never returns."""
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        keep_only(link.fileno(), log_fd, runtime.fd, runtime.parent, *view.fds.values())
+        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        view.join()
+        _redirect_standard_streams(log_fd)
+        for kind, fd in view.fds.items():
+            if kind != "user":
+                os.close(fd)
+        _serve(_Agent(link, as_root=plan.as_root, owners=None), [], view.fds["user"], proc)
+        _remove_socket(runtime, name)
+        status = 0
+    except BaseException:
+        print_traceback()
+    finally:
+        os._exit(status)
+
+
+def _serve(agent: _Agent, workers: Iterable[int], user_namespace: int, proc: int) -> None:
+    """Serve until stand-by and supervisor have ended, then end all that lives in the session. `workers` have forked
+    servers."""
+    if not os.environ.get(DEBUG_VARIABLE):
+        hide_memory()  # from programs of the view, which have the same user
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    set_name("viewfs-agent")
+    agent.adopt(workers)
+    agent.serve()
+    if not agent.is_alone:
+        agent.end_children()
+        end_members(namespace_id(user_namespace), grace_seconds=0, proc=proc)
+
+
+def _remove_socket(runtime: RuntimeDirectory, name: str) -> None:
+    try:
+        runtime.remove(name)
+    except OSError:
+        pass  # as a rule the supervisor has done it
+
+
+class _Cover:
     """What a worker has covered: its report, the descriptors that it names, and the worker."""
 
-    report: dict[str, Any]
-    fds: list[int]
-    worker: int
+    def __init__(self, report: dict[str, Any], fds: list[int], worker: int) -> None:
+        self.report = report
+        self.fds = fds
+        self.worker = worker
 
 
-def _cover(request: dict[str, Any], fds: list[int], owners: socket | None) -> _Cover:
+def _cover(request: dict[str, Any], fds: list[int], owners: socket.socket | None) -> _Cover:
     """Cover a tree of the view that nothing runs in yet. Raises the `ViewfsError` that the worker reports.
 
     `fds`: the view's mount namespace, and the root directory of the host. `owners`: see `owners_outside`.
@@ -148,19 +189,6 @@ def _cover(request: dict[str, Any], fds: list[int], owners: socket | None) -> _C
     return _Cover(report | {"descriptors": list(kept)}, list(kept.values()), pid)
 
 
-def _make_view(plan: AgentPlan, identity: IdentityMap) -> None:
-    kinds = CloneFlags.NEWNS
-    if plan.hostname is not None:
-        kinds |= CloneFlags.NEWUTS
-    unshare_user_namespace(identity, kinds)
-    if plan.hostname is not None:
-        sethostname(plan.hostname)
-    if plan.pid_namespace:
-        unshare(CloneFlags.NEWPID)
-        _become_init()
-    build_root(fresh_proc=plan.pid_namespace)
-
-
 def _become_init() -> None:
     """Go on as process 1 of the new pid namespace; the process so far waits for that and ends with it."""
     child = os.fork()
@@ -194,9 +222,11 @@ _REMEMBERED = 1000
 
 
 class _Agent:
-    def __init__(self, link: Channel, *, as_root: bool, owners: socket | None) -> None:
+    def __init__(self, link: Channel, *, as_root: bool, owners: socket.socket | None) -> None:
         self._standby: Channel | None = link
         self._supervisor: Channel | None = None
+        #: It has been told that nothing else lives in the session.
+        self.is_alone = False
         self._as_root = as_root
         self._owners = owners
         #: What was forked and has not ended, and what kind it is. As process 1 of a pid namespace this process reaps
@@ -214,6 +244,7 @@ class _Agent:
             "warm": self._warm,
             "children": self._list_children,
             "child": self._child,
+            "alone": self._alone,
         }
 
     def adopt(self, workers: Iterable[int]) -> None:
@@ -302,11 +333,12 @@ class _Agent:
         """Another supervisor is there."""
         if self._supervisor is not None:
             self._supervisor.close()
-        self._supervisor = Channel(socket(fileno=os.dup(fds[0])))
+        self._supervisor = Channel(socket.socket(fileno=os.dup(fds[0])))
         return {}, []
 
     def _warm(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
         """Import what workers use, once, so that each is forked with it in memory. Nothing of it starts a thread."""
+        complete()
         import trio  # noqa: F401
 
         import viewfs.modules.formats.ext.module
@@ -315,6 +347,11 @@ class _Agent:
         import viewfs.session.agent.placing
         import viewfs.session.agent.serving  # noqa: F401
 
+        return {}, []
+
+    def _alone(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
+        """Nothing lives in the session but this process, and it is to end."""
+        self.is_alone = True
         return {}, []
 
     def _list_children(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
@@ -330,6 +367,9 @@ class _Agent:
 
     def _fork(self, request: Message, fds: list[int]) -> tuple[Message, list[int]]:
         """Fork a worker, which is given `fds`; the reply has its pid, and descriptors of its channel and of itself."""
+        complete()
+        from viewfs.session.agent.running import LIGHT
+
         if request["kind"] not in LIGHT:
             self._warm(request, [])
         given = fds
@@ -372,8 +412,10 @@ class _Agent:
 
 def _send(link: Channel, message: Message, fds: list[int] | None = None) -> None:
     """Whoever asked may have died."""
-    with contextlib.suppress(OSError):
+    try:
         link.send(message, fds)
+    except OSError:
+        pass
 
 
 def _become_worker(request: Message, channel_socket: Any, agent: int, fds: list[int]) -> NoReturn:
@@ -382,12 +424,13 @@ def _become_worker(request: Message, channel_socket: Any, agent: int, fds: list[
         _forget_children_signals()
         keep_only(channel_socket.fileno(), *fds)
         die_with_parent(agent)
+        complete()
         from viewfs.session.agent.running import run_worker
 
         set_name(f"viewfs-{request['kind']}")
         status = run_worker(request["kind"], Channel(channel_socket), request["request"], fds)
     except BaseException:
-        traceback.print_exc()
+        print_traceback()
     finally:
         os._exit(status)
 
@@ -408,6 +451,8 @@ def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bo
             signal.signal(number, signal.SIG_DFL)
         for target, fd in enumerate(fds[:3]):
             os.dup2(fd, target)
+        from viewfs.session.wire.command_file import read_command
+
         command = read_command(fds[3])
         for fd in fds[4:]:
             setns(fd, CloneFlags.NEWNS)

@@ -20,10 +20,10 @@ from viewfs.errors import ViewfsError
 from viewfs.linux.mount import AT_FDCWD, AT_RECURSIVE, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
 from viewfs.mounts.fuse.ledger import Ledger
 from viewfs.mounts.mirror import MIRROR_SOURCE, MirrorFileSystem
+from viewfs.mounts.root import make_entry
 from viewfs.mounts.skeleton import (
     MountPointPlan,
     Skeleton,
-    make_entry,
     mount_names,
     remove_entry,
     scratch_namespace,

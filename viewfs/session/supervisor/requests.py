@@ -15,7 +15,7 @@ from viewfs.cow.layer.records import is_state_directory
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.linux.namespaces import namespace_id
-from viewfs.session.handles import AgentPlan
+from viewfs.session.plans import AgentPlan
 from viewfs.session.supervisor.agent_link import AgentLink, Child
 from viewfs.session.supervisor.view import View
 from viewfs.session.wire.async_channel import AsyncChannel

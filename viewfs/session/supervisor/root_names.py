@@ -20,6 +20,7 @@ from viewfs.errors import ViewfsError
 from viewfs.linux.inotify import changed_names
 
 if TYPE_CHECKING:
+    from viewfs.session.supervisor.host_root import RootNames
     from viewfs.session.supervisor.view import View
 
 __all__ = ["follow_root"]
@@ -27,25 +28,31 @@ __all__ = ["follow_root"]
 log = logging.getLogger("viewfs.view")
 
 
-async def follow_root(view: View, changes: int | None, tell: Callable[[str], None]) -> None:
-    """For ever. `changes`: what `linux.inotify.watch` gave, if it could be had. What can't be followed is told."""
-    if changes is None:
+async def follow_root(view: View, names: RootNames, tell: Callable[[str], None]) -> None:
+    """For ever. What can't be followed is told."""
+    if (changes := names.changes) is None:
         tell("what comes and goes in / is not seen in this view: the kernel does not tell (inotify(7), its limits)")
         return
     root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        for missed in names.missed:
+            await _try_to_follow(view, root, missed, tell)
         while True:
             await trio.lowlevel.wait_readable(changes)
             for name in changed_names(changes):
                 if name is None:
                     tell("names in / have changed faster than this view could follow")
-                    continue
-                try:
-                    await _follow(view, root, os.fsdecode(name))
-                except (OSError, ViewfsError) as error:
-                    tell(f"/{os.fsdecode(name)} has changed, and this view can't follow: {error}")
+                else:
+                    await _try_to_follow(view, root, os.fsdecode(name), tell)
     finally:
         os.close(root)
+
+
+async def _try_to_follow(view: View, root: int, name: str, tell: Callable[[str], None]) -> None:
+    try:
+        await _follow(view, root, name)
+    except (OSError, ViewfsError) as error:
+        tell(f"/{name} has changed, and this view can't follow: {error}")
 
 
 async def _follow(view: View, root: int, name: str) -> None:

@@ -8,31 +8,41 @@ The stand-by has no successor: when it is killed, the session ends.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
-import signal
 import time
-import traceback
-from collections.abc import Iterator
-from typing import Any, NoReturn
 
-from viewfs.linux.inotify import watch
 from viewfs.linux.namespaces import namespace_id
-from viewfs.linux.process import keep_only, pidfd_send_signal, set_name
+from viewfs.linux.plain import signal
+from viewfs.linux.process import how_it_ended, keep_only, pidfd_is_dead, pidfd_send_signal, set_name
+from viewfs.namespaces.enter import Namespaces
+from viewfs.namespaces.members import members_of, wait_for_ends
+from viewfs.python import complete, print_traceback
 from viewfs.session.ending import end_session
-from viewfs.session.handles import DEBUG_VARIABLE, RETIRED, Cover, SessionHandles, TheView
-from viewfs.session.layer_settings import take_servers
+from viewfs.session.handles import DEBUG_VARIABLE, RETIRED, TheView, take_servers
 from viewfs.session.patience import Patience
 from viewfs.session.runtime import listen_in_view
-from viewfs.session.supervisor.deposit import Deposit
+from viewfs.session.supervisor.host_root import RootNames
 from viewfs.session.wire.channel import Channel, socket_pair
 from viewfs.session.wire.protocol import ProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
+
+    from viewfs.session.handles import Cover, SessionHandles
+    from viewfs.session.supervisor.deposit import Deposit
+    from viewfs.session.wire.protocol import Message
 
 __all__ = ["standby_main"]
 
 #: A tenth of the seconds for which supervisors may end without having done anything.
 _DEADLINE_SECONDS = 3.0
+#: Seconds for which an agent is waited for that has nothing to do but end.
+_AGENT_SECONDS = 5.0
+#: Milliseconds after which a view is one that lasts, and follows the host's root.
+_SHORT_MS = 300
 
 
 def standby_main(handles: SessionHandles) -> NoReturn:
@@ -42,7 +52,8 @@ def standby_main(handles: SessionHandles) -> NoReturn:
         os.setsid()
         keep_only(
             handles.listener.fileno(),
-            handles.link.fileno(),
+            *(() if handles.link is None else (handles.link.fileno(),)),
+            *(() if handles.log_writer is None else (handles.log_writer,)),
             handles.front.fileno(),
             handles.log_fd,
             handles.runtime.fd,
@@ -56,27 +67,44 @@ def standby_main(handles: SessionHandles) -> NoReturn:
         for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         set_name("viewfs-standby")
-        received = handles.link.receive()
-        if received is not None and "ok" in received[0]:
-            view = TheView.of_greeting(received[0]["ok"], received[1], handles.agent_process)
+        view = _made_view(handles)
+        if view is not None:
             handles.inside = listen_in_view(namespace_id(view.namespaces["user"]))
             status = _StandBy(handles, view).run()
         elif handles.plan.covers:  # there is no view; the front says why
             handles.layers.end()
     except BaseException:
-        traceback.print_exc()
+        print_traceback()
     finally:
-        with contextlib.suppress(OSError):
+        try:
             handles.runtime.remove(handles.name)
+        except OSError:
+            pass
         os._exit(status)
+
+
+def _made_view(handles: SessionHandles) -> TheView | None:
+    """The view that the agent has made, or the command, of which the front says so; None where that has failed."""
+    if handles.agent_process is None or handles.link is None:
+        received = handles.front.receive()
+        if received is None or "kinds" not in received[0]:
+            return None
+        return TheView(dict(zip(received[0]["kinds"], received[1], strict=True)), [], [], set())
+    received = handles.link.receive()
+    if received is None or "ok" not in received[0]:
+        return None
+    return TheView.of_greeting(received[0]["ok"], received[1], handles.agent_process)
 
 
 class _StandBy:
     def __init__(self, handles: SessionHandles, view: TheView) -> None:
         self._handles = handles
         self._view = view
-        self._deposit = Deposit()
-        self._root_changes = _watch_root()
+        #: None until there has been a supervisor.
+        self._deposit: Deposit | None = None
+        self._root = RootNames()
+        #: Of the agent, if this process has forked it.
+        self._agent: int | None = None
         #: The session is ending, and its supervisor sees to it.
         self._has_let_go = False
         #: From which can be read that SIGTERM came: from an administrator, or from the end of a session that this one
@@ -95,14 +123,15 @@ class _StandBy:
                 return 0
             if status != RETIRED:
                 # One that has failed by itself will do so again, whatever it has written down before.
-                counted = self._deposit.changes if status < 0 else 0
+                counted = self._deposit.changes if status < 0 and self._deposit is not None else 0
                 seconds = patience.seconds(time.monotonic(), counted)
                 how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
                 if self._has_let_go or seconds is None:
                     self._tell(f"its supervisors ended, one after the other ({how})")
                     break
                 now = time.strftime("%H:%M:%S")
-                self._deposit.log.append(f"{now} the supervisor ended ({how}); another goes on")
+                if self._deposit is not None:
+                    self._deposit.log.append(f"{now} the supervisor ended ({how}); another goes on")
                 self._pause(seconds)
         self._end()
         return 0
@@ -111,20 +140,26 @@ class _StandBy:
         """Until another supervisor is to be tried, or the session is to end."""
         poll = select.poll()
         poll.register(self._told_to_end, select.POLLIN)
-        poll.register(self._handles.link, select.POLLIN)
+        if self._handles.link is not None:
+            poll.register(self._handles.link, select.POLLIN)
         if not self._handles.kept:
             poll.register(self._handles.front, select.POLLIN)
         poll.poll(seconds * 1000)
 
     def _tell(self, reason: str) -> None:
         """Have the process that the user started say why the session ends."""
-        with contextlib.suppress(OSError):
-            self._handles.front.send({"reason": reason})
+        self._send_to_front({"reason": reason})
+
+    def _send_to_front(self, message: Message) -> None:
+        try:
+            self._handles.front.send(message)
+        except OSError:
+            pass  # it is gone
 
     def _has_ended_unseen(self) -> bool:
         """Wait until there is something to do for a supervisor. True: the session is to end, and has never had one."""
         self._handles.told_to_end = not self._wait()
-        return self._handles.told_to_end and not self._deposit.rows
+        return self._handles.told_to_end and (self._deposit is None or not self._deposit.rows)
 
     def _wait(self) -> bool:
         """Until somebody asks for something; False: the session is to end."""
@@ -134,13 +169,19 @@ class _StandBy:
             for end in (handles.listener, handles.inside, handles.link, None if handles.kept else handles.front):
                 if end is not None:
                     poll.register(end, select.POLLIN)
-            for fd in (handles.log_fd, self._told_to_end, self._root_changes):
+            for fd in (handles.log_fd, self._told_to_end, self._root.changes):
                 if fd is not None:
                     poll.register(fd, select.POLLIN)
-            events = {fd for fd, _event in poll.poll()}
+            events = {fd for fd, _event in poll.poll(None if self._root.is_watched else _SHORT_MS)}
+            if not events:
+                self._root.watch()
+                if self._root.missed:
+                    return True
+                continue
             if self._told_to_end in events:
                 return False
-            if handles.link.fileno() in events:
+            if handles.link is not None and handles.link.fileno() in events:
+                self._tell_of_agent()
                 return False  # the agent says nothing here, so that this is its end
             if handles.front.fileno() not in events:
                 return True
@@ -151,42 +192,88 @@ class _StandBy:
 
     def _supervise(self) -> int:
         """Have a supervisor until it ends: its exit status, or minus the signal that killed it."""
+        if self._deposit is None:
+            from viewfs.session.supervisor.deposit import Deposit  # a view that nobody asks anything has none
+
+            self._deposit = Deposit()
+        self._root.watch()
+        link = self._handles.link or self._have_an_agent()
         ours, theirs = map(Channel, socket_pair())
         agents, supervisors = socket_pair()
-        with contextlib.suppress(OSError):  # its end is seen by the supervisor
-            self._handles.link.send({"op": "link"}, [agents.fileno()])
+        try:
+            link.send({"op": "link"}, [agents.fileno()])
+        except OSError:
+            pass  # its end is seen by the supervisor
         agents.close()
         pid = os.fork()
         if pid == 0:
             ours.close()
-            self._handles.link.close()
-            self._become_supervisor(theirs, Channel(supervisors))
+            link.close()
+            self._become_supervisor(self._deposit, theirs, Channel(supervisors))
         theirs.close()
         supervisors.close()
         pidfd = os.pidfd_open(pid)
         try:
-            self._listen(ours, pidfd)
+            self._listen(self._deposit, ours, pidfd)
         finally:
             ours.close()
             os.close(pidfd)
+            self._root.missed.clear()
             self._deposit.forget_part()
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    def _listen(self, channel: Channel, supervisor: int) -> None:
+    def _have_an_agent(self) -> Channel:
+        """Fork one that joins the view, which the command has made itself."""
+        handles, view = self._handles, self._view
+        assert handles.log_writer is not None
+        ours, theirs = map(Channel, socket_pair())
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            from viewfs.session.agent.agent import agent_of_view
+
+            joined = Namespaces(view.namespaces)
+            agent_of_view(handles.plan, theirs, handles.log_writer, handles.runtime, handles.name, joined)
+        theirs.close()
+        os.close(handles.log_writer)
+        handles.log_writer, handles.link = None, ours
+        self._agent = pid
+        view.agents.append(os.pidfd_open(pid))
+        view.own.add(pid)
+        return ours
+
+    def _tell_of_agent(self) -> None:
+        """Have the front say how the agent has ended, if this process has forked it and it was not told to."""
+        if self._agent is None:
+            return
+        _pid, status = os.waitpid(self._agent, 0)
+        self._agent = None
+        code = os.waitstatus_to_exitcode(status)
+        if code != 0:
+            self._send_to_front({"lost": f"its agent {how_it_ended(code)}"})
+
+    def _listen(self, deposit: Deposit, channel: Channel, supervisor: int) -> None:
         """Take what the supervisor deposits, until it has ended."""
         poll = select.poll()
         poll.register(channel, select.POLLIN)
         poll.register(supervisor, select.POLLIN)
         poll.register(self._told_to_end, select.POLLIN)
+        agents = self._view.agents if self._agent is not None else []
+        for pidfd in agents:
+            poll.register(pidfd, select.POLLIN)
         while True:
             events = {fd for fd, _event in poll.poll()}
+            for pidfd in events.intersection(agents):
+                self._tell_of_agent()
+                poll.unregister(pidfd)
             if self._told_to_end in events:
                 os.read(self._told_to_end, 4096)
                 pidfd_send_signal(supervisor, signal.SIGTERM)
             if channel.fileno() in events:
                 try:
                     while (received := channel.receive()) is not None:
-                        self._take(channel, *received)
+                        self._take(deposit, channel, *received)
                         if not channel.has_more:
                             break
                 except (ProtocolError, OSError):
@@ -197,72 +284,87 @@ class _StandBy:
             elif supervisor in events:
                 return
 
-    def _take(self, channel: Channel, message: dict[str, Any], fds: list[int]) -> None:
+    def _take(self, deposit: Deposit, channel: Channel, message: dict[str, Any], fds: list[int]) -> None:
         if message.get("let_go"):
             self._let_go()
             channel.send({"let_go": True})
             return
-        self._deposit.take(message, fds)
-        if self._view.covers and self._deposit.rows:
+        deposit.take(message, fds)
+        if self._view.covers and deposit.rows:
             self._view.forget_covers()  # they are in it
 
-    def _become_supervisor(self, deposits: Channel, link: Channel) -> NoReturn:
+    def _become_supervisor(self, deposit: Deposit, deposits: Channel, link: Channel) -> NoReturn:
         status = 1
         try:
             set_name("viewfs-supervisor")
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until there is an event loop to hear it
             signal.set_wakeup_fd(-1)
-            with contextlib.suppress(OSError):
+            try:
                 link.send({"op": "warm"})  # it imports what it needs while this process does
+            except OSError:
+                pass
+            complete()
             from viewfs.session.supervisor.supervisor import run_supervisor
 
             self._handles.link = link
-            status = run_supervisor(self._handles, self._view, self._deposit, deposits, self._root_changes)
+            status = run_supervisor(self._handles, self._view, deposit, deposits, self._root)
         except BaseException:
-            traceback.print_exc()
+            print_traceback()
         finally:
             os._exit(status)
 
     def _let_go(self) -> None:
         """Keep nothing open of the session."""
         self._has_let_go = True
-        self._deposit.close()
+        if self._deposit is not None:
+            self._deposit.close()
         self._view.forget_covers()
-        self._handles.link.close()
+        if self._handles.link is not None:
+            self._handles.link.close()
+
+    def _end_of_nothing(self) -> bool:
+        """End the session if nothing lives in it but the agent, and nobody has ever been let in: True if so."""
+        members = members_of(namespace_id(self._view.namespaces["user"]), spare=self._view.own)
+        for pidfd in members.values():
+            os.close(pidfd)
+        if members:
+            return False
+        try:
+            if self._handles.link is not None:
+                self._handles.link.send({"op": "alone"})
+        except OSError:
+            return False
+        self._let_go()
+        wait_for_ends(self._view.agents, _AGENT_SECONDS)
+        if not all(map(pidfd_is_dead, self._view.agents)):
+            return False
+        self._send_to_front({"empty": True})
+        return True
 
     def _end(self) -> None:
         """End the session: it has never had a supervisor, or there is none that lives."""
-        layers, covers = self._handles.layers, self._view.covers
-        spare = self._view.own.union(*(take_servers(fds) for _report, fds in covers), self._deposit.servers)
+        if self._deposit is None and not self._view.covers and self._end_of_nothing():
+            return
+        layers, covers, deposit = self._handles.layers, self._view.covers, self._deposit
+        servers = deposit.servers if deposit is not None else set()
+        spare = self._view.own.union(*(take_servers(fds) for _report, fds in covers), servers)
         changed = list(_changed(covers)) if covers and not layers.is_kept else None
         lock = next((os.dup(fds["lock"]) for _report, fds in covers if "lock" in fds), None)
         end_session(
             namespace_id(self._view.namespaces["user"]), spare=spare, release=self._let_go, agents=self._view.agents
         )
         if changed is not None:
-            with contextlib.suppress(OSError):
-                self._handles.front.send({"discarding": changed})
-        if covers or "layers" in self._deposit.rows:
+            self._send_to_front({"discarding": changed})
+        if covers or (deposit is not None and "layers" in deposit.rows):
             layers.end(lock)
 
 
 def _changed(covers: list[Cover]) -> Iterator[str]:
     """What has changes in it; the front tells of it if they go with the session."""
+    complete()
     from viewfs.cow.layer.layers import has_changes
 
     for report, fds in covers:
         for number, row in enumerate(report["layers"], 1):
             if has_changes(fds[f"layer{number}"]):
                 yield row["path"]
-
-
-def _watch_root() -> int | None:
-    """From which can be read what comes to the host's root and goes; None where the kernel doesn't tell."""
-    try:
-        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return watch(root)
-        finally:
-            os.close(root)
-    except OSError:
-        return None

@@ -24,6 +24,7 @@ from viewfs.session.left_layers import raise_descriptor_limit
 from viewfs.session.supervisor.agent_link import AgentLink, Child
 from viewfs.session.supervisor.deposit import Deposit, Depositor, Entry, Row
 from viewfs.session.supervisor.history import History
+from viewfs.session.supervisor.host_root import RootNames
 from viewfs.session.supervisor.requests import Connection
 from viewfs.session.supervisor.root_names import follow_root
 from viewfs.session.supervisor.servers import Servers
@@ -46,7 +47,7 @@ class Supervisor:
     """One session."""
 
     def __init__(
-        self, handles: SessionHandles, view: TheView, deposit: Deposit, depositor: Depositor, root_changes: int | None
+        self, handles: SessionHandles, view: TheView, deposit: Deposit, depositor: Depositor, root: RootNames
     ) -> None:
         self.handles = handles
         self.name = handles.name
@@ -57,6 +58,7 @@ class Supervisor:
         self._deposit = deposit
         self._depositor = depositor
         self._view = view
+        assert handles.link is not None
         self.agent = AgentLink(handles.link.socket)
         before = deposit.rows.get("session")
         self.started_ns: int = time.time_ns() if before is None else before.value["started_ns"]
@@ -72,7 +74,7 @@ class Supervisor:
         self.nursery: trio.Nursery
         self._clients = 0
         self._last_client = 0.0
-        self._root_changes = root_changes
+        self._root = root
         self._is_retired = False
         #: Connections that are closed when all has ended.
         self._waiting_for_end: list[int] = []
@@ -102,7 +104,7 @@ class Supervisor:
             nursery.start_soon(self._watch_front)
             nursery.start_soon(self._read_log)
             await self._begin()
-            nursery.start_soon(follow_root, self.view, self._root_changes, self.log)
+            nursery.start_soon(follow_root, self.view, self._root, self.log)
             nursery.start_soon(self._retire_when_idle)
             for listener in (self.handles.listener, self.handles.inside):
                 if listener is not None:
@@ -158,7 +160,8 @@ class Supervisor:
     def _release(self) -> None:
         self._depositor.let_go()
         self.view.close()
-        self.handles.link.close()
+        if self.handles.link is not None:
+            self.handles.link.close()
 
     async def _retire_when_idle(self) -> None:
         """A view in which nothing is mounted that a server has to be watched for needs no supervisor."""
@@ -235,16 +238,25 @@ class Supervisor:
             self._last_client = trio.current_time()
 
 
-def run_supervisor(
-    handles: SessionHandles, view: TheView, deposit: Deposit, deposits: Channel, root_changes: int | None
-) -> int:
+def run_supervisor(handles: SessionHandles, view: TheView, deposit: Deposit, deposits: Channel, root: RootNames) -> int:
     """Own the session until it ends, or until there is nothing to do: the exit status. `deposit` is what a supervisor
     before this one has left."""
     raise_descriptor_limit()  # each mount takes some
-    supervisor = Supervisor(handles, view, deposit, Depositor(deposits.socket, deposit.rows), root_changes)
+    for channel in (handles.link, handles.front, deposits):
+        if channel is not None:
+            channel.socket = _as_trio_takes_it(channel.socket)
+    handles.listener = _as_trio_takes_it(handles.listener)
+    if handles.inside is not None:
+        handles.inside = _as_trio_takes_it(handles.inside)
+    supervisor = Supervisor(handles, view, deposit, Depositor(deposits.socket, deposit.rows), root)
     try:
         trio.run(supervisor.run)
     except Exception as error:
         supervisor.log("".join(traceback.format_exception(error)).rstrip())
         return 1  # another one may do better
     return supervisor.end()
+
+
+def _as_trio_takes_it(plain: socket.socket) -> socket.socket:
+    """A socket of the class that Python's own module has (see `viewfs.linux.plain`)."""
+    return plain if isinstance(plain, socket.socket) else socket.socket(fileno=plain.detach())

@@ -17,7 +17,8 @@ from viewfs.cow.layer.layers import Layer, has_changes
 from viewfs.cow.layer.records import Checkpoint
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
-from viewfs.session.layer_settings import LayerSettings, take_servers
+from viewfs.session.handles import take_servers
+from viewfs.session.layer_settings import LayerSettings
 from viewfs.session.supervisor.agent_link import AgentLink
 from viewfs.session.supervisor.deposit import Entry, Row
 from viewfs.session.supervisor.history import History

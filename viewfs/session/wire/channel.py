@@ -6,12 +6,15 @@ Descriptors that arrive belong to whoever receives the message; those that are s
 from __future__ import annotations
 
 import os
-import socket
-from typing import Any
 
+from viewfs.linux.plain import socket
 from viewfs.linux.scm import in_pieces, rights
 from viewfs.session.wire.inbox import ANCILLARY_SIZE, Inbox, Received, result_with
 from viewfs.session.wire.protocol import Message, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Channel", "Received", "socket_pair"]
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections import deque
-from collections.abc import Iterable
-from typing import Any
 
 from viewfs.errors import ViewfsError
-from viewfs.linux.scm import MAX_WITH_ONE, Ancillary, descriptors_in, room_for
+from viewfs.linux.plain import socket
+from viewfs.linux.scm import MAX_WITH_ONE, descriptors_in, room_for
 from viewfs.session.wire.protocol import FrameDecoder, Message, ProtocolError, result_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Iterable
+    from typing import Any
+
+    from viewfs.linux.scm import Ancillary
+else:
+    from _collections import deque
 
 __all__ = ["ANCILLARY_SIZE", "Inbox", "Received", "result_with"]
 

@@ -9,12 +9,15 @@ greeting with `viewfs`, the version of all this.
 
 from __future__ import annotations
 
-import json
 import struct
-from collections.abc import Iterator
-from typing import Any
 
 from viewfs.errors import ViewfsError
+from viewfs.session.wire import plain_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 __all__ = [
     "MAX_FDS",
@@ -34,7 +37,7 @@ MAX_FRAME = 16 << 20
 #: Descriptors with one message: three for each mount that is made copy-on-write. (A process can have 1,024, as a rule.)
 MAX_FDS = 900
 
-Message = dict[str, Any]
+Message = dict[str, "Any"]
 _LENGTH = struct.Struct(">I")
 
 
@@ -48,7 +51,7 @@ def encode(message: Message, fds: int = 0) -> bytes:
         raise ProtocolError(f"a message with {fds} descriptors is too much")
     if fds:
         message = message | {"fds": fds}
-    body = json.dumps(message, separators=(",", ":")).encode("ascii")
+    body = plain_json.dumps(message).encode("ascii")
     if len(body) > MAX_FRAME:
         raise ProtocolError(f"a message of {len(body)} bytes is too long")
     return _LENGTH.pack(len(body)) + body
@@ -77,7 +80,7 @@ class FrameDecoder:
 
 def _parse(body: bytes) -> Message:
     try:
-        message = json.loads(body)
+        message = plain_json.loads(body.decode())
     except (ValueError, RecursionError) as error:
         raise ProtocolError("a message that is not JSON") from error
     if not isinstance(message, dict):

@@ -1,0 +1,143 @@
+"""What arguments of commands ask for, as requests of the control socket."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from viewfs.errors import UsageError
+from viewfs.linux.plain import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+__all__ = [
+    "absolute",
+    "load_request",
+    "mount_request",
+    "parse_cow",
+    "parse_load",
+    "parse_mount",
+    "resolved",
+    "split_options",
+    "split_unescaped",
+]
+
+#: Bytes of the longest path, links resolved.
+_PATHS_MAX = 1 << 16
+#: Seconds that walking a path may take.
+_WALK_SECONDS = 2.0
+
+
+def absolute(path: str) -> str:
+    """`path` seen from the working directory, without following symbolic links."""
+    return os.path.abspath(path)
+
+
+def resolved(path: str) -> str:
+    """`path` without symbolic links, as far as that can be told: a file system on the way may not answer, and what is
+    taken away then is that."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, os.fsencode(os.path.realpath(path)))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    try:
+        if select.select([reading], [], [], _WALK_SECONDS)[0] and (found := os.read(reading, _PATHS_MAX)):
+            return os.fsdecode(found)
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return os.path.abspath(path)
+
+
+def split_unescaped(text: str, mark: str) -> list[str]:
+    """`text` in parts, at each `mark` that has no backslash before it; the marks that have one are kept without it."""
+    parts = [""]
+    for number, piece in enumerate(text.split(mark)):
+        if number and parts[-1].endswith("\\"):
+            parts[-1] = parts[-1][:-1] + mark + piece
+        elif number:
+            parts.append(piece)
+        else:
+            parts[-1] = piece
+    return parts
+
+
+def parse_mount(text: str) -> dict[str, Any]:
+    """SRC:DST[:TYPE[,opt=val…]] as a mount request; a backslash before a colon makes it part of a path.
+
+    Raises `UsageError`.
+    """
+    parts = split_unescaped(text, ":")
+    if len(parts) not in (2, 3) or not parts[1]:
+        raise UsageError(
+            f"--mount {text}: not of the form SRC:DST[:TYPE[,opt=val…]]", remedy="write \\: for a colon in a path"
+        )
+    source, place = parts[:2]
+    kind, _, options = (parts[2] if len(parts) == 3 else "").partition(",")
+    return mount_request(kind or None, absolute(source) if source else "", place, [options])
+
+
+def mount_request(kind: str | None, source: str, place: str, options: Iterable[str]) -> dict[str, Any]:
+    """The request that mounts `source` on `place`. Raises `UsageError`."""
+    return {
+        "type": absolute(kind) if kind is not None and kind.endswith(".py") else kind,
+        "source": source,
+        "path": absolute(place),
+        "options": split_options(options),
+        "cwd": os.getcwd(),
+        "operation": "mount",
+    }
+
+
+def parse_load(text: str) -> dict[str, Any]:
+    """MODULE[:DST][,opt=val…] as a mount request. Raises `UsageError`."""
+    head, _, options = text.partition(",")
+    name, *place = split_unescaped(head, ":")
+    if not name or len(place) > 1:
+        raise UsageError(f"--load {text}: not of the form MODULE[:DST][,opt=val…]")
+    return load_request(name, place[0] if place else None, [options])
+
+
+def load_request(name: str, place: str | None, options: Iterable[str]) -> dict[str, Any]:
+    """The request that loads module `name`. Raises `UsageError`."""
+    return {
+        "type": absolute(name) if name.endswith(".py") else name,
+        "source": "",
+        "path": absolute(place) if place else None,
+        "options": split_options(options),
+        "cwd": os.getcwd(),
+        "operation": "insmod",
+    }
+
+
+def parse_cow(text: str) -> list[dict[str, Any]]:
+    """PATH[,PATH…] as requests to make each copy-on-write; a backslash before a comma makes it part of a path."""
+    paths = split_unescaped(text, ",")
+    if not all(paths):
+        raise UsageError(f"--cow {text}: not of the form PATH[,PATH…]")
+    return [{"request": "cow", "path": absolute(path), "cwd": os.getcwd()} for path in paths]
+
+
+def split_options(arguments: Iterable[str]) -> dict[str, str | None]:
+    """`["a=1,b", "c=2"]` as a mapping; None is the value of a bare name.
+
+    Raises `UsageError` for an empty name or one that is given twice.
+    """
+    given: dict[str, str | None] = {}
+    for argument in arguments:
+        for part in filter(None, argument.split(",")):
+            name, equals, value = part.partition("=")
+            if not name:
+                raise UsageError(f"option “{part}” has no name", remedy="options have the form name=value")
+            if name in given:
+                raise UsageError(f"option {name} is given twice")
+            given[name] = value if equals else None
+    return given

@@ -1,0 +1,25 @@
+"""What the script `viewfs` has Python run, without `site`: the package that this file lies in is found by its place."""
+
+import os
+import sys
+
+
+def _lies_where_python_looks(root: str) -> bool:
+    """Is it a checkout, or in the packages of this very Python, and does nobody say that another is wanted?"""
+    if root.endswith("-packages") and os.path.basename(os.path.dirname(root)) != f"python3.{sys.version_info.minor}":
+        return False
+    for place in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        if os.path.isdir(os.path.join(place, "viewfs")) and not os.path.samefile(place, root):
+            return False
+    return True
+
+
+_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+if not _lies_where_python_looks(_root):
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "viewfs", *sys.argv[1:]])
+sys.path.append(_root)
+sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+
+from viewfs.cli.quick.door import main  # noqa: E402
+
+main(sys.argv[1:])

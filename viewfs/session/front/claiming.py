@@ -1,0 +1,27 @@
+"""The name of a session, which is claimed before there is a view."""
+
+from __future__ import annotations
+
+from viewfs.session.layer_settings import LayerSettings, chosen_backend
+from viewfs.session.runtime import RuntimeDirectory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from viewfs.session.plans import SessionPlan
+
+__all__ = ["Claimed"]
+
+
+class Claimed:
+    """What a session has before it has a view: its name, and who will be asked for under it."""
+
+    def __init__(self, plan: SessionPlan) -> None:
+        backend = chosen_backend(plan.cow_backend)  # before there is anything to be taken away again
+        self.runtime, self.listener, self.name = RuntimeDirectory.claim(plan.name)
+        self.layers = LayerSettings.of_session(
+            self.name,
+            named=plan.name is not None,
+            runtime=self.runtime.path,
+            backend=backend,
+            directory=plan.layer_directory,
+        )

@@ -1,0 +1,80 @@
+"""A command that makes its view itself: a child that unshares, says so, and waits until it is let go."""
+
+from __future__ import annotations
+
+import os
+
+from viewfs.errors import ViewfsError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from viewfs.session.plans import AgentPlan
+
+__all__ = ["Making"]
+
+_DONE = b"."
+
+
+class Making:
+    """Such a child. What it inherits is for the command."""
+
+    def __init__(self, plan: AgentPlan, argv: list[str], environment: dict[str, str]) -> None:
+        self._kinds = plan.kinds
+        self._told, telling = os.pipe2(os.O_CLOEXEC)
+        waiting, self._go = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._go)
+            _become(plan, argv, environment, telling, waiting)
+        os.close(telling)
+        os.close(waiting)
+
+    def namespaces(self) -> dict[str, int]:
+        """Wait for the view: its namespaces by kind. Raises the `ViewfsError` that says why there is none."""
+        said = os.read(self._told, 1)
+        while said != _DONE and (more := os.read(self._told, 1 << 16)):
+            said += more
+        os.close(self._told)
+        if said != _DONE:
+            if not said:
+                remedy = "`viewfs doctor` tries each step"
+                raise ViewfsError("the command ended before the view was there", remedy=remedy)
+            from viewfs.session.wire import plain_json
+
+            raise ViewfsError.from_json(plain_json.loads(said.decode()))
+        return {kind: os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in self._kinds}
+
+    def let_go(self) -> None:
+        """Have the command begin."""
+        try:
+            os.write(self._go, _DONE)
+        except BrokenPipeError:
+            pass  # somebody has killed it
+        os.close(self._go)
+
+
+def _become(plan: AgentPlan, argv: list[str], environment: dict[str, str], telling: int, waiting: int) -> NoReturn:
+    status = 126
+    try:
+        working_directory = os.getcwd()
+        from viewfs.namespaces.user import IdentityMap
+        from viewfs.session.execution import drop_privileges_for_command, exec_command
+        from viewfs.session.making import explained, make_view
+
+        try:
+            make_view(plan, IdentityMap.of_caller(as_root=plan.as_root, ids=plan.ids))
+        except (ViewfsError, OSError) as error:
+            from viewfs.session.wire import plain_json
+
+            os.write(telling, plain_json.dumps(explained(error).to_json()).encode())
+            os._exit(status)
+        os.write(telling, _DONE)
+        if os.read(waiting, 1):
+            drop_privileges_for_command(as_root=plan.as_root)
+            exec_command(argv, environment, working_directory)
+    except OSError as error:
+        os.write(2, f"viewfs: cannot enter the view: {error}\n".encode())
+    finally:
+        os._exit(status)

@@ -1,0 +1,41 @@
+"""Opening a session: what comes before the view, and so is done with as little as can be imported."""
+
+from __future__ import annotations
+
+import sys
+
+from viewfs.linux.plain import signal
+from viewfs.session.front.claiming import Claimed
+from viewfs.session.front.making import Making
+from viewfs.session.front.signals import WAITED_FOR
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from viewfs.session.plans import SessionPlan
+
+__all__ = ["run_session"]
+
+
+def run_session(plan: SessionPlan, warn: Callable[[str], None]) -> int:
+    """Open the session, run the command, end the session (unless it is to be kept): the command's exit code.
+
+    128 + n stands for a command that signal n ended. Raises `ViewfsError` where the session can't be opened.
+    """
+    claimed = Claimed(plan)
+    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    making = None
+    if not plan.view.needs_agent and not plan.covers:
+        # As a rule the command makes its view itself, and waits until it is let go.
+        making = Making(plan.view, list(plan.command), plan.environment_in(claimed.name, claimed.runtime.path))
+    from viewfs.session.front.front import Front  # while it does
+
+    front = Front(plan, warn, claimed, making)
+    try:
+        front.open()
+        return front.run()
+    finally:
+        front.close()
