@@ -79,6 +79,7 @@ LIBRARIES = {
     "click": {"viewfs.cli"},
     "rich": {"viewfs.cli"},
     "trio": {"viewfs.session", "viewfs.mounts.fuse", "viewfs.modules"},
+    "pyfuse3": {"viewfs.modules.framework.foreign"},
     "crc32c": {"viewfs.modules.formats.ext"},
     "cryptography": {"viewfs.modules.devices"},
     "pytsk3": {"viewfs.modules.devices.partitions"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from viewfs.cli.quick.requests import absolute, parse_cow, parse_load, parse_mount
+from viewfs.cli.quick.requests import absolute, module_path, parse_cow, parse_load, parse_mount
 from viewfs.errors import UsageError
 from viewfs.session.layer_settings import BACKENDS
 
@@ -109,7 +109,7 @@ def complete_modules(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
     return [
         CompletionItem(found.module.name, help=(found.module.__doc__ or "").strip().partition("\n")[0])
-        for found in available()
+        for found in available(module_path())
         if found.module.name.startswith(incomplete)
     ]
 

@@ -7,7 +7,7 @@ import click
 from viewfs.cli.arguments import complete_modules, module_option, session_option
 from viewfs.cli.output import json_option
 from viewfs.cli.quick import view
-from viewfs.cli.quick.requests import absolute, load_request, mount_request
+from viewfs.cli.quick.requests import absolute, load_request, mount_request, program_request
 from viewfs.cli.quick.view import change, remove_module, unmount
 
 __all__ = ["insmod", "mount", "restart", "rmmod", "umount"]
@@ -65,15 +65,29 @@ def umount(lazy: bool, force: bool, session: str | None, as_json: bool, director
 @json_option
 @click.argument("module", shell_complete=complete_modules)
 @click.argument("place", required=False)
-def insmod(options: tuple[str, ...], session: str | None, as_json: bool, module: str, place: str | None) -> None:
-    """Load MODULE (a name, or a .py file) at PLACE, or where it belongs.
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def insmod(
+    options: tuple[str, ...],
+    session: str | None,
+    as_json: bool,
+    module: str,
+    place: str | None,
+    arguments: tuple[str, ...],
+) -> None:
+    """Load MODULE at PLACE, or where it belongs: a name, a .py file, or PACKAGE.MODULE:CLASS. With ARGUMENTS it is a
+    program that speaks FUSE; {} among them stands for PLACE.
 
     \b
     Examples:
       viewfs insmod hello
       viewfs insmod ./mymodule.py /my/place
+      viewfs insmod squashfuse /mnt -- disk.squashfs {}
     """
-    change(session, "mount", as_json, load_request(module, place, options))
+    if arguments and place is not None:
+        request = program_request(module, place, options, arguments)
+    else:
+        request = load_request(module, place, options)
+    change(session, "mount", as_json, request)
 
 
 @click.command()

@@ -6,7 +6,7 @@ import click
 
 from viewfs.cli.arguments import complete_modules, module_option
 from viewfs.cli.output import json_option
-from viewfs.cli.quick.requests import absolute, split_options
+from viewfs.cli.quick.requests import absolute, module_path, split_options
 from viewfs.cli.quick.tables import print_json, print_table
 from viewfs.modules.framework.registry import find_module
 from viewfs.modules.framework.sources import open_source
@@ -30,7 +30,11 @@ def inspect(kind: str | None, options: tuple[str, ...], as_json: bool, source: s
     opened = open_source(source)
     try:
         name = absolute(kind) if kind is not None and kind.endswith(".py") else kind
-        found = find_by_content(opened, source, split_options(options)) if name is None else find_module(name)
+        found = (
+            find_by_content(opened, source, split_options(options))
+            if name is None
+            else find_module(name, module_path())
+        )
         module = found.module()
         layers = [{"type": "file", "size": f"{opened.size} bytes"}]
         layers.append({"type": module.name} | describe_source(module, opened, source, split_options(options)))

@@ -8,6 +8,7 @@ import click
 
 from viewfs.cli.arguments import session_option
 from viewfs.cli.output import json_option
+from viewfs.cli.quick.requests import module_path
 from viewfs.cli.quick.tables import print_json, print_table
 from viewfs.cli.quick.view import list_epochs, list_modules, show_log, show_resolution
 
@@ -38,7 +39,7 @@ def lsmod(available: bool, session: str | None, as_json: bool) -> None:
 def _list_available(as_json: bool) -> None:
     from viewfs.modules.framework.registry import available
 
-    found = list(available())
+    found = list(available(module_path()))
     if as_json:
         print_json(
             modules=[

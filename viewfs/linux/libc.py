@@ -14,6 +14,7 @@ from _ctypes import (
     FUNCFLAG_USE_ERRNO,
     CFuncPtr,
     _SimpleCData,
+    addressof,
     dlopen,
     dlsym,
     get_errno,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "c_char_p", "c_int", "c_long", "c_size_t", "c_uint", "c_ulong", "c_void_p",
+    "addressof", "c_char_p", "c_int", "c_long", "c_size_t", "c_uint", "c_ulong", "c_void_p",
     "check", "function", "path_bytes", "syscall",
 ]  # fmt: skip
 

@@ -8,7 +8,18 @@ import select
 import struct
 import sys
 
-from viewfs.linux.libc import c_char_p, c_int, c_size_t, c_ulong, c_void_p, check, function, syscall
+from viewfs.linux.libc import (
+    addressof,
+    c_char_p,
+    c_int,
+    c_size_t,
+    c_uint,
+    c_ulong,
+    c_void_p,
+    check,
+    function,
+    syscall,
+)
 from viewfs.linux.plain import signal
 
 TYPE_CHECKING = False
@@ -79,6 +90,7 @@ _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 38, 39
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _capset = syscall("capset", c_char_p, c_char_p)
+_capget = syscall("capget", c_char_p, c_void_p)
 _clone = syscall("clone", *[c_ulong] * 5, holds_lock=True)
 
 
@@ -201,21 +213,22 @@ def fork_into(kinds: int) -> int:
     return pid
 
 
-def _own_capabilities(kind: str) -> int:
-    """A set of this process, as a mask; `kind` is what proc_pid_status(5) calls it. Raises OSError."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1], 16) for line in file if line.startswith(f"{kind}:"))
+def _own_capabilities() -> tuple[int, int]:
+    """The effective and the permitted set of this process, as masks. Raises OSError."""
+    data = (c_uint * 6)()
+    check(_capget(_CAP_HEADER, addressof(data)), "capget")
+    return data[0] | data[3] << 32, data[1] | data[4] << 32
 
 
 def has_capabilities(wanted: Iterable[int]) -> bool:
     """Are these in the effective set? (They count in this process's own user namespace.)"""
-    effective = _own_capabilities("CapEff")
+    effective, _permitted = _own_capabilities()
     return all(effective >> number & 1 for number in wanted)
 
 
 def keep_for_programs(capabilities: Iterable[int]) -> None:
     """Let programs that this process executes have `capabilities`, as far as it has them (capabilities(7), ambient)."""
-    permitted, effective = _own_capabilities("CapPrm"), _own_capabilities("CapEff")
+    effective, permitted = _own_capabilities()
     low = (effective & 0xFFFFFFFF, permitted & 0xFFFFFFFF, permitted & 0xFFFFFFFF)
     high = (effective >> 32, permitted >> 32, permitted >> 32)
     check(_capset(_CAP_HEADER, _CAP_DATA.pack(*low, *high)), "capset")

@@ -10,16 +10,18 @@ from viewfs.linux.plain import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
 __all__ = [
     "absolute",
     "load_request",
+    "module_path",
     "mount_request",
     "parse_cow",
     "parse_load",
     "parse_mount",
+    "program_request",
     "resolved",
     "split_options",
     "split_unescaped",
@@ -93,6 +95,7 @@ def mount_request(kind: str | None, source: str, place: str, options: Iterable[s
         "path": absolute(place),
         "options": split_options(options),
         "cwd": os.getcwd(),
+        "module_path": module_path(),
         "operation": "mount",
     }
 
@@ -114,8 +117,28 @@ def load_request(name: str, place: str | None, options: Iterable[str]) -> dict[s
         "path": absolute(place) if place else None,
         "options": split_options(options),
         "cwd": os.getcwd(),
+        "module_path": module_path(),
         "operation": "insmod",
     }
+
+
+def program_request(program: str, place: str, options: Iterable[str], arguments: Sequence[str]) -> dict[str, Any]:
+    """The request that has a program serve `place`, with `{}` for that among its arguments. Raises `UsageError`."""
+    request = load_request(program, place, options)
+    return request | {"type": program, "program": list(arguments)}
+
+
+#: Directories with modules of the user's own, before the one of the XDG Base Directory Specification.
+MODULE_PATH_VARIABLE = "VIEWFS_MODULE_PATH"
+
+
+def module_path() -> list[str]:
+    """Where modules of the user's own are found by name."""
+    data = os.environ.get("XDG_DATA_HOME")
+    if not data or not os.path.isabs(data):
+        data = os.path.join(os.path.expanduser("~"), ".local/share")
+    given = filter(None, os.environ.get(MODULE_PATH_VARIABLE, "").split(os.pathsep))
+    return [*map(os.path.abspath, given), os.path.join(data, "viewfs/modules")]
 
 
 def parse_cow(text: str) -> list[dict[str, Any]]:

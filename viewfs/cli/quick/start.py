@@ -3,6 +3,12 @@
 import os
 import sys
 
+#: What isolated mode (-I) leaves out, and the program sees to itself or can do without. Others change what Python does.
+_KNOWN = {
+    "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONNOUSERSITE", "PYTHONHASHSEED", "PYTHONSAFEPATH",
+    "PYTHONSTARTUP",
+}  # fmt: skip
+
 
 def _lies_where_python_looks(root: str) -> bool:
     """Is it a checkout, or in the packages of this very Python, and does nobody say that another is wanted?"""
@@ -15,7 +21,9 @@ def _lies_where_python_looks(root: str) -> bool:
 
 
 _root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-if not _lies_where_python_looks(_root):
+if not _lies_where_python_looks(_root) or any(name[:6] == "PYTHON" and name not in _KNOWN for name in os.environ):
+    if not _root.endswith("-packages"):
+        os.environ["PYTHONPATH"] = f"{_root}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
     os.execv(sys.executable, [sys.executable, "-P", "-m", "viewfs", *sys.argv[1:]])
 sys.path.append(_root)
 sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))

@@ -1,4 +1,5 @@
-"""Finding modules: built in, then installed (entry points of the group `viewfs.modules`), then a path to a .py file."""
+"""Finding modules: built in, then installed (entry points of the group `viewfs.modules`), then the user's own by name;
+or by what says where it is: the path of a .py file, or `package.module:Class`."""
 
 from __future__ import annotations
 
@@ -6,17 +7,21 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError, explain_os_error
 from viewfs.modules.api import Module, Source
+from viewfs.modules.framework.foreign import is_pyfuse3_class, module_of_operations
 from viewfs.modules.framework.recognition import recognize, recognize_nondescript
 
 __all__ = ["BUILT_IN", "Found", "available", "find_module", "forget_code", "probe", "source_takers"]
 
 ENTRY_POINT_GROUP = "viewfs.modules"
+#: What a file of the user's own can be called, without its suffix.
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 #: Name → where its class is, imported when it is asked for.
 BUILT_IN = {
@@ -55,24 +60,32 @@ class Found:
         return self.origin == "built in"
 
 
-def find_module(name: str) -> Found:
-    """The module called `name`, or in the file `name` if that ends in .py.
+def find_module(name: str, places: Sequence[str] = ()) -> Found:
+    """The module called `name`, or in the file `name` if that ends in .py, or the class that `package.module:Class` is.
 
-    Raises `NotFoundError`, or `UsageError` for a file that has no module in it.
+    `places`: directories in which a file NAME.py is the module NAME. A class of pyfuse3 operations is a module too.
+    Raises `NotFoundError`, or `UsageError` for a file or class that is no module.
     """
     if name in BUILT_IN:
         return Found(_load(BUILT_IN[name]), "built in")
     if name.endswith(".py"):
         return Found(_load_file(name), name)
+    if ":" in name:
+        return Found(_load_class(name), name.partition(":")[0])
     for entry_point in _entry_points():
         if entry_point.name == name:
             try:
                 loaded = entry_point.load()
             except (Exception, SystemExit) as error:
                 raise ViewfsError(f"module {name} does not load: {type(error).__name__}: {error}") from error
-            if not _is_module(loaded):
+            module = _as_module(loaded, name)
+            if module is None:
                 raise UsageError(f"entry point {name} is {entry_point.value}, which is not a viewfs module")
-            return Found(loaded, entry_point.dist.name if entry_point.dist else "installed")
+            return Found(module, entry_point.dist.name if entry_point.dist else "installed")
+    if _FILE_NAME.fullmatch(name):
+        for place in places:
+            if os.path.isfile(path := os.path.join(place, f"{name}.py")):
+                return Found(_load_file(path), path)
     raise NotFoundError(
         f"no module is called {name}", remedy="see `viewfs lsmod --available`, or give the path of a .py file"
     )
@@ -88,19 +101,30 @@ def forget_code(name: str) -> None:
     importlib.invalidate_caches()
 
 
-def available() -> Iterator[Found]:
-    """Every module that can be named: built-in ones first, then installed ones; those that don't load are left out."""
-    return _all(BUILT_IN)
+def available(places: Sequence[str] = ()) -> Iterator[Found]:
+    """Every module that can be named: built-in ones first, then installed ones, then those that are files in `places`;
+    what doesn't load is left out."""
+    return _all(BUILT_IN, places)
 
 
-def _all(built_in: Iterable[str]) -> Iterator[Found]:
+def _all(built_in: Iterable[str], places: Sequence[str] = ()) -> Iterator[Found]:
     names = list(built_in)
     names += sorted({entry_point.name for entry_point in _entry_points()} - set(BUILT_IN))
+    names += sorted(set(_names_in(places)) - set(names))
     for name in names:
         try:
-            yield find_module(name)
+            yield find_module(name, places)
         except ViewfsError:
             continue
+
+
+def _names_in(places: Sequence[str]) -> Iterator[str]:
+    for place in places:
+        try:
+            files = os.listdir(place)
+        except OSError:
+            continue
+        yield from (name for name, suffix in map(os.path.splitext, files) if suffix == ".py" and name[:1] != "_")
 
 
 def source_takers() -> list[Found]:
@@ -160,13 +184,41 @@ def _load_file(path: str) -> type[Module]:
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise ViewfsError(f"module {path} does not load: {type(error).__name__}: {error}") from error
-    classes = {value for value in vars(loaded).values() if _is_module(value) and value.__module__ == name}
-    if len(classes) != 1:
+    own = [value for value in vars(loaded).values() if getattr(value, "__module__", None) == name]
+    called = os.path.basename(path).removesuffix(".py")
+    modules = {value for value in own if _is_module(value)} or {value for value in own if is_pyfuse3_class(value)}
+    if len(modules) != 1:
         raise UsageError(
-            f"{path} defines {len(classes)} modules", remedy="it must define one subclass of Module with a name"
+            f"{path} defines {len(modules)} modules",
+            remedy="it must define one subclass of Module with a name, or one of pyfuse3.Operations",
         )
-    found: type[Module] = classes.pop()
+    found = _as_module(modules.pop(), called)
+    assert found is not None
     return found
+
+
+def _load_class(name: str) -> type[Module]:
+    """The class that `package.module:Class` names. Raises `NotFoundError`, `UsageError`, `ViewfsError`."""
+    place, _, attribute = name.partition(":")
+    try:
+        loaded = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
+            raise NotFoundError(f"there is no Python module {error.name}", remedy="is it installed?") from None
+        raise ViewfsError(f"module {name} does not load: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ViewfsError(f"module {name} does not load: {type(error).__name__}: {error}") from error
+    found = _as_module(getattr(loaded, attribute, None), attribute)
+    if found is None:
+        raise UsageError(f"{name} is neither a viewfs module nor a class of pyfuse3 operations")
+    return found
+
+
+def _as_module(loaded: object, name: str) -> type[Module] | None:
+    if _is_module(loaded):
+        module: type[Module] = loaded  # type: ignore[assignment]
+        return module
+    return module_of_operations(loaded, name) if is_pyfuse3_class(loaded) else None  # type: ignore[arg-type]
 
 
 def _is_module(value: object) -> bool:

@@ -23,6 +23,7 @@ from viewfs.modules.api.device import DeviceModule
 from viewfs.modules.api.kept import Kept
 from viewfs.modules.api.options import parse_options
 from viewfs.modules.framework import registry
+from viewfs.modules.framework.foreign import ForeignModule, ProgramModule, module_of_program
 from viewfs.modules.framework.kernel import KernelModule
 from viewfs.modules.framework.sources import FileSource, open_source
 from viewfs.mounts.fuse.counters import Counters
@@ -68,6 +69,7 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         has_devices=isinstance(module, DeviceModule),
         is_built_in=found.built_in,
         shows_others=isinstance(module, KernelModule) and module.shows_others,
+        speaks_fuse=isinstance(module, ForeignModule),
         device=None if source is None else os.fstat(source.fd).st_dev,
         source_identity=None if source is None else identity_of(os.fstat(source.fd)),
     )
@@ -82,6 +84,10 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         channel.send({"ok": Found(root).to_json()})
         return
     counters = Counters.create()
+    if isinstance(module, ForeignModule):
+        _tell_decided(channel, decided, {"counters": counters.fd})
+        _serve_foreign(channel, module, mounting, limits)
+        return
     descriptors = {"counters": counters.fd}
     if source is not None:
         descriptors["source"] = source.fd  # for another server to take over with, as what follows
@@ -101,6 +107,22 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     if received is not None:  # else the mount was given up
         channel.close()
         serving(received[1][0], counters)
+
+
+def _serve_foreign(channel: Channel, module: ForeignModule, mounting: Mounting, limits: Limits) -> None:
+    """Have a module serve that speaks FUSE itself; one that is a program is in its cage when it is executed."""
+    if module.is_program:
+        module.prepare(mounting)
+        _shut_in(module, mounting, limits)
+    else:
+        module.load()
+        _shut_in(module, mounting, limits)
+        module.prepare(mounting)
+    channel.send({"ok": Found(module.root_mode, writable=module.writable and not mounting.options.get("ro")).to_json()})
+    received = channel.receive()
+    if received is not None:  # else the mount was given up
+        channel.close()
+        module.serve(received[1][0])
 
 
 def _what_is_kept(module: DeviceModule, mounting: Mounting) -> dict[str, int]:
@@ -281,7 +303,13 @@ def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:
     name, path = request["type"], request["source"]
     if name is None and os.path.isdir(path):
         name = "bind"
-    found = None if name is None else registry.find_module(name)
+    if request["program"] is not None:
+        network = bool(
+            parse_options("program", ProgramModule.options, ServerOptions.without(request["options"]))["network"]
+        )
+        program = module_of_program(name, request["program"], request["cwd"], network=network)
+        return registry.Found(program, "a program"), None
+    found = None if name is None else registry.find_module(name, request["module_path"])
     by_option = None
     if found is not None and found.module.source_option is not None:
         by_option = request["options"].get(found.module.source_option)

@@ -149,6 +149,8 @@ class Connection:
             ("options", {}),
             ("cwd", "/"),
             ("operation", "mount"),
+            ("module_path", []),
+            ("program", None),
         ):
             request.setdefault(name, default)
         mount = await self._view.mount(request)

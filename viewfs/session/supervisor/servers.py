@@ -156,7 +156,7 @@ class Servers:
         remedy = "unmount it, and mount it anew"
         if served.decided is None or served.found is None or served.decided.is_kernel:
             raise UsageError(f"{doing}: no module serves it")
-        if served.found.writable and "kept" not in served.for_successor:
+        if served.decided.speaks_fuse or (served.found.writable and "kept" not in served.for_successor):
             raise UsageError(f"{doing}: its server has state that another would not have", remedy=remedy)
         if served.fuse_fd is None or served.server is None or served.successor is not None:
             raise UsageError(f"{doing}: its server is dead, or another is about to take over", remedy=remedy)

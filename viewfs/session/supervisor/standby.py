@@ -49,7 +49,9 @@ def standby_main(handles: SessionHandles) -> NoReturn:
     """Own the session until it ends. Never returns."""
     status = 1
     try:
-        os.setsid()
+        # Of its own group, for the terminal's signals are for the command; and of the same terminal session, for the
+        # agent that it forks starts commands that have the terminal.
+        os.setpgid(0, 0)
         keep_only(
             handles.listener.fileno(),
             *(() if handles.link is None else (handles.link.fileno(),)),
@@ -296,6 +298,7 @@ class _StandBy:
     def _become_supervisor(self, deposit: Deposit, deposits: Channel, link: Channel) -> NoReturn:
         status = 1
         try:
+            os.setsid()
             set_name("viewfs-supervisor")
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until there is an event loop to hear it
             signal.set_wakeup_fd(-1)

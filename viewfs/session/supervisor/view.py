@@ -108,7 +108,8 @@ class _Placing:
             "directory": self.found.is_directory and self.found.names is None,
             "root_mode": None if self.decided.is_kernel else self.found.root_mode,
             "writable": self.found.writable,
-            "names": self.found.names,
+            # Whether a foreign server answers is seen when it is looked at, as for files of a mount.
+            "names": [""] if self.decided.speaks_fuse else self.found.names,
         }
 
 
@@ -278,7 +279,7 @@ class View:
         """What is to be attached, in the order of the plans; the `stack` closes what is nobody else's."""
         if placing.decided.is_kernel:
             return [placing.opened["tree"]]
-        if placing.found.names is None:
+        if placing.found.names is None and not placing.decided.speaks_fuse:
             return [made["mount"]]
         # Files of the mount, and looking at them takes its server.
         await self._let_serve(placing, made)

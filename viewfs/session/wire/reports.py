@@ -41,6 +41,8 @@ class Decided:
     is_built_in: bool = True
     #: What it shows are superblocks of other mounts, so that its device says nothing about it.
     shows_others: bool = False
+    #: It serves its descriptor of /dev/fuse itself (`framework.foreign`).
+    speaks_fuse: bool = False
     #: st_dev of the source.
     device: int | None = None
     #: Which file the source is (`records.identity_of`).

@@ -1,0 +1,264 @@
+"""Modules that speak FUSE themselves: file systems written for pyfuse3, and programs in any language.
+
+They are given a descriptor of /dev/fuse that is mounted already. pyfuse3 takes it when it is told that the mount point
+is `/dev/fd/N`. Programs ask fusermount(1) for one, whatever library they are written with, and a helper of that name
+gives it to them. All else is as for any module: epoch, cage, `viewfs lsmod`, `viewfs umount`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from viewfs.errors import UsageError, ViewfsError
+from viewfs.linux.mount import AT_FDCWD, MountAttr, MoveMount, OpenTree, detached_tmpfs, move_mount, open_tree
+from viewfs.modules.api import Module, Mounting
+from viewfs.modules.api.options import Option, flag, integer, text
+
+__all__ = ["ForeignModule", "ProgramModule", "is_pyfuse3_class", "module_of_operations", "module_of_program"]
+
+#: What stands for the mount point in a program's arguments.
+PLACE = "{}"
+
+
+class ForeignModule(Module):
+    """It serves a descriptor of /dev/fuse itself."""
+
+    #: It may change what is in it.
+    writable: ClassVar[bool] = True
+    #: Becoming another program ends what a sealed server may do.
+    is_program: ClassVar[bool] = False
+
+    def load(self) -> None:
+        """Import what serving takes, while all of it can be read."""
+
+    def prepare(self, mounting: Mounting) -> None:
+        """What is done before it is mounted: by a program outside of the cage, by others in it. Raises `ViewfsError`,
+        OSError."""
+
+    def serve(self, fuse_fd: int) -> None:
+        """Until it is unmounted. Raises `ViewfsError`, OSError."""
+        raise NotImplementedError
+
+    @property
+    def root_mode(self) -> int:
+        """The type of its root."""
+        return stat.S_IFDIR | 0o755
+
+
+# -- pyfuse3
+
+
+def is_pyfuse3_class(value: object) -> bool:
+    """Is it a class of operations? (Nothing is imported to find that out.)"""
+    if not inspect.isclass(value):
+        return False
+    return any(base.__name__ == "Operations" and base.__module__.startswith("pyfuse3") for base in value.__mro__[1:])
+
+
+def module_of_operations(operations: type[Any], name: str) -> type[ForeignModule]:
+    """A module that serves `operations`.
+
+    The parameters of its constructor are the module's options. Of `Module` it may have `uses_view`, `uses_network` and
+    `mount_point`, and `writable` besides; one that says nothing of the first two may use the view.
+    """
+    options = tuple(map(_option, _parameters(operations)))
+    return type(
+        operations.__name__,
+        (_Pyfuse3Module,),
+        {
+            "__doc__": inspect.getdoc(operations) or "A file system that is written for pyfuse3.",
+            "name": name,
+            "operations": operations,
+            "options": options,
+            "mount_point": getattr(operations, "mount_point", None),
+            "uses_view": getattr(operations, "uses_view", True),
+            "uses_network": getattr(operations, "uses_network", False),
+            "writable": getattr(operations, "writable", _changes_something(operations)),
+        },
+    )
+
+
+_OPEN_ENDED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _parameters(operations: type[Any]) -> list[inspect.Parameter]:
+    if operations.__init__ is object.__init__:
+        return []
+    return [each for each in inspect.signature(operations).parameters.values() if each.kind not in _OPEN_ENDED]
+
+
+_REQUIRED = object()
+
+
+def _option(parameter: inspect.Parameter) -> Option[Any]:
+    """An option by the type of the parameter's default, or by what is annotated."""
+    default = _REQUIRED if parameter.default is parameter.empty else parameter.default
+    kind = parameter.annotation if parameter.annotation in (int, "int", bool, "bool") else type(default)
+    said = "the constructor's"
+    if kind in (bool, "bool"):
+        made: Option[Any] = flag(parameter.name, said)
+    elif kind in (int, "int"):
+        made = integer(parameter.name, 0, said)
+    else:
+        made = text(parameter.name, "", said)
+    show = (lambda given: "it has to be given") if default is _REQUIRED else str
+    return Option(made.name, made.parse, default, said, made.metavar, made.bare, show)
+
+
+#: Methods of pyfuse3.Operations that change something.
+_CHANGES = ("write", "create", "mkdir", "mknod", "setattr", "unlink", "rmdir", "rename", "symlink", "link", "setxattr")
+
+
+def _changes_something(operations: type[Any]) -> bool:
+    own = [base for base in operations.__mro__ if not base.__module__.startswith("pyfuse3")]
+    return any(name in vars(base) for base in own for name in _CHANGES)
+
+
+class _Pyfuse3Module(ForeignModule):
+    operations: ClassVar[type[Any]]
+
+    def load(self) -> None:
+        import pyfuse3
+        import trio  # noqa: F401
+
+        assert pyfuse3.ROOT_INODE
+
+    def prepare(self, mounting: Mounting) -> None:
+        missing = [name for name, value in mounting.options.items() if value is _REQUIRED]
+        if missing:
+            raise UsageError(f"module {self.name} needs an option", remedy=f"-o {missing[0]}=…")
+        self._made = self.operations(**mounting.options)
+
+    def serve(self, fuse_fd: int) -> None:
+        import pyfuse3
+        import trio
+
+        options = {option for option in pyfuse3.default_options if not option.startswith("fsname")}
+        pyfuse3.init(self._made, f"/dev/fd/{fuse_fd}", options)
+        try:
+            trio.run(pyfuse3.main)
+        finally:
+            pyfuse3.close(unmount=False)
+
+
+# -- programs
+
+
+#: Directories that a program hardly needs, best first: in its own mount namespace one has the helper.
+_PLACES = ("/sys/fs/fuse/connections", "/mnt", "/media", "/srv")
+_NAMES = ("fusermount3", "fusermount")
+#: Where libraries look before they look in PATH.
+_FUSERMOUNTS = tuple(f"{directory}/{name}" for directory in ("/bin", "/usr/bin", "/usr/local/bin") for name in _NAMES)
+#: What fusermount(1) does for who asks it to mount: the descriptor goes over the socket that a variable names.
+_HELPER = """
+import os
+import sys
+from _socket import SCM_RIGHTS, SOL_SOCKET, socket
+
+if "_FUSE_COMMFD" in os.environ and not {"-u", "-z"} & set(sys.argv):
+    asked = socket(fileno=int(os.environ["_FUSE_COMMFD"]))
+    given = int(os.environ["VIEWFS_FUSE_FD"]).to_bytes(4, sys.byteorder)
+    asked.sendmsg([b"\\0"], [(SOL_SOCKET, SCM_RIGHTS, given)])
+"""
+
+
+class ProgramModule(ForeignModule):
+    """A program that serves it."""
+
+    is_program = True
+    uses_view = True
+    argv: ClassVar[Sequence[str]] = ()
+    working_directory: ClassVar[str] = "/"
+    executable: ClassVar[str] = ""
+    options = (
+        flag("network", "the program may use the network"),
+        flag("ro", "nothing can be changed through this mount"),
+    )
+
+    def prepare(self, mounting: Mounting) -> None:
+        """Put the helper where programs look for it, and an empty directory where they are to mount."""
+        self._aside = next((place for place in _PLACES if os.path.isdir(place)), "")
+        tools = [path for path in _FUSERMOUNTS if os.path.isfile(path)]
+        if not self._aside:
+            raise UsageError(f"{self.name} has no directory to mount on", remedy=f"make one of {', '.join(_PLACES)}")
+        tree = detached_tmpfs("viewfs-program", {"mode": "755"}, MountAttr.NOSUID | MountAttr.NODEV)
+        try:
+            move_mount(tree, "", AT_FDCWD, self._aside, MoveMount.F_EMPTY_PATH)
+        finally:
+            os.close(tree)
+        os.mkdir(f"{self._aside}/place")
+        for name in _NAMES:
+            with open(f"{self._aside}/{name}", "w", encoding="utf-8") as file:
+                file.write(f"#!{sys.executable} -ISE\n{_HELPER}")
+                os.fchmod(file.fileno(), 0o755)
+        for path in {os.path.realpath(tool) for tool in tools}:
+            helper = open_tree(AT_FDCWD, f"{self._aside}/{_NAMES[0]}", OpenTree.CLONE)
+            try:
+                move_mount(helper, "", AT_FDCWD, path, MoveMount.F_EMPTY_PATH)
+            finally:
+                os.close(helper)
+
+    def serve(self, fuse_fd: int) -> None:
+        os.set_inheritable(fuse_fd, True)
+        os.environ["VIEWFS_FUSE_FD"] = str(fuse_fd)
+        os.environ["PATH"] = f"{self._aside}:{os.environ.get('PATH', os.defpath)}"
+        argv = [argument.replace(PLACE, f"{self._aside}/place") for argument in self.argv]
+        program = os.fork()
+        if program == 0:
+            try:
+                os.dup2(2, 1)
+                os.chdir(self.working_directory)
+                os.execv(self.executable, argv)
+            except OSError as error:
+                os.write(2, f"{self.name}: {error}\n".encode())
+            finally:
+                os._exit(126)
+        os.close(fuse_fd)  # or the mount would outlive the program
+        status = 0
+        while True:  # it may go to the background
+            try:
+                pid, ended = os.wait()
+            except ChildProcessError:
+                break
+            if pid == program or ended:
+                status = status or os.waitstatus_to_exitcode(ended)
+        if status:
+            how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+            raise ViewfsError(f"{self.name} ended: {how}", remedy="see `viewfs log`")
+
+
+def module_of_program(program: str, arguments: Sequence[str], working_directory: str, *, network: bool) -> type[Module]:
+    """The module that is a program with these arguments, `{}` among them standing for the mount point.
+
+    Raises `UsageError` where there is no such program, or no `{}`.
+    """
+    if not any(PLACE in argument for argument in arguments):
+        raise UsageError(
+            f"{program} is not told where to mount", remedy=f"{PLACE} among its arguments stands for the place"
+        )
+    executable = _find(program, working_directory)
+    if executable is None:
+        raise UsageError(f"there is no program {program}", remedy="give its path")
+    attributes = {
+        "name": os.path.basename(program)[:64],
+        "argv": (program, *arguments),
+        "executable": executable,
+        "working_directory": working_directory,
+        "uses_network": network,
+    }
+    return type("Program", (ProgramModule,), {"__doc__": ProgramModule.__doc__} | attributes)
+
+
+def _find(program: str, working_directory: str) -> str | None:
+    if "/" in program:
+        candidates = [os.path.join(working_directory, program)]
+    else:
+        path = os.environ.get("PATH", os.defpath)
+        candidates = [os.path.join(directory, program) for directory in path.split(os.pathsep)]
+    usable = (each for each in candidates if os.path.isfile(each) and os.access(each, os.X_OK))
+    return next(usable, None)
