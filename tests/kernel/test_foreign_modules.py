@@ -264,12 +264,14 @@ def test_an_option_that_has_to_be_given(open_view: Callable[..., View], tmp_path
 # -- programs
 
 
-def test_squashfuse(open_view: Callable[..., View], tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["{}", "{dir}"])
+def test_squashfuse(open_view: Callable[..., View], tmp_path: Path, place: str) -> None:
+    """It takes a descriptor; and can be told a directory, and then asks fusermount."""
     (tmp_path / "d").mkdir()
     (tmp_path / "d/file").write_text("inside")
     subprocess.run(["mksquashfs", tmp_path / "d", tmp_path / "d.sqfs", "-quiet", "-no-progress"], check=True)
     view = open_view()
-    view("insmod", "squashfuse", "/sq", "-o", "ro", "--", tmp_path / "d.sqfs", "{}")
+    view("insmod", "squashfuse", "/sq", "-o", "ro", "--", tmp_path / "d.sqfs", place)
     assert view.sh("cat /sq/file; echo x 2>/dev/null > /sq/new || echo refused").out == "insiderefused\n"
     (row,) = view.json("lsmod")["modules"]
     assert (row["module"], row["path"], row["confinement"].partition(",")[0]) == ("squashfuse", "/sq", "view")

@@ -1,13 +1,15 @@
 """Modules that speak FUSE themselves: file systems written for pyfuse3, and programs in any language.
 
-They are given a descriptor of /dev/fuse that is mounted already. pyfuse3 takes it when it is told that the mount point
-is `/dev/fd/N`. Programs ask fusermount(1) for one, whatever library they are written with, and a helper of that name
-gives it to them. All else is as for any module: epoch, cage, `viewfs lsmod`, `viewfs umount`.
+They are given a descriptor of /dev/fuse that is mounted already. pyfuse3, libfuse 3, go-fuse and fuser take it when the
+mount point that they are told is `/dev/fd/N`. Older libraries know a directory only, and ask fusermount(1) for a mount:
+a helper of that name gives them the descriptor. All else is as for any module: epoch, cage, `viewfs lsmod`, `viewfs
+umount`.
 """
 
 from __future__ import annotations
 
 import inspect
+import mmap
 import os
 import stat
 import sys
@@ -21,8 +23,8 @@ from viewfs.modules.api.options import Option, flag, integer, text
 
 __all__ = ["ForeignModule", "ProgramModule", "is_pyfuse3_class", "module_of_operations", "module_of_program"]
 
-#: What stands for the mount point in a program's arguments.
-PLACE = "{}"
+#: What stands for the mount point in a program's arguments: as its library takes it, or a directory in any case.
+_PLACE, _DIRECTORY = "{}", "{dir}"
 
 
 class ForeignModule(Module):
@@ -154,7 +156,8 @@ _PLACES = ("/sys/fs/fuse/connections", "/mnt", "/media", "/srv")
 _NAMES = ("fusermount3", "fusermount")
 #: Where libraries look before they look in PATH.
 _FUSERMOUNTS = tuple(f"{directory}/{name}" for directory in ("/bin", "/usr/bin", "/usr/local/bin") for name in _NAMES)
-#: What fusermount(1) does for who asks it to mount: the descriptor goes over the socket that a variable names.
+#: What fusermount(1) does for who asks it to mount: the descriptor goes over the socket that a variable names. (Nothing
+#: else of the environment need be left.)
 _HELPER = """
 import os
 import sys
@@ -162,7 +165,8 @@ from _socket import SCM_RIGHTS, SOL_SOCKET, socket
 
 if "_FUSE_COMMFD" in os.environ and not {"-u", "-z"} & set(sys.argv):
     asked = socket(fileno=int(os.environ["_FUSE_COMMFD"]))
-    given = int(os.environ["VIEWFS_FUSE_FD"]).to_bytes(4, sys.byteorder)
+    with open("%s/descriptor") as file:
+        given = int(file.read()).to_bytes(4, sys.byteorder)
     asked.sendmsg([b"\\0"], [(SOL_SOCKET, SCM_RIGHTS, given)])
 """
 
@@ -194,7 +198,7 @@ class ProgramModule(ForeignModule):
         os.mkdir(f"{self._aside}/place")
         for name in _NAMES:
             with open(f"{self._aside}/{name}", "w", encoding="utf-8") as file:
-                file.write(f"#!{sys.executable} -ISE\n{_HELPER}")
+                file.write(f"#!{sys.executable} -ISE\n{_HELPER % self._aside}")
                 os.fchmod(file.fileno(), 0o755)
         for path in {os.path.realpath(tool) for tool in tools}:
             helper = open_tree(AT_FDCWD, f"{self._aside}/{_NAMES[0]}", OpenTree.CLONE)
@@ -205,9 +209,12 @@ class ProgramModule(ForeignModule):
 
     def serve(self, fuse_fd: int) -> None:
         os.set_inheritable(fuse_fd, True)
-        os.environ["VIEWFS_FUSE_FD"] = str(fuse_fd)
+        with open(f"{self._aside}/descriptor", "w") as file:
+            file.write(str(fuse_fd))
         os.environ["PATH"] = f"{self._aside}:{os.environ.get('PATH', os.defpath)}"
-        argv = [argument.replace(PLACE, f"{self._aside}/place") for argument in self.argv]
+        directory = f"{self._aside}/place"
+        place = directory if _is_of_libfuse_2(self.executable) else f"/dev/fd/{fuse_fd}"
+        argv = [argument.replace(_DIRECTORY, directory).replace(_PLACE, place) for argument in self.argv]
         program = os.fork()
         if program == 0:
             try:
@@ -237,9 +244,9 @@ def module_of_program(program: str, arguments: Sequence[str], working_directory:
 
     Raises `UsageError` where there is no such program, or no `{}`.
     """
-    if not any(PLACE in argument for argument in arguments):
+    if not any(_PLACE in argument or _DIRECTORY in argument for argument in arguments):
         raise UsageError(
-            f"{program} is not told where to mount", remedy=f"{PLACE} among its arguments stands for the place"
+            f"{program} is not told where to mount", remedy=f"{_PLACE} among its arguments stands for the place"
         )
     executable = _find(program, working_directory)
     if executable is None:
@@ -262,3 +269,9 @@ def _find(program: str, working_directory: str) -> str | None:
         candidates = [os.path.join(directory, program) for directory in path.split(os.pathsep)]
     usable = (each for each in candidates if os.path.isfile(each) and os.access(each, os.X_OK))
     return next(usable, None)
+
+
+def _is_of_libfuse_2(executable: str) -> bool:
+    """Is it linked with that library? (Its name is in the program's dynamic string table, elf(5).)"""
+    with open(executable, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content[:4] == b"\x7fELF" and content.find(b"\0libfuse.so.2\0") >= 0
