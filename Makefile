@@ -7,11 +7,12 @@
 # make bench  measure viewfs beside the kernel and other FUSE servers; writes docs/benchmarks.md
 # make bench-devices   the same for character devices; writes docs/devices.md
 # make bench-cow       the same for copy-on-write views; writes docs/cow.md
+# make bench-start     how long commands take from start to end; writes docs/start.md
 # make soak   the tests that take long: a million files, hundreds of random trees
 # make lock   choose versions of the Python packages anew: tools/locked
 # make soak-servers   servers killed for ten minutes, 10,000 mounts, 1,000 at once, 500 random kills, 150,000 hostile reports
 
-.PHONY: demo test lint lock wheel fuzz conformance soak soak-servers bench bench-devices bench-cow clean
+.PHONY: demo test lint lock wheel fuzz conformance soak soak-servers bench bench-devices bench-cow bench-start clean
 
 demo:
 	@tools/as-user tools/demo
@@ -38,6 +39,9 @@ bench:
 
 bench-devices:
 	@tools/bench --devices $(BENCH_ARGUMENTS)
+
+bench-start:
+	@tools/bench --start $(BENCH_ARGUMENTS)
 
 bench-cow:
 	@tools/bench --cow $(BENCH_ARGUMENTS)

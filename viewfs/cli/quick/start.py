@@ -28,6 +28,12 @@ if not _lies_where_python_looks(_root) or any(name[:6] == "PYTHON" and name not 
 sys.path.append(_root)
 sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
 
+try:
+    with open("/proc/self/comm", "w") as _name:
+        _name.write("viewfs")  # what ps and pgrep show of a script
+except OSError:
+    pass
+
 from viewfs.cli.quick.door import main  # noqa: E402
 
 main(sys.argv[1:])
