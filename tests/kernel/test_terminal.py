@@ -17,9 +17,11 @@ from tests.kernel.conftest import SECONDS, Viewfs, session_processes, wait_until
 PROMPT = r"\(term\) \S*[$#] "
 
 
-@pytest.fixture
-def terminal(viewfs: Viewfs, tmp_path: Path) -> Iterator[Callable[..., pexpect.spawn]]:
-    """Start something on a terminal, with a home directory whose start files say nothing."""
+@pytest.fixture(params=["", "1"], ids=["quick", "whole"])
+def terminal(viewfs: Viewfs, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., pexpect.spawn]]:
+    """Start something on a terminal, with a home directory whose start files say nothing; viewfs the quick way, and by
+    the whole program."""
+    viewfs.environment["VIEWFS_WHOLE"] = request.param
     (tmp_path / "home").mkdir()
     (tmp_path / "home/.bashrc").write_text("PS1='host$ '; bind 'set enable-bracketed-paste off'\n")
     environment = viewfs.environment | {"HOME": str(tmp_path / "home"), "SHELL": "/bin/bash", "TERM": "dumb"}
