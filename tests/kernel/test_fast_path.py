@@ -309,3 +309,24 @@ def test_two_reads_are_in_the_server_at_once(open_view: OpenView, tmp_path: Path
     script = "cat /mnt/one > one & cat /mnt/two > two; wait $!; cat one two"
     assert view.sh(f"cd {tmp_path}; {script}").out == "readread"
     assert requests(view)["read"] == 2
+
+
+@both
+def test_names_alone(open_view: OpenView, built: Callable[[Make], Path], make: Make) -> None:
+    """-o listing=names: all is there as before, and who wants the names alone waits for nothing else."""
+    seen = []
+    for listing in ("attributes", "names"):
+        view = open_view("--mount", f"{built(make)}:/m:,listing={listing}")
+        bare = view.sh("ls -RU --color=never /m | sort").out
+        looked = _requests(view).get("lookup", 0)
+        whole = view.sh("cd /m; find . -printf '%p %y %s %m %l\\n' | sort; cat deep/7/deeper/link").out
+        seen.append((bare, whole))
+        assert (looked > 20) == (listing == "names"), "only directories are looked for"
+        assert looked < 200
+        view.close()
+    assert seen[0] == seen[1]
+
+
+def _requests(view: View) -> dict[str, int]:
+    requests: dict[str, int] = view.json("stats")["servers"][0]["requests"]
+    return {name.lower(): count for name, count in requests.items()}

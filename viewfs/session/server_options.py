@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from viewfs.errors import UsageError
-from viewfs.modules.api.options import integer, parse_options, size
+from viewfs.modules.api.options import choice, integer, parse_options, size
 
 __all__ = ["SERVER_OPTIONS", "ServerOptions"]
 
+#: What a listing can bring. Attributes are most of the work; but who looks at each name asks for each then.
+LISTINGS = ("attributes", "names")
 SERVER_OPTIONS = (
     size("memory", 1 << 30, "memory that the server may use, beyond what it starts with"),
     integer("processes", 256, "threads that the server may have", minimum=16),
+    choice("listing", LISTINGS, LISTINGS[0], "what a listing brings: attributes too, or names alone"),
     integer("deadline", 30, "seconds in which the server has to answer", minimum=1, maximum=86400),
 )
 
@@ -26,6 +29,8 @@ class ServerOptions(NamedTuple):
 
     memory: int
     processes: int
+    #: One of `LISTINGS`.
+    listing: str
     #: Seconds.
     deadline: int
 

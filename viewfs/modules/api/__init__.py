@@ -38,6 +38,7 @@ __all__ = [
     "InodeNumber",
     "Module",
     "Mounting",
+    "Name",
     "OpenFile",
     "Option",
     "Source",
@@ -105,6 +106,10 @@ class DirectoryEntry(NamedTuple):
     #: False: of `attributes` only the number and the type are right, and the kernel has to ask for the others. (So a
     #: name can be listed whose inode is damaged, and whoever looks at it is told.)
     is_known: bool = True
+
+
+#: A name of a directory, the cookie behind it, the inode's number, and the type bits of its mode.
+Name: TypeAlias = tuple[bytes, int, int, int]
 
 
 class FileSystemStatistics(NamedTuple):
@@ -208,6 +213,8 @@ class FileSystem:
     concurrent: bool = False
     #: Caches of blocks of the source that count `hits` and `misses`, for `viewfs stats`.
     caches: Sequence[CacheCounts] = ()
+    #: Listings have names alone, if `names` gives them: who wants more asks for each.
+    lists_names_alone: bool = False
     #: Where `concurrent`: so many bytes behind what somebody reads from one end to the other are read ahead, for what
     #: `read` keeps of them; 0 where it keeps nothing.
     read_ahead: int = 0
@@ -228,6 +235,10 @@ class FileSystem:
         A lazy iterable is best: only as much of it is taken as the kernel's buffer holds.
         """
         raise _unsupported()
+
+    def names(self, directory: InodeNumber, start: int) -> Iterable[Name] | None:
+        """What `readdir` gives without attributes; None where that is no less work. Looked at where `concurrent`."""
+        return None
 
     def read(self, inode: InodeNumber, offset: int, size: int) -> Answer[Content]:
         """Up to `size` bytes of a regular file from `offset`; fewer only at its end."""

@@ -13,6 +13,7 @@ from viewfs.modules.api import (
     FileSystem,
     FileSystemStatistics,
     InodeNumber,
+    Name,
 )
 
 __all__ = ["ImageFileSystem", "Volume"]
@@ -86,6 +87,11 @@ class ImageFileSystem(FileSystem):
                 unknown = Attributes(InodeNumber(inode), self.type_bits(kind))
                 entry = DirectoryEntry(name, cookie, unknown, is_known=False)
             yield entry
+
+    def names(self, directory: InodeNumber, start: int) -> Iterator[Name]:
+        bits = self.type_bits
+        for name, cookie, inode, kind in self._volume.entries(directory, start):
+            yield name, cookie, inode, bits(kind)
 
     def read(self, inode: InodeNumber, offset: int, size: int) -> Content:
         return self._volume.read_pieces(inode, offset, size)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from struct import Struct
 
-from viewfs.modules.api import DirectoryEntry, InodeNumber
+from viewfs.modules.api import DirectoryEntry, InodeNumber, Name
 from viewfs.mounts.fuse.protocol import ATTR, FOREVER, ROOT_NODE, encode_device
 
-__all__ = ["encode_directory"]
+__all__ = ["encode_directory", "encode_names"]
 
 _DIRENT = Struct("=QQII")
 #: fuse_direntplus up to its name: both in one go, for this is packed once an entry.
@@ -77,3 +77,30 @@ def encode_directory(
         if not taken:
             raise
     return b"".join(parts), taken
+
+
+#: What comes before the dirent of a name that has no node.
+_NO_NODE = b"\0" * (_DIRENTPLUS.size - _DIRENT.size)
+
+
+def encode_names(names: Iterable[Name], size: int) -> bytes:
+    """As many of `names` as fit into `size` bytes of an answer to READDIRPLUS, without what they stand for.
+
+    An OSError of `names` is raised if it comes before the first of them. Else it is for the next request to find.
+    """
+    parts: list[bytes] = []
+    fixed, pack, add = _DIRENTPLUS.size, _DIRENT.pack, parts.append
+    try:
+        for name, cookie, inode, mode in names:
+            length = len(name)
+            size -= (fixed + length + 7) & ~7
+            if size < 0:
+                break
+            add(_NO_NODE)
+            add(pack(inode, cookie, length, mode >> 12))
+            add(name)
+            add(_PADDING[length & 7])
+    except OSError:
+        if not parts:
+            raise
+    return b"".join(parts)

@@ -33,7 +33,7 @@ from viewfs.mounts.fuse import protocol
 from viewfs.mounts.fuse.ahead import Ahead
 from viewfs.mounts.fuse.answers import Body, as_bytes, as_pieces, done, then
 from viewfs.mounts.fuse.changing import Changing
-from viewfs.mounts.fuse.dirents import encode_directory
+from viewfs.mounts.fuse.dirents import encode_directory, encode_names
 from viewfs.mounts.fuse.listings import Listing, Listings
 from viewfs.mounts.fuse.protocol import FOREVER, ROOT_NODE, InitFlags, InitRequest, Opcode, OpenFlags, Request
 
@@ -222,8 +222,11 @@ class Operations(Changing):
         _handle, offset, size = request.fields[:3]
         plus = request.opcode == Opcode.READDIRPLUS
         if plus and self._ahead is not None and self._listings is not None:
+            directory = self._inode(request.node)
+            if self._fs.lists_names_alone and (names := self._fs.names(directory, offset)) is not None:
+                return encode_names(names, size)
             try:
-                body, taken = self._listings.answer(self._inode(request.node), offset, size)
+                body, taken = self._listings.answer(directory, offset, size)
             except BlockingIOError:
                 pass  # it is promised, and that can't be prepared
             else:

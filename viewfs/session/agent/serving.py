@@ -101,6 +101,7 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         serving, seen = _open_devices(module, mounting, limits, descriptors)
     else:
         file_system, seen = _open_confined(module, mounting, limits)
+        file_system.lists_names_alone = ServerOptions.of(request["options"]).listing == "names"
         serving = partial(serve, file_system)
     channel.send({"ok": seen.to_json()})
     received = channel.receive()
@@ -183,6 +184,7 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         serving, seen = _open_devices(module, mounting, limits, opened)
     else:
         file_system, seen = _open_confined(module, mounting, limits)
+        file_system.lists_names_alone = ServerOptions.of(request["options"]).listing == "names"
         serving = partial(serve, file_system)
     channel.send({"ok": seen.to_json()})
     received = channel.receive()
