@@ -8,11 +8,12 @@
 # make bench-devices   the same for character devices; writes docs/devices.md
 # make bench-cow       the same for copy-on-write views; writes docs/cow.md
 # make bench-start     how long commands take from start to end; writes docs/start.md
+# make pages  write manual pages and completion scripts anew, from the commands
 # make soak   the tests that take long: a million files, hundreds of random trees
 # make lock   choose versions of the Python packages anew: tools/locked
 # make soak-servers   servers killed for ten minutes, 10,000 mounts, 1,000 at once, 500 random kills, 150,000 hostile reports
 
-.PHONY: demo test lint lock wheel fuzz conformance soak soak-servers bench bench-devices bench-cow bench-start clean
+.PHONY: demo test lint lock pages wheel fuzz conformance soak soak-servers bench bench-devices bench-cow bench-start clean
 
 demo:
 	@tools/as-user tools/demo
@@ -59,6 +60,9 @@ soak-servers:
 	    VIEWFS_KILL_ROUNDS=500 VIEWFS_SOAK_REPORTS=50000 VIEWFS_SOAK_SECONDS=3600 \
 	    python -m pytest -p no:cacheprovider -s \
 	    $(addprefix tests/kernel/test_,takeover.py cycles.py random_kills.py supervisors.py hostile_servers.py)
+
+pages:
+	@tools/pages
 
 lock:
 	@tools/lock

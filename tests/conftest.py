@@ -12,6 +12,18 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+#: What a property test has found is tried first the next time, in CI too; there nothing else is left to chance.
+settings.register_profile(
+    "viewfs",
+    database=DirectoryBasedExampleDatabase(Path(__file__).parents[1] / ".hypothesis/examples"),
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    print_blob=True,
+)
+settings.load_profile("viewfs")
 
 REQUIRED = frozenset(filter(None, os.environ.get("VIEWFS_REQUIRE", "").split(",")))
 #: mke2fs and its like are not on every account's PATH.

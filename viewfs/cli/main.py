@@ -10,7 +10,7 @@ import click
 from viewfs import __version__
 from viewfs.cli.quick.messages import exit_code, flush, print_error, verbosity
 
-__all__ = ["cli", "run"]
+__all__ = ["cli", "command_groups", "run"]
 
 #: Subcommand → module:attribute, in the order of `viewfs --help`, in groups.
 _COMMANDS = {
@@ -50,6 +50,13 @@ _COMMANDS = {
         "completion": ("viewfs.cli.completion:completion", "Completion for bash, zsh or fish."),
     },
 }
+
+
+def command_groups() -> dict[str, dict[str, str]]:
+    """Title of each group of `viewfs --help` → its commands, and what each is for."""
+    return {
+        title: {name: summary for name, (_place, summary) in commands.items()} for title, commands in _COMMANDS.items()
+    }
 
 
 class _Commands(click.Group):
