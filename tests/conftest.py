@@ -15,15 +15,11 @@ import pytest
 from hypothesis import settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-#: What a property test has found is tried first the next time, in CI too; there nothing else is left to chance.
-settings.register_profile(
-    "viewfs",
-    database=DirectoryBasedExampleDatabase(Path(__file__).parents[1] / ".hypothesis/examples"),
-    deadline=None,
-    derandomize=bool(os.environ.get("CI")),
-    print_blob=True,
-)
-settings.load_profile("viewfs")
+#: What a property test has found is kept, and tried first the next time. In CI nothing is left to chance.
+_kept = DirectoryBasedExampleDatabase(Path(__file__).parents[1] / ".hypothesis/examples")
+settings.register_profile("viewfs", database=_kept, deadline=None, print_blob=True)
+settings.register_profile("ci", database=None, derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "viewfs")
 
 REQUIRED = frozenset(filter(None, os.environ.get("VIEWFS_REQUIRE", "").split(",")))
 #: mke2fs and its like are not on every account's PATH.

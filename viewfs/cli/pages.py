@@ -56,8 +56,8 @@ def _overview(context: click.Context) -> Iterator[str]:
     yield from _head("viewfs", "give a command a file system of its own")
     yield from (".SH SYNOPSIS", ".B viewfs", r"[\-q] [\-v] \fICOMMAND\fR [\fIARGUMENTS\fR]", ".SH DESCRIPTION")
     yield _text(
-        "An ordinary user gets a view: a shell or command whose file system differs from everybody else's. In a view one"
-        " mounts images without root, loads modules that implement virtual file systems and devices, makes trees"
+        "An ordinary user gets a view: a shell or command whose file system differs from everybody else's. In a view"
+        " one mounts images without root, loads modules that implement virtual file systems and devices, makes trees"
         " copy-on-write, and keeps or discards the changes. Nothing of it is left on the host."
     )
     for title, commands in command_groups().items():
@@ -114,4 +114,4 @@ def _text(text: str) -> str:
     escaped = (
         text.replace("\\", r"\e").replace("-", r"\-").replace('"', r"\(dq").replace("\N{HORIZONTAL ELLIPSIS}", "...")
     )
-    return "\n".join(rf"\&{line}" if line[:1] in (".", "'") else line for line in escaped.split("\n"))
+    return "\n".join(rf"\&{line}" if line[:1] in (".", "'") else line for line in text.split("\n"))
