@@ -118,3 +118,18 @@ def test_every_dependency_is_accounted_for(package: str) -> None:
 def test_the_links_at_the_top_lead_to_the_packages() -> None:
     for name in ("mounts", "namespaces", "modules"):
         assert (ROOT / name).resolve() == ROOT / "viewfs" / name
+
+
+def test_pages_have_short_lines() -> None:
+    """A sentence a line, at most 100 columns, so that a change shows what was changed. (Tables and code can't.)"""
+    wrong = []
+    for path, text in texts("docs", "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
+        if not path.endswith(".md"):
+            continue
+        body = re.sub(r"^```.*?^```$|<!-- figures -->.*?<!-- /figures -->", "", text, flags=re.MULTILINE | re.DOTALL)
+        for line in body.splitlines():
+            if len(line) > 100 and not line.startswith(("|", "#")) and " " in line.strip()[40:100]:
+                wrong.append(f"{path}: {line[:60]}…")
+            elif not line.startswith("|") and re.search(r"[a-z]\. [A-Z][a-z]+ [a-z]+ .* [a-z]+\. [A-Z]", line):
+                wrong.append(f"{path}: several sentences: {line[:60]}…")
+    assert not wrong, "\n".join(wrong)
