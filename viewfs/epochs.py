@@ -1,10 +1,8 @@
 """The epoch stack: which mount serves a path in which epoch, what it shadows, and what has to live on. Pure.
 
 An epoch is a number; every change of a view makes the next one. A mount made in epoch *n* is in the view from *n* on
-until
-the epoch that removes it, and what made it saw epoch *n*−1. Of several mounts whose paths lead to a file the newest
-serves
-it: a later mount on the same path lies on top, one further up covers everything below, and one further
+until the epoch that removes it, and what made it saw epoch *n*−1. Of several mounts whose paths lead to a file the
+newest serves it: a later mount on the same path lies on top, one further up covers everything below, and one further
 down was made in what was visible.
 
 Paths are absolute and canonical (no symbolic links, no `..`, no trailing slash).

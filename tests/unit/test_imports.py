@@ -27,8 +27,8 @@ READERS_MAY_IMPORT = {
     "viewfs.errors",
 }  # fmt: skip
 
-#: Package (or module) → what of viewfs it may import, besides itself. cli → session → mounts → modules.api;
-#: session → namespaces; everything → linux → errors. The longest name that fits a module is the one that counts.
+#: Package (or module) → what of viewfs it may import, besides itself. cli → session → mounts → modules.api; session →
+#: namespaces; everything → linux → errors. The longest name that fits a module is the one that counts.
 MAY_IMPORT = {
     "viewfs": set(),
     "viewfs.__main__": {"viewfs.cli"},

@@ -111,7 +111,6 @@ def _tail() -> Iterator[str]:
 
 def _text(text: str) -> str:
     """As roff takes it: a hyphen that can be copied, and no line that begins with a control character."""
-    escaped = (
-        text.replace("\\", r"\e").replace("-", r"\-").replace('"', r"\(dq").replace("\N{HORIZONTAL ELLIPSIS}", "...")
-    )
+    for plain, roff in (("\\", r"\e"), ("-", r"\-"), ('"', r"\(dq"), ("\N{HORIZONTAL ELLIPSIS}", "...")):
+        text = text.replace(plain, roff)
     return "\n".join(rf"\&{line}" if line[:1] in (".", "'") else line for line in text.split("\n"))

@@ -56,8 +56,7 @@ __all__ = [
 
 #: What a program that believes itself root uses on its own files: chown, dac_override, dac_read_search, fowner, fsetid,
 #: kill, setgid, setuid, setfcap (linux/capability.h). None reaches further than the ids that its user namespace maps;
-#: the
-#: last is what a user namespace inside needs to map its root (user_namespaces(7)).
+#: the last is what a user namespace inside needs to map its root (user_namespaces(7)).
 FAKE_ROOT_CAPABILITIES = frozenset({*range(8), 31})
 
 #: What runs a module in a process of its own, and none of that name which lies in the working directory (-P).
@@ -178,8 +177,7 @@ def drop_capabilities(keep: Iterable[int] = (), *, bounding: bool = True) -> Non
     has file capabilities, which then has none of them (capabilities(7)).
 
     Removes everything else from the bounding set, then sets the other sets at once; with the inheritable set the
-    ambient
-    one is emptied, which must be part of it (capabilities(7)).
+    ambient one is emptied, which must be part of it (capabilities(7)).
     """
     kept = frozenset(keep)
     for capability in range(64) if bounding else ():

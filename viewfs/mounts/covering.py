@@ -134,8 +134,8 @@ def open_parts(
     """What is seen at and below `root`, in parts.
 
     `cover` is the source of mounts that are covers. (Another view's are file systems like others.) The directories
-    `shown` stay as they are.
-    Raises `UsageError` where `root` is in a file system that can't be covered, or is covered already, and OSError.
+    `shown` stay as they are. Raises `UsageError` where `root` is in a file system that can't be covered, or is covered
+    already, and OSError.
     """
     holding = next((entry for entry in table if entry.mount_id == mount_id_at(root)), None)
     if holding is None or holding.fs_type in _KERNELS_OWN:

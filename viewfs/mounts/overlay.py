@@ -51,10 +51,9 @@ def create_overlay(
 ) -> int:
     """The descriptor of a detached overlay of directories that are open in this mount namespace, the topmost first.
 
-    `upper` takes what is written, `work` is an empty directory beside it; without them nothing can be written.
-    `source` is what the mount table shows. `volatile`: nothing is synced, neither by programs nor for each file that
-    is copied up, which would cost a hundred times the copy of a small one.
-    Raises `OverlayRefusedError`.
+    `upper` takes what is written, `work` is an empty directory beside it; without them nothing can be written. `source`
+    is what the mount table shows. `volatile`: nothing is synced, neither by programs nor for each file that is copied
+    up, which would cost a hundred times the copy of a small one. Raises `OverlayRefusedError`.
     """
     context = fsopen("overlay")
     try:

@@ -41,8 +41,8 @@ _PTMX = os.makedev(5, 2)
 def build_root(*, fresh_proc: bool) -> None:
     """Make this process's mount namespace a view: private, its root a skeleton of the old one.
 
-    `fresh_proc`: mount a proc of this process's own pid namespace instead of the host's.
-    The caller has its own user and mount namespace, with CAP_SYS_ADMIN in it. Raises OSError.
+    `fresh_proc`: mount a proc of this process's own pid namespace instead of the host's. The caller has its own user
+    and mount namespace, with CAP_SYS_ADMIN in it. Raises OSError.
     """
     mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
     working_directory = os.getcwd()

@@ -1,13 +1,11 @@
 """Directories of the view's own, so that any path can become a mount point and the host never gains an entry.
 
 A skeleton is a tmpfs that shows what a directory showed: a recursive bind of each child, symbolic links copied. What is
-bound keeps working in both directions; only the directory itself, the list of its names, belongs to the view. The
-root is a
-skeleton from the start, and another is put over the parent of a mount point that does not exist.
+bound keeps working in both directions; only the directory itself, the list of its names, belongs to the view. The root
+is a skeleton from the start, and another is put over the parent of a mount point that does not exist.
 
 A skeleton is sealed (mounted read-only) once it is built: a new file made in it would be lost with the view, and
-"read-only
-file system" is better news than that. What can be written below its children can be written as before.
+"read-only file system" is better news than that. What can be written below its children can be written as before.
 
 A directory with very many children is covered with a kernel overlay instead, one mount for all of them; what is
 below it can then only be read.

@@ -1,9 +1,8 @@
 """The namespaces of a view as descriptors, and joining them.
 
 The owner of a user namespace who stands in its parent has every capability in it (user_namespaces(7)), so a client
-outside can
-join a view by itself, and a command it then executes is an ordinary child of the caller's shell: job control, exit
-status and signals need no help. A process inside has no such right and asks the agent
+outside can join a view by itself, and a command it then executes is an ordinary child of the caller's shell: job
+control, exit status and signals need no help. A process inside has no such right and asks the agent
 (`viewfs.session.agent`).
 """
 

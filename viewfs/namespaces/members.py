@@ -1,10 +1,9 @@
 """The processes that live in a user namespace or below it, and ending them all.
 
-A session without a pid namespace has nothing else that holds its processes together: a daemon of the view has long
-been adopted by init. What it can't shed is its user namespace: leaving one is impossible (user_namespaces(7)), and
-what it may make
-are children of it. So the members of a session are found in /proc by that, and signalled by pidfd, which can't hit a
-later process of the same number.
+A session without a pid namespace has nothing else that holds its processes together: a daemon of the view has long been
+adopted by init. What it can't shed is its user namespace: leaving one is impossible (user_namespaces(7)), and what it
+may make are children of it. So the members of a session are found in /proc by that, and signalled by pidfd, which can't
+hit a later process of the same number.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ def members_of(
             pidfd = pidfd_open(pid)
         except OSError:
             continue
-        # The pidfd first, the look second: what was seen is then true of the process that the pidfd means.
-        # One that has ended may wait for its parent to ask after it; it is nobody's member any more.
+        # The pidfd first, the look second: what was seen is then true of the process that the pidfd means. One that has
+        # ended may wait for its parent to ask after it; it is nobody's member any more.
         if not pidfd_is_dead(pidfd) and _lives_in(pid, user_namespace, proc):
             members[pid] = pidfd
         else:

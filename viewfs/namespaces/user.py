@@ -138,8 +138,8 @@ def unshare_user_namespace(identity: IdentityMap, others: int) -> None:
         _unshare_mapped_by_another(identity, others)
         return
     _unshare(others)
-    # setgroups must be denied before an unprivileged process may write gid_map (user_namespaces(7)); a process
-    # that already lives in such a namespace finds it denied.
+    # setgroups must be denied before an unprivileged process may write gid_map (user_namespaces(7)); a process that
+    # already lives in such a namespace finds it denied.
     _write_map("self", "setgroups", "deny")
     _write_map("self", "uid_map", _lines(identity.uids))
     _write_map("self", "gid_map", _lines(identity.gids))

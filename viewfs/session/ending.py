@@ -2,8 +2,7 @@
 
 Processes of the view are asked first, while their file systems still answer; then all that is left is killed. A process
 that waits for an answer of a FUSE server can only die once the last descriptor of that connection is closed, so those
-go
-between the two.
+go between the two.
 """
 
 from __future__ import annotations

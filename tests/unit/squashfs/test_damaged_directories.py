@@ -134,8 +134,8 @@ def test_names_that_can_not_be(name: bytes, parts: Parts, plain: bytes) -> None:
 
 @pytest.mark.parametrize("name", [b".", b".."])
 def test_dots_as_names(name: bytes, parts: Parts, plain: bytes) -> None:
-    """They would stand for something else than where they are. The name is the
-    last of its directory, so none moves because it is shorter."""
+    """They would stand for something else than where they are. The name is the last of its directory, so none moves
+    because it is shorter."""
     entry = parts.find("few/two").entry
     parts.directories[entry + 8 : entry + 11] = name.ljust(3, b"x")
     struct.pack_into("<H", parts.directories, entry + 6, len(name) - 1)

@@ -82,10 +82,9 @@ def plan_commit(
     """The plan that makes `changes` in the lower tree, as far as they are in `selection`.
 
     `token` makes temporary names unlike those of another commit. `theirs` gives the name under which to keep what is
-    there, for paths where that is wanted, or b""; the directories `left` stay as they are, but for what is in
-    them. `changed_outside` says of a directory that somebody has done something in it: its time is that then, if it is
-    later. Raises `UsageError` where only a part of something indivisible was
-    selected.
+    there, for paths where that is wanted, or b""; the directories `left` stay as they are, but for what is in them.
+    `changed_outside` says of a directory that somebody has done something in it: its time is that then, if it is later.
+    Raises `UsageError` where only a part of something indivisible was selected.
     """
     changes = list(changes)
     plan = Plan(selection, unchanged=dict(unchanged))

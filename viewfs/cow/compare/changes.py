@@ -40,8 +40,8 @@ class Change:
     kind: Kind
     old: Entry | None
     new: Entry | None
-    #: Of a path that is in both states: type, content, target, device, mode, owner, xattrs, times; and
-    #: links, of one of several names of a file that was written to: the others go on having what was there.
+    #: Of a path that is in both states: type, content, target, device, mode, owner, xattrs, times; and links, of one of
+    #: several names of a file that was written to: the others go on having what was there.
     aspects: frozenset[str] = frozenset()
     #: Where it was, if it was renamed.
     source: bytes | None = None
@@ -155,8 +155,11 @@ def _aspects(path: bytes, old: Entry, new: Entry, old_tree: Tree, new_tree: Tree
 
 
 def same_owner(old: Entry, new: Entry) -> bool:
-    """Has nobody given it to somebody else? What belongs to one that has no number here nobody could give away: it is
-    shown as the user's where it was copied."""
+    """Is the owner the same?
+
+    An owner who has no number in this user namespace counts as the same: the user could not have taken the file from
+    them, and a copy of it is shown as the user's.
+    """
     return old.uid in (new.uid, overflow_id("uid")) and old.gid in (new.gid, overflow_id("gid"))
 
 

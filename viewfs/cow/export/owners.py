@@ -2,8 +2,8 @@
 
 A view has numbers for its user only, so that what an image has of others is shown as the user's. A new image made of
 that view is to have them again: what the old one has at the same path, unless it was given away in the view. They are
-read from the old image, mounted in a view so that it tells them (`OWNER_XATTR`). mksquashfs(1) can be told
-of them; an ext is given them afterwards, by debugfs(8), and an archive as it passes by.
+read from the old image, mounted in a view so that it tells them (`OWNER_XATTR`). mksquashfs(1) can be told of them; an
+ext is given them afterwards, by debugfs(8), and an archive as it passes by.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """What the author of a module implements.
 
-A file system is nodes and bytes. It is asked about inode numbers and answers with `Attributes`, directory entries
-and bytes; it knows nothing of FUSE, of processes or of mounts. A method that computes its answer is a plain `def`;
-one that
+A file system is nodes and bytes. It is asked about inode numbers and answers with `Attributes`, directory entries and
+bytes; it knows nothing of FUSE, of processes or of mounts. A method that computes its answer is a plain `def`; one that
 may have to wait for something is an `async def`, runs on trio, and is cancelled when its caller is interrupted. (A
-plain
-method is answered in the serving loop itself, which is the fastest way there is, and holds up the other requests.)
+plain method is answered in the serving loop itself, which is the fastest way there is, and holds up the other
+requests.)
 
 A module raises `OSError` with the errno that the caller shall see. Whatever else it raises is logged with its
 traceback and becomes EIO for that one call.

@@ -43,7 +43,9 @@ class LostFile(LastingFile):
 
 
 class LastingFileSystem(WritableFileSystem):
-    """What it tells by `remember` its successor is given by `restore`. Its methods are plain: none is a promise.
+    """A file system whose server can be replaced: what it tells `remember` is given to its successor's `restore`.
+
+    Its methods are plain: none is a promise.
 
     A successor does again what was begun when the server died. Where that can't be done twice, it is asked whether it
     was done.
@@ -69,7 +71,10 @@ class LastingFileSystem(WritableFileSystem):
     def made_already(
         self, directory: InodeNumber, name: bytes, source: InodeNumber | None = None
     ) -> Answer[Attributes | None]:
-        """What `name` is, if it was made through this mount; None: it can't be told. `source`: it is a link to that."""
+        """The inode that `name` stands for, if it was made through this mount; None if that can't be told.
+
+        `source`: the inode that `name` was made a link to.
+        """
         return None
 
     def moved_already(self, directory: InodeNumber, name: bytes, new_directory: InodeNumber, new_name: bytes) -> bool:

@@ -40,8 +40,8 @@ _SIZE = MAX_ROWS * _SLOTS * 8
 
 
 class Latency(NamedTuple):
-    """How long requests took, from when they were read to when the answer was written: nanoseconds, at most
-    25 % too long."""
+    """How long requests took, from when they were read to when the answer was written: nanoseconds, at most 25 % too
+    long."""
 
     p50: int
     p99: int
@@ -132,8 +132,7 @@ class Row:
         self._slots[_BYTES_PUSHED] += length
 
     def note_caches(self, caches: Iterable[CacheCounts]) -> None:
-        """What these have counted so far. All threads have the same caches, and each writes the sums as it last saw
-        them."""
+        """Write down what the caches have counted so far. All threads share the caches, and each writes what it saw."""
         hits = misses = 0
         for cache in caches:
             hits += cache.hits

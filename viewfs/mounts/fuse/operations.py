@@ -1,11 +1,9 @@
 """FUSE requests as calls of a `FileSystem`, and its answers as replies.
 
 For an immutable file system everything is arranged so that the kernel need not ask twice: answers that are kept for
-ever,
-names that don't exist included, and ENOSYS to the requests that only announce something (open, opendir, flush,
+ever, names that don't exist included, and ENOSYS to the requests that only announce something (open, opendir, flush,
 access), after which the kernel sends no more of their kind and keeps its page and directory caches. Such a server has
-no
-state but the file system itself: a request names an inode, and that is all it takes to answer it.
+no state but the file system itself: a request names an inode, and that is all it takes to answer it.
 
 A method of the file system answers at once or with a promise (`Answer`); `then` finishes either into a reply's body.
 """

@@ -1,8 +1,7 @@
 """The FUSE protocol as pure code: bytes in, requests out; answers in, bytes out.
 
 Structures, opcodes and flags are those of linux/fuse.h, version 7.38; every one is native-endian with natural
-alignment.
-Nothing here reads a descriptor or knows a file system.
+alignment. Nothing here reads a descriptor or knows a file system.
 """
 
 from __future__ import annotations

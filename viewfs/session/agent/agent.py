@@ -1,10 +1,9 @@
 """The agent: the small process inside the view that holds its privilege, forks its workers and attaches its mounts.
 
 Plain synchronous code in one thread, because unshare(2) and setns(2) want that. It follows no path and keeps no
-descriptor of a
-FUSE mount, so that nothing a module does can make it wait: what has to look at the view is done in a forked worker,
-which the supervisor can give up on. It ends when stand-by and supervisor have, and takes all that lives in the session
-with it.
+descriptor of a FUSE mount, so that nothing a module does can make it wait: what has to look at the view is done in a
+forked worker, which the supervisor can give up on. It ends when stand-by and supervisor have, and takes all that lives
+in the session with it.
 """
 
 from __future__ import annotations
@@ -441,8 +440,8 @@ def _forget_children_signals() -> None:
 
 
 def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bool) -> NoReturn:
-    """`fds`: the three standard streams, a file that says what to run (`command_file`), then the mount
-    namespace to run in, if it isn't the live one."""
+    """`fds`: the three standard streams, a file that says what to run (`command_file`), then the mount namespace to run
+    in, if it isn't the live one."""
     status = 126
     try:
         die_with_parent(agent)

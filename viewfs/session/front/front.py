@@ -1,8 +1,7 @@
 """The process that the user starts: it opens a session, runs the command in it, and stays until all of it has ended.
 
 It is the command's parent, in the same process group and terminal session, so job control, Ctrl-C and the exit status
-are the
-kernel's doing. It waits for signals and nothing else: the ends of its three children come as SIGCHLD.
+are the kernel's doing. It waits for signals and nothing else: the ends of its three children come as SIGCHLD.
 """
 
 from __future__ import annotations

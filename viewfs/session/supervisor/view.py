@@ -1,8 +1,7 @@
 """The live view as the supervisor keeps it: what is mounted, by which server, and the epochs that can still be entered.
 
 One change at a time. A change is made in the kernel first and then recorded, and what can fail comes before the step
-that can't: until
-the agent has attached a mount, giving up means closing descriptors.
+that can't: until the agent has attached a mount, giving up means closing descriptors.
 """
 
 from __future__ import annotations
@@ -397,8 +396,8 @@ class View:
                     f"{mount.path} is busy: {inside[0].path} is mounted in it",
                     remedy=f"`viewfs umount {inside[0].path}` first",
                 )
-            # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for.
-            # And a device can be unplugged while programs have it open.
+            # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for. And a
+            # device can be unplugged while programs have it open.
             served = self.history.served[mount.made_in]
             shows_others = served.decided is not None and served.decided.shows_others
             lazy = lazy or force or shows_others or served.control_fd is not None

@@ -1,8 +1,7 @@
 """What the processes of a session, and its clients, say to each other. Pure: bytes in, messages out, and back.
 
-A message is a JSON object behind its length in bytes (32 bits, big-endian). Requests have an `id` and an `op`,
-replies the
-`id` and either `ok` or `error`; a message without `id` announces something. Descriptors travel beside the bytes
+A message is a JSON object behind its length in bytes (32 bits, big-endian). Requests have an `id` and an `op`, replies
+the `id` and either `ok` or `error`; a message without `id` announces something. Descriptors travel beside the bytes
 (unix(7), SCM_RIGHTS): `fds` says how many belong to the message. The first message on a control socket is the server's
 greeting with `viewfs`, the version of all this.
 """

@@ -49,8 +49,8 @@ class Changes(NamedTuple):
     inode_count: int
     #: Why not all could be replayed, or None.
     stopped: str | None
-    #: Inodes that were given blocks while the replay did not find extents in them. They are read as they were
-    #: written; the kernel takes what it finds for extents (6.18 loses the content, or dies of it).
+    #: Inodes that were given blocks while the replay did not find extents in them. They are read as they were written;
+    #: the kernel takes what it finds for extents (6.18 loses the content, or dies of it).
     without_extents: Sequence[int]
 
 

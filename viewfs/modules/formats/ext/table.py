@@ -112,7 +112,10 @@ class InodeTable:
         raise error or damaged(f"group {group} has no descriptor")
 
     def _has_inodes(self, group: int, descriptor: GroupDescriptor) -> bool:
-        """Is one of the first inodes of the group where the descriptor says, and everyone of these that is in use?"""
+        """Does the group's inode table begin where its descriptor says?
+
+        It does if those of its first inodes that are in use can be read there, and there is one.
+        """
         superblock, size = self._superblock, self._superblock.inode_size
         first = group * superblock.inodes_per_group + 1
         count = min(_INODES_TRIED, superblock.inodes_per_group)

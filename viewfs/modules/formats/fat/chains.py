@@ -31,7 +31,8 @@ _ROUND = "a chain comes by the same cluster twice"
 
 
 class Runs(NamedTuple):
-    """Where the clusters of a file are: the `firsts[i]`th and those behind it are `clusters[i]` and those behind it."""
+    """Where the clusters of a file are, in runs: run `i` begins with the file's cluster number `firsts[i]`, which is
+    cluster `clusters[i]` of the volume."""
 
     firsts: list[int]
     clusters: list[int]

@@ -54,7 +54,7 @@ class FatEntry(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """What a short entry says of its file. Times in nanoseconds since 1970, by the clocks of the volume's zone."""
+    """What a short entry says of its file. Times are nanoseconds since 1970 in the volume's own time zone."""
 
     attributes: int
     first_cluster: int
