@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 
 from viewfs.linux.process import pid_of
+from viewfs.session.covers import CoverReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,10 +19,8 @@ if TYPE_CHECKING:
     from viewfs.session.runtime import RuntimeDirectory
     from viewfs.session.wire.channel import Channel
 
-    #: What a worker that covered a tree has reported, and descriptors by the names in it.
-    Cover = tuple[dict[str, Any], dict[str, int]]
 
-__all__ = ["DEBUG_VARIABLE", "RETIRED", "Cover", "SessionHandles", "TheView", "take_servers"]
+__all__ = ["DEBUG_VARIABLE", "RETIRED", "SessionHandles", "TheView"]
 
 #: Set to anything, it leaves a session's processes their standard error, for whoever looks for a defect in them.
 DEBUG_VARIABLE = "VIEWFS_DEBUG"
@@ -76,7 +76,7 @@ class SessionHandles:
 class TheView:
     """What the agent gives to whoever owns the session, when there is a view."""
 
-    def __init__(self, namespaces: dict[str, int], covers: list[Cover], agents: list[int], own: set[int]) -> None:
+    def __init__(self, namespaces: dict[str, int], covers: list[CoverReport], agents: list[int], own: set[int]) -> None:
         #: By their kinds.
         self.namespaces = namespaces
         #: Trees that were made copy-on-write before anything ran.
@@ -92,7 +92,7 @@ class TheView:
         kinds = greeting["kinds"]
         namespaces = dict(zip(kinds, rest, strict=False))
         left = iter(rest[len(kinds) :])
-        covers = [(report, {name: next(left) for name in report["descriptors"]}) for report in greeting["covers"]]
+        covers = [CoverReport(said, islice(left, len(said["descriptors"]))) for said in greeting["covers"]]
         # The agent may know its own number only in a pid namespace that isn't ours.
         own = {agent_process, pid_of(agent)}
         return cls(namespaces, covers, [agent, os.pidfd_open(agent_process)], own)
@@ -104,20 +104,11 @@ class TheView:
         yield from self.fds_of_covers()
 
     def fds_of_covers(self) -> Iterator[int]:
-        for _report, fds in self.covers:
-            yield from fds.values()
+        for report in self.covers:
+            yield from report.fds.values()
 
     def forget_covers(self) -> None:
         """Somebody else keeps them open."""
-        for fd in self.fds_of_covers():
-            os.close(fd)
+        for report in self.covers:
+            report.close()
         self.covers = []
-
-
-def take_servers(descriptors: dict[str, int]) -> set[int]:
-    """The processes that serve what a report's `descriptors` are of: their pidfds are taken out, and closed."""
-    names = [name for name in descriptors if name.startswith("server")]
-    pids = {pid_of(descriptors[name]) for name in names}
-    for name in names:
-        os.close(descriptors.pop(name))
-    return pids

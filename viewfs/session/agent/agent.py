@@ -28,6 +28,7 @@ from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.members import end_members, wait_for_ends
 from viewfs.namespaces.user import IdentityMap
 from viewfs.python import complete, print_traceback
+from viewfs.session.covers import CoverReport
 from viewfs.session.execution import drop_privileges_for_command, exec_command
 from viewfs.session.handles import DEBUG_VARIABLE
 from viewfs.session.making import explained, make_view
@@ -73,16 +74,17 @@ def agent_main(
         except (ViewfsError, OSError) as error:
             ready.send({"error": explained(error).to_json()})
             os._exit(1)
-        reports = [cover.report for cover in covers]
+        told = [report.for_channel() for report, _worker in covers]
         itself = os.pidfd_open(os.getpid())
-        kept = [fd for cover in covers for fd in cover.fds]
+        kept = [fd for _said, fds in told for fd in fds]
+        reports = [said for said, _fds in told]
         link.send({"ok": {"kinds": plan.kinds, "covers": reports}}, [itself, *namespaces, *kept])
-        messages = [message for report in reports for message in report["messages"]]
+        messages = [message for report, _worker in covers for message in report.messages]
         ready.send({"ok": {"kinds": plan.kinds, "messages": messages}}, namespaces)
         ready.close()
         for fd in (itself, *namespaces[1:], *kept):
             os.close(fd)
-        workers = [cover.worker for cover in covers if cover.report["servers"]]
+        workers = [worker for report, worker in covers if report.is_served]
         _serve(_Agent(link, as_root=plan.as_root, owners=owners), workers, namespaces[0], proc)
         _remove_socket(runtime, name)
         status = 0
@@ -143,17 +145,9 @@ def _remove_socket(runtime: RuntimeDirectory, name: str) -> None:
         pass  # as a rule the supervisor has done it
 
 
-class _Cover:
-    """What a worker has covered: its report, the descriptors that it names, and the worker."""
-
-    def __init__(self, report: dict[str, Any], fds: list[int], worker: int) -> None:
-        self.report = report
-        self.fds = fds
-        self.worker = worker
-
-
-def _cover(request: dict[str, Any], fds: list[int], owners: socket.socket | None) -> _Cover:
-    """Cover a tree of the view that nothing runs in yet. Raises the `ViewfsError` that the worker reports.
+def _cover(request: dict[str, Any], fds: list[int], owners: socket.socket | None) -> tuple[CoverReport, int]:
+    """Cover a tree of the view that nothing runs in yet: what the worker reports, and its pid. Raises the `ViewfsError`
+    that it reports.
 
     `fds`: the view's mount namespace, and the root directory of the host. `owners`: see `owners_outside`.
     """
@@ -170,10 +164,8 @@ def _cover(request: dict[str, Any], fds: list[int], owners: socket.socket | None
         received = channel.receive()
         if received is None:
             raise ViewfsError(f"cannot make {request['path']} copy-on-write: the worker has failed")
-        report = result_of(received[0])
-        kept = dict(zip(report["descriptors"], received[1], strict=True))
-        for number, root in enumerate(report["roots"]):
-            tree, place = kept.pop(f"tree{number}"), kept.pop(f"place{number}")
+        report = CoverReport(result_of(received[0]), received[1])
+        for root, tree, place in report.take_trees():
             if root == "/":
                 replace_root(tree)
             else:
@@ -183,9 +175,9 @@ def _cover(request: dict[str, Any], fds: list[int], owners: socket.socket | None
         channel.send({"kept": True})
     finally:
         channel.close()
-    if not report["servers"]:
+    if not report.is_served:
         os.waitpid(pid, 0)
-    return _Cover(report | {"descriptors": list(kept)}, list(kept.values()), pid)
+    return report, pid
 
 
 def _become_init() -> None:

@@ -19,7 +19,7 @@ from viewfs.namespaces.enter import Namespaces
 from viewfs.namespaces.members import members_of, wait_for_ends
 from viewfs.python import complete, print_traceback
 from viewfs.session.ending import end_session
-from viewfs.session.handles import DEBUG_VARIABLE, RETIRED, TheView, take_servers
+from viewfs.session.handles import DEBUG_VARIABLE, RETIRED, TheView
 from viewfs.session.patience import Patience
 from viewfs.session.runtime import listen_in_view
 from viewfs.session.supervisor.host_root import RootNames
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, NoReturn
 
-    from viewfs.session.handles import Cover, SessionHandles
+    from viewfs.session.covers import CoverReport
+    from viewfs.session.handles import SessionHandles
     from viewfs.session.supervisor.deposit import Deposit
     from viewfs.session.wire.protocol import Message
 
@@ -350,9 +351,9 @@ class _StandBy:
             return
         layers, covers, deposit = self._handles.layers, self._view.covers, self._deposit
         servers = deposit.servers if deposit is not None else set()
-        spare = self._view.own.union(*(take_servers(fds) for _report, fds in covers), servers)
+        spare = self._view.own.union(*(report.take_servers() for report in covers), servers)
         changed = list(_changed(covers)) if covers and not layers.is_kept else None
-        lock = next((os.dup(fds["lock"]) for _report, fds in covers if "lock" in fds), None)
+        lock = next((os.dup(report.fds["lock"]) for report in covers if "lock" in report.fds), None)
         end_session(
             namespace_id(self._view.namespaces["user"]), spare=spare, release=self._let_go, agents=self._view.agents
         )
@@ -362,12 +363,12 @@ class _StandBy:
             layers.end(lock)
 
 
-def _changed(covers: list[Cover]) -> Iterator[str]:
+def _changed(covers: list[CoverReport]) -> Iterator[str]:
     """What has changes in it; the front tells of it if they go with the session."""
     complete()
     from viewfs.cow.layer.layers import has_changes
 
-    for report, fds in covers:
-        for number, row in enumerate(report["layers"], 1):
-            if has_changes(fds[f"layer{number}"]):
+    for report in covers:
+        for row, _lower, layer, _view in report.layers():
+            if has_changes(layer):
                 yield row["path"]

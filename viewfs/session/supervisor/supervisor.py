@@ -120,8 +120,8 @@ class Supervisor:
                 child = self.commands[number] = await self.agent.find_child(number, is_waited_for=True)
                 self.nursery.start_soon(self._forget_unless_awaited, child)
         else:
-            for report, fds in self._view.covers:
-                self.view.layers.adopt(report, fds)
+            for report in self._view.covers:
+                self.view.layers.adopt(report)
             await self.view.take_up_states()
         before = self._deposit.rows.get("session")
         if self.handles.told_to_end or (before is not None and before.value["ending"]):

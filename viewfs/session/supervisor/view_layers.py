@@ -17,7 +17,7 @@ from viewfs.cow.layer.layers import Layer, has_changes
 from viewfs.cow.layer.records import Checkpoint
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
-from viewfs.session.handles import take_servers
+from viewfs.session.covers import CoverReport, take_servers
 from viewfs.session.layer_settings import LayerSettings
 from viewfs.session.supervisor.agent_link import AgentLink
 from viewfs.session.supervisor.deposit import Entry, Row
@@ -126,39 +126,36 @@ class ViewLayers:
         patterns = {name: request.get(name, ()) for name in ("exclude", "include")}
         asked = self._settings.request(request["path"], mounts, request["cwd"], backend, locked=locked, **patterns)
         async with self._agent.worker("cover", asked, [self._history.first_namespace]) as worker:
-            report, received = await worker.answer(doing)
-            fds = dict(zip(report["descriptors"], received, strict=True))
+            report = CoverReport(*await worker.answer(doing))
             await worker.channel.send({"kept": True})
         with trio.CancelScope(shield=True):
-            intend(report["roots"], report["depths"], "cow")
-            for number in range(len(report["roots"])):
-                tree, place = fds.pop(f"tree{number}"), fds.pop(f"place{number}")
+            intend(report.roots, report.depths, "cow")
+            for _root, tree, place in report.take_trees():
                 await self._agent.call("attach", [tree, place])
                 os.close(tree)
                 os.close(place)
-            mount = self.adopt(report, fds)
-        return mount, report["messages"]
+            mount = self.adopt(report)
+        return mount, report.messages
 
-    def adopt(self, report: dict[str, Any], fds: dict[str, int]) -> Mount:
+    def adopt(self, report: CoverReport) -> Mount:
         """Record what has been covered."""
-        self.servers |= take_servers(fds)
-        if "lock" in fds:
-            self.lock = fds.pop("lock")
-        mount = self._record(report, fds.pop("snapshot"))
+        self.servers |= report.take_servers()
+        self.lock = report.take_lock() or self.lock
+        mount = self._record(report, report.fds["snapshot"])
         layers = [
-            HeldLayer(row["path"], row["lower"], row["backend"], fds[f"lower{n}"], fds[f"layer{n}"], fds[f"view{n}"])
-            for n, row in enumerate(report["layers"], 1)
+            HeldLayer(row["path"], row["lower"], row["backend"], lower, layer, view)
+            for row, lower, layer, view in report.layers()
         ]
-        self.trees[mount.made_in] = CoveredTree(report["roots"], report["points"], layers, fds["workshop"])
+        self.trees[mount.made_in] = CoveredTree(report.roots, report.points, layers, report.fds["workshop"])
         return mount
 
-    def _record(self, report: dict[str, Any], snapshot: int) -> Mount:
+    def _record(self, report: CoverReport, snapshot: int) -> Mount:
         history = self._history
         history.keep_snapshot(snapshot)
-        others = tuple(root for root in report["roots"] if root != report["path"])
-        made_from = history.mount_on_device(report["device"])
+        others = tuple(root for root in report.roots if root != report.path)
+        made_from = history.mount_on_device(report.device)
         mount = history.epochs.mount(
-            report["path"], "cow", made_from=made_from, also=others, time_ns=time.time_ns(), operation="cow"
+            report.path, "cow", made_from=made_from, also=others, time_ns=time.time_ns(), operation="cow"
         )
         history.served[mount.made_in] = ServedMount("kernel")
         history.free()
