@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NewType
 
+from viewfs.paths import is_at_or_below
+
 __all__ = ["Change", "Epoch", "EpochStack", "Mount", "Resolution", "covers"]
 
 Epoch = NewType("Epoch", int)
@@ -73,7 +75,7 @@ class Resolution:
 
 def covers(directory: str, path: str) -> bool:
     """Does a mount on `directory` lead to `path`?"""
-    return directory == path or directory == "/" or path.startswith(directory + "/")
+    return is_at_or_below(path, directory)
 
 
 @dataclass

@@ -41,21 +41,22 @@ MAY_IMPORT = {
     "viewfs.session": {
         "viewfs", "viewfs.python", "viewfs.mounts", "viewfs.modules", "viewfs.namespaces", "viewfs.cow",
         "viewfs.epochs",
-        "viewfs.linux", "viewfs.errors",
+        "viewfs.linux", "viewfs.paths", "viewfs.errors",
     },
     "viewfs.cow": {
-        "viewfs.mounts.overlay", "viewfs.modules.api", "viewfs.linux", "viewfs.errors",
+        "viewfs.mounts.overlay", "viewfs.modules.api", "viewfs.linux", "viewfs.paths", "viewfs.errors",
     },
     "viewfs.mounts": {
-        "viewfs.modules.api", "viewfs.modules.framework.damage", "viewfs.linux", "viewfs.errors",
+        "viewfs.modules.api", "viewfs.modules.framework.damage", "viewfs.linux", "viewfs.paths", "viewfs.errors",
     },
     "viewfs.modules": {"viewfs.linux", "viewfs.errors"},
     "viewfs.namespaces": {"viewfs.linux", "viewfs.errors"},
     "viewfs.linux": {"viewfs.errors"},
     "viewfs.errors": set(),
     "viewfs.python": set(),
+    "viewfs.paths": set(),
     # Pure: no kernel, no process, nothing to wait for.
-    "viewfs.epochs": set(),
+    "viewfs.epochs": {"viewfs.paths"},
     "viewfs.session.wire.protocol": {"viewfs.session.wire.plain_json", "viewfs.errors"},
     "viewfs.session.wire.plain_json": set(),
     "viewfs.mounts.fuse.protocol": {"viewfs.modules.api"},

@@ -12,6 +12,7 @@ from typing import Any
 from viewfs.cow.compare.outside import ACL_PREFIX, store
 from viewfs.cow.compare.trees import Entry, Tree, acl_of, data_extents, join, split
 from viewfs.linux.ids import overflow_id
+from viewfs.paths import is_at_or_below
 
 __all__ = [
     "STRANGERS",
@@ -248,7 +249,7 @@ class TreeCopier:
     def renamed(self, place: bytes, path: bytes) -> None:
         """What was copied to `place` is called `path` now."""
         for identity, there in self._links.items():
-            if there == place or there.startswith(place + b"/"):
+            if is_at_or_below(there, place):
                 self._links[identity] = path + there[len(place) :]
 
     def _copy_one(self, path: bytes, entry: Entry, place: bytes) -> None:

@@ -18,6 +18,7 @@ from viewfs.cow.copying import TreeCopier, remove_tree, set_attributes
 from viewfs.cow.layer.layers import Layer
 from viewfs.errors import UsageError
 from viewfs.linux.files import syncfs
+from viewfs.paths import is_below
 
 __all__ = ["restore"]
 
@@ -59,7 +60,7 @@ def _restore(
         if not selection.has(path):
             continue
         undone.append(change)
-        if covered is not None and path.startswith(covered + b"/"):
+        if covered is not None and is_below(path, covered):
             continue
         covered = None
         parent = split(path)[0]

@@ -15,7 +15,7 @@ from viewfs.doctor.facts import FUSE_DEVICE, device_number, read_text
 from viewfs.doctor.steps import STEPS
 from viewfs.errors import MachineError, ViewfsError
 from viewfs.linux.mount import MountAttr, MountFlags, UmountFlags, detached_tmpfs, mount, umount2
-from viewfs.linux.mountinfo import parse_mountinfo
+from viewfs.linux.mountinfo import mount_table
 from viewfs.linux.namespaces import CloneFlags, unshare
 from viewfs.linux.process import die_with_parent
 from viewfs.modules.api.nodes import ComputedFile, Directory, NodeFileSystem
@@ -66,8 +66,7 @@ def attempt(report: Report) -> None:
         detail.append("Linux " + ".".join(os.uname().release.split(".")[:2]))
     with step("root"):
         build_root(fresh_proc=False)
-        with open("/proc/self/mountinfo", "rb") as table:
-            plan = plan_mount_point(_PLACE, parse_mountinfo(table.read()))
+        plan = plan_mount_point(_PLACE, mount_table())
         live = open_namespace("mnt")
         make_mount_point(plan, is_directory=True, live_namespace=live)
         os.close(live)

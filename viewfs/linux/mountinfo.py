@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["MountEntry", "mount_points", "parse_mountinfo"]
+__all__ = ["MountEntry", "mount_points", "mount_table", "parse_mountinfo"]
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
@@ -32,8 +32,19 @@ def parse_mountinfo(text: bytes) -> list[MountEntry]:
     return [entry for line in text.split(b"\n") if (entry := _parse_line(line)) is not None]
 
 
-def mount_points(text: bytes) -> list[str]:
-    """Where each mount of the table is, which takes less than all of it."""
+def mount_table() -> list[MountEntry]:
+    """That of this process's mount namespace. Raises OSError."""
+    return parse_mountinfo(_own_table())
+
+
+def _own_table() -> bytes:
+    with open("/proc/self/mountinfo", "rb") as file:
+        return file.read()
+
+
+def mount_points(text: bytes | None = None) -> list[str]:
+    """Where each mount of a table is, or of this process's own, which takes less than all of it. Raises OSError."""
+    text = _own_table() if text is None else text
     return [_path(fields[4]) for line in text.split(b"\n") if len(fields := line.split(b" ", 5)) > 5]
 
 

@@ -35,6 +35,7 @@ from viewfs.linux.mount import (
 )
 from viewfs.linux.mountinfo import MountEntry
 from viewfs.mounts.attach import attach_aside
+from viewfs.paths import is_below
 
 __all__ = [
     "Division",
@@ -148,8 +149,8 @@ def open_parts(
     try:
         _open_directories(root, table, cover, division or Division(), parts, left_alone)
         there = {part.path for part in parts}
-        for path in [*shown, _USERS_SOCKETS, *(_sockets_in(_SOCKETS) if _lies_in(_SOCKETS, root) else ())]:
-            if _lies_in(path, root) and os.path.lexists(path) and path not in there:
+        for path in [*shown, _USERS_SOCKETS, *(_sockets_in(_SOCKETS) if is_below(_SOCKETS, root) else ())]:
+            if is_below(path, root) and os.path.lexists(path) and path not in there:
                 parts.append(Part(path, Treatment.SHOW, open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)))
     except BaseException:
         for part in parts:
@@ -178,22 +179,22 @@ def _open_directories(
             left_alone.append((path, _reason(error)))
             continue
         parts.append(part)
-        inside = [each for each in division.always if _lies_in(each, path)]
+        inside = [each for each in division.always if is_below(each, path)]
         if part.is_of_others:
-            inside += filter(None, (_first_own(path, each) for each in division.within if _lies_in(each, path)))
+            inside += filter(None, (_first_own(path, each) for each in division.within if is_below(each, path)))
         elif part.is_attached:
             with os.scandir(path) as entries:
                 directories = sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
             inside += directories if len(directories) <= _MANY else []
         points = [entry.mount_point for entry in below]
         for each in inside:
-            in_mount = any(each == point or _lies_in(each, point) for point in points)
+            in_mount = any(each == point or is_below(each, point) for point in points)
             if not in_mount and each not in known and _is_directory(each) and division.allowed(path, each):
                 known.add(each)
                 waiting.append(each)
         for number, entry in enumerate(below):
             point = entry.mount_point
-            if point in known or any(_lies_in(point, other) for other in points[:number]):
+            if point in known or any(is_below(point, other) for other in points[:number]):
                 continue  # it comes with that one
             known.add(point)
             try:
@@ -318,10 +319,6 @@ def _is_directory(path: str) -> bool:
         return False
 
 
-def _lies_in(path: str, directory: str) -> bool:
-    return path.startswith(directory.rstrip("/") + "/") and path != directory
-
-
 def can_be_covered(entry: MountEntry, cover: str) -> bool:
     """Is it a directory's mount, of a file system that keeps files, and not covered yet?"""
     is_kernels = entry.fs_type in _KERNELS_OWN or entry.source == cover
@@ -342,7 +339,7 @@ def _as_it_is(entry: MountEntry) -> Part:
 def _unreachable_below(root: str, table: Sequence[MountEntry]) -> list[tuple[str, str]]:
     """What is mounted below `root` and can't be looked at: in a directory of others, or of a server that is gone."""
     found = []
-    for point in sorted({entry.mount_point for entry in table if _lies_in(entry.mount_point, root)}):
+    for point in sorted({entry.mount_point for entry in table if is_below(entry.mount_point, root)}):
         try:
             os.close(os.open(point, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
         except OSError as error:
@@ -356,7 +353,7 @@ def visible_below(
 ) -> list[MountEntry]:
     """What is mounted below `root` and not hidden by something else; parents come before what lies in them."""
     by_id = {entry.mount_id: entry for entry in table}
-    points = {entry.mount_point for entry in table if _lies_in(entry.mount_point, root)}
+    points = {entry.mount_point for entry in table if is_below(entry.mount_point, root)}
     found = [by_id.get(seen(point) or -1) for point in sorted(points, key=lambda point: point.split("/"))]
     return [entry for entry in found if entry is not None and entry.mount_point in points]
 

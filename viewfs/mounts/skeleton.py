@@ -45,9 +45,10 @@ from viewfs.linux.mount import (
     open_tree,
     umount2,
 )
-from viewfs.linux.mountinfo import MountEntry, parse_mountinfo
+from viewfs.linux.mountinfo import MountEntry, mount_points, mount_table
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 from viewfs.mounts.root import SKELETON_SOURCE, make_entry, show_children, whole_of
+from viewfs.paths import is_at_or_below, is_below
 
 __all__ = [
     "MountPointPlan",
@@ -139,14 +140,10 @@ def plan_mount_point(path: str, table: list[MountEntry], mirrors: Collection[str
 
 def _source_of(directory: str, table: list[MountEntry]) -> str | None:
     """What the mount that `directory` (canonical) lies in was made from."""
-    covering = [entry for entry in table if _contains(entry.mount_point, directory)]
+    covering = [entry for entry in table if is_at_or_below(directory, entry.mount_point)]
     deepest = max((len(entry.mount_point) for entry in covering), default=0)
     topmost = [entry for entry in covering if len(entry.mount_point) == deepest][-1:]
     return topmost[0].source if topmost else None
-
-
-def _contains(directory: str, path: str) -> bool:
-    return directory == "/" or path == directory or path.startswith(directory + "/")
 
 
 @contextmanager
@@ -194,9 +191,8 @@ def remove_mount_point(plan: MountPointPlan) -> None:
         with _opened_directory(plan.parent) as directory, contextlib.suppress(OSError):
             _remove_empty(plan.missing, directory)
         return
-    with open("/proc/self/mountinfo", "rb") as table:
-        if _source_of(plan.parent, parse_mountinfo(table.read())) != SKELETON_SOURCE:
-            return
+    if _source_of(plan.parent, mount_table()) != SKELETON_SOURCE:
+        return
     if plan.needs_skeleton:
         umount2(plan.parent, UmountFlags.DETACH | UmountFlags.NOFOLLOW)
         return
@@ -298,9 +294,7 @@ def _lay_over(directory: str, old: int) -> None:
 
     What is mounted on children of `old` is not part of an overlay, so those are bound over it.
     """
-    with open("/proc/self/mountinfo", "rb") as table:
-        points = [entry.mount_point for entry in parse_mountinfo(table.read())]
-    mounted = {point[len(directory) + 1 :] for point in points if point.startswith(directory + "/")}
+    mounted = {point[len(directory) + 1 :] for point in mount_points() if is_below(point, directory)}
     # By the last name of each: only direct children; what is mounted further down comes along with its parent
     # directory.
     trees = {name: open_tree(old, name, OpenTree.CLONE | AT_RECURSIVE) for name in {m.split("/")[0] for m in mounted}}
@@ -350,8 +344,7 @@ def remove_entry(name: str, skeleton: int) -> None:
 @contextmanager
 def writable_skeleton(path: str) -> Iterator[int | None]:
     """What `_writable` gives of the skeleton at `path`; None where there is none (any more)."""
-    with open("/proc/self/mountinfo", "rb") as table:
-        is_one = _source_of(path, parse_mountinfo(table.read())) == SKELETON_SOURCE
+    is_one = _source_of(path, mount_table()) == SKELETON_SOURCE
     if not is_one:
         yield None
         return

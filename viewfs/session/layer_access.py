@@ -28,6 +28,7 @@ from viewfs.linux.mount import AT_FDCWD, MountFlags, OpenTree, mount, open_tree
 from viewfs.linux.namespaces import CloneFlags, setns
 from viewfs.mounts.attach import attach_aside
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
+from viewfs.paths import is_at_or_below
 from viewfs.session.agent.cow_server import make_cover
 from viewfs.session.agent.forked_server import ForkedServer
 from viewfs.session.client import Session, find_session
@@ -153,7 +154,7 @@ def _tops(paths: Sequence[bytes]) -> list[bytes]:
     """Without those that are below another."""
     kept: list[bytes] = []
     for path in sorted(paths):
-        if not any(not top or path == top or path.startswith(top + b"/") for top in kept):
+        if not any(is_at_or_below(path, top) for top in kept):
             kept.append(path)
     return kept
 
@@ -167,8 +168,8 @@ def select(mount_points: Sequence[str], paths: Sequence[str]) -> dict[str, list[
         return {point: [b""] for point in mount_points}
     found: dict[str, list[bytes]] = {}
     for path in paths:
-        holding = max((point for point in mount_points if _covers(point, path)), key=len, default=None)
-        inside = [point for point in mount_points if _covers(path, point) and point != holding]
+        holding = max((point for point in mount_points if is_at_or_below(path, point)), key=len, default=None)
+        inside = [point for point in mount_points if is_at_or_below(point, path) and point != holding]
         if holding is None and not inside:
             raise NotFoundError(f"{path} is not copy-on-write", remedy="`viewfs cow PATH` makes it so")
         if holding is not None:
@@ -176,10 +177,6 @@ def select(mount_points: Sequence[str], paths: Sequence[str]) -> dict[str, list[
         for point in inside:
             found.setdefault(point, []).append(b"")
     return found
-
-
-def _covers(directory: str, path: str) -> bool:
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 @contextlib.contextmanager

@@ -200,13 +200,11 @@ _LOCAL = frozenset("bcachefs btrfs ext2 ext3 ext4 f2fs jfs overlay ramfs reiserf
 
 def _is_local(directory: str) -> bool:
     """Can no other machine have anything in `directory`?"""
-    from viewfs.linux.mountinfo import parse_mountinfo
+    from viewfs.linux.mountinfo import mount_table
 
     number = os.stat(directory).st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
-    with open("/proc/self/mountinfo", "rb") as file:
-        table = parse_mountinfo(file.read())
-    return any(entry.device == device and entry.fs_type in _LOCAL for entry in table)
+    return any(entry.device == device and entry.fs_type in _LOCAL for entry in mount_table())
 
 
 def _remove_older(directory: str) -> None:

@@ -38,6 +38,7 @@ from viewfs.errors import ViewfsError
 from viewfs.linux.files import syncfs
 from viewfs.linux.ids import overflow_id
 from viewfs.mounts.overlay import OPAQUE
+from viewfs.paths import is_at_or_below
 
 __all__ = ["Commit", "Outcome", "recover"]
 
@@ -117,7 +118,7 @@ class Commit:
             at_odds = [conflict.path for conflict in self.conflicts]
 
             def kept_name(path: bytes) -> bytes:
-                concerned = any(one == path or one.startswith(path + b"/") for one in at_odds)
+                concerned = any(is_at_or_below(one, path) for one in at_odds)
                 return _free_name(lower, path) if concerned else b""
 
             theirs = kept_name

@@ -8,7 +8,6 @@ removed when all is done.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import stat
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from viewfs.cow.layer.layers import JOURNAL
+from viewfs.cow.layer.layers import JOURNAL, write_whole
 from viewfs.errors import ViewfsError
 
 __all__ = ["Journal", "Moments", "Operation", "Planned", "Staged", "Step", "Written"]
@@ -149,16 +148,7 @@ class Journal:
         head["untouched"] = {os.fsdecode(path): list(values) for path, values in moments.untouched.items()}
         head["linked"] = [list(one) for one in moments.linked]
         lines = [json.dumps(line) for line in (head, *(step.to_json() for step in steps))]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        aside = JOURNAL + ".new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside, dir_fd=self._layer)
-        with open(os.open(aside, flags, 0o600, dir_fd=self._layer), "w", encoding="ascii") as file:
-            file.write("\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(aside, JOURNAL, src_dir_fd=self._layer, dst_dir_fd=self._layer)
-        os.fsync(self._layer)
+        write_whole(self._layer, JOURNAL, "\n".join(lines) + "\n")
 
     def staged(self, staged: Mapping[bytes, Staged], staged_ns: int) -> None:
         """All that is to be installed is there: from here on there is no way back. Raises OSError.

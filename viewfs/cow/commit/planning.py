@@ -12,6 +12,7 @@ from viewfs.cow.compare.filters import EVERYTHING, Filter
 from viewfs.cow.compare.trees import Entry, Tree, join, split
 from viewfs.cow.copying import encode_attributes
 from viewfs.errors import UsageError
+from viewfs.paths import is_at_or_below, is_below
 
 __all__ = ["Plan", "Selection", "plan_commit"]
 
@@ -37,7 +38,7 @@ class Selection:
         return self._names(path) and self.only.passes(path)
 
     def _names(self, path: bytes) -> bool:
-        return any(not one or path == one or path.startswith(one + b"/") for one in self.paths)
+        return any(is_at_or_below(path, one) for one in self.paths)
 
 
 @dataclass
@@ -101,7 +102,7 @@ def plan_commit(
     before: dict[bytes, Entry] = {}
     for change in changes:
         path = change.path
-        if covered is not None and path.startswith(covered + b"/"):
+        if covered is not None and is_below(path, covered):
             if selection.has(path):
                 plan.changes.append(change)
             elif change.kind is Kind.DELETED:

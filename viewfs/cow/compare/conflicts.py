@@ -16,6 +16,7 @@ from viewfs.cow.compare.replaced import replaced_directories
 from viewfs.cow.compare.trees import Tree, split
 from viewfs.cow.layer.records import LayerRecord
 from viewfs.mounts.overlay import ORIGIN
+from viewfs.paths import is_below
 
 __all__ = ["Conflict", "find_conflicts"]
 
@@ -52,7 +53,7 @@ def find_conflicts(
         if not selection.has(change.path):
             continue
         if change.old is not None:
-            told = inside is not None and change.path.startswith(inside + b"/")
+            told = inside is not None and is_below(change.path, inside)
             if not told and _changed_outside(record, change):
                 # Where it is a directory on both sides, and open in the view, what is in it tells for itself.
                 inside = None if _stays_directory(change) else change.path
@@ -67,7 +68,7 @@ def find_conflicts(
 
 
 def _is_in(path: bytes, directories: Sequence[bytes]) -> bool:
-    return any(not one or path.startswith(one + b"/") for one in directories)
+    return any(is_below(path, one) for one in directories)
 
 
 def _stays_directory(change: Change) -> bool:

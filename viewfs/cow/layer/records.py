@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from viewfs.cow.compare.trees import Entry
+from viewfs.paths import is_at_or_below
 
 __all__ = ["Checkpoint", "LayerRecord", "Lower", "identity_of", "is_state_directory", "typed"]
 
@@ -96,7 +97,7 @@ class LayerRecord:
     def base_ns(self, path: bytes) -> int:
         """The time from which on a change of `path` in the lower tree is a conflict."""
         here = os.fsdecode(path)
-        return max([self.opened_ns, *(time for base, time in self.bases.items() if _covers(base, here))])
+        return max([self.opened_ns, *(time for base, time in self.bases.items() if is_at_or_below(here, base))])
 
     def is_news(self, path: bytes, entry: Entry) -> bool:
         """Has somebody changed `entry`, which is at `path` of the lower tree, since the base of that?"""
@@ -163,7 +164,3 @@ def _times(value: Any) -> dict[str, int]:
 def is_state_directory(name: str) -> bool:
     """Can a directory below `checkpoints/` be called that? (A client says so.)"""
     return re.fullmatch(r"[0-9]+-[A-Za-z0-9._-]{0,60}", name) is not None
-
-
-def _covers(base: str, path: str) -> bool:
-    return path == base or path.startswith(base + "/")

@@ -24,7 +24,7 @@ from viewfs.cow.layer.settling import settle
 from viewfs.errors import UsageError
 from viewfs.linux.ids import has_number
 from viewfs.linux.mount import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, MoveMount, OpenTree, move_mount, open_tree
-from viewfs.linux.mountinfo import parse_mountinfo
+from viewfs.linux.mountinfo import mount_table
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 from viewfs.mounts.attach import attach_aside
 from viewfs.mounts.covering import (
@@ -40,6 +40,7 @@ from viewfs.mounts.covering import (
 )
 from viewfs.mounts.overlay import OverlayRefusedError
 from viewfs.namespaces.enter import open_namespace
+from viewfs.paths import is_at_or_below
 from viewfs.session.agent.cow_server import Cover, make_cover
 from viewfs.session.agent.forked_server import ForkedServer, pidfds, server_names, stay
 from viewfs.session.wire.channel import Channel
@@ -78,8 +79,8 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     division = _division(layers, request)
     setns(snapshot, CloneFlags.NEWNS)
     shown = [*request["shown"], *_left_out(path, Filter.of(request["exclude"], request["include"]))]
-    places_now = [entry.mount_point for entry in _mount_table()]
-    opened = [open_parts(root, _mount_table(), request["cover"], shown, division) for root in roots]
+    places_now = [entry.mount_point for entry in mount_table()]
+    opened = [open_parts(root, mount_table(), request["cover"], shown, division) for root in roots]
     trees = [one.parts for one in opened]
     setns(workshop, CloneFlags.NEWNS)
     names, kept = ["snapshot", "workshop", *(["lock"] if lock else [])], [snapshot, workshop, *lock]
@@ -221,7 +222,7 @@ class _Maker:
         serving = [
             Lower(kind, source, None if identity is None else tuple(identity))
             for path, kind, source, identity in mounts
-            if point == path or point.startswith(path + "/")
+            if is_at_or_below(point, path)
         ]
         lower = serving[-1] if serving else Lower("host")
         root = Tree(lower_fd).entry(b"")
@@ -277,16 +278,11 @@ def _in_root(cover: str) -> list[str]:
 
     Raises `UsageError` if there is nothing.
     """
-    table = {entry.mount_id: entry for entry in _mount_table()}
+    table = {entry.mount_id: entry for entry in mount_table()}
     roots = [root for root in in_root() if can_be_covered(table[mount_id_at(root) or 0], cover)]
     if not roots or table[mount_id_at("/") or 0].source == cover:
         raise UsageError("/ is copy-on-write already")
     return roots
-
-
-def _mount_table() -> list[Any]:
-    with open("/proc/self/mountinfo", "rb") as table:
-        return parse_mountinfo(table.read())
 
 
 def _as_it_is(point: str) -> int:
@@ -322,7 +318,7 @@ def show_state(channel: Channel, request: dict[str, Any], fds: list[int]) -> Non
     setns(live, CloneFlags.NEWNS)
     unshare(CloneFlags.NEWNS)
     for root in request["roots"]:
-        below = [entry.mount_point for entry in visible_below(root, _mount_table())]
+        below = [entry.mount_point for entry in visible_below(root, mount_table())]
         tree = assemble([(point, states.get(point) or _as_it_is(point)) for point in (root, *below)])
         move_mount(tree, "", AT_FDCWD, root, MoveMount.F_EMPTY_PATH)
     names = ["epoch", *(f"state{number}" for number in range(len(states))), *server_names(servers)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from viewfs.errors import UsageError, ViewfsError, explain_os_error
 from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
-from viewfs.linux.mountinfo import MountEntry, mount_points, parse_mountinfo
+from viewfs.linux.mountinfo import mount_points, mount_table
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
 from viewfs.mounts.skeleton import MountPointPlan, make_mount_point, plan_mount_point, remove_mount_point
@@ -35,11 +35,6 @@ def _take_snapshot(live: int) -> int:
     return snapshot
 
 
-def _mount_table() -> list[MountEntry]:
-    with open("/proc/self/mountinfo", "rb") as table:
-        return parse_mountinfo(table.read())
-
-
 def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     """Make the mount points, and where a `root_mode` is given a FUSE mount to attach to them.
 
@@ -58,7 +53,7 @@ def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     try:
         places = []
         for suffix in suffixes:
-            plan = plan_mount_point(request["path"] + suffix, _mount_table(), mirrors.directories)
+            plan = plan_mount_point(request["path"] + suffix, mount_table(), mirrors.directories)
             _make_mount_point(plan, mirrors, is_directory=request["directory"], live=live)
             plans.append(plan)
             places.append(_open_place(plan.path, is_directory=request["directory"]))
@@ -87,7 +82,7 @@ def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
             received = channel.receive()
         attached = received is not None and bool(received[0].get("attached"))
         if attached:
-            here_now = [entry for entry in _mount_table() if entry.mount_point == plans[0].path]
+            here_now = [entry for entry in mount_table() if entry.mount_point == plans[0].path]
             if mount_fd is not None:
                 _let_go(mount_fd, trees)  # first: whoever hears of the mount may unmount it at once
             channel.send({"ok": {"device": here_now[-1].device if here_now else ""}})
@@ -165,8 +160,7 @@ def _trees_of_files(mount_fd: int, names: list[str]) -> list[int]:
 
 def _depths(paths: list[str]) -> list[int]:
     """How many mounts lie on each of these, one on the other."""
-    with open("/proc/self/mountinfo", "rb") as table:
-        places = mount_points(table.read())
+    places = mount_points()
     return [places.count(path) for path in paths]
 
 
