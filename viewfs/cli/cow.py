@@ -19,11 +19,10 @@ from viewfs.cli.quick.messages import printable, tell, warn
 from viewfs.cli.quick.requests import absolute
 from viewfs.cli.quick.tables import print_json
 from viewfs.cow.commit.commit import Commit
+from viewfs.cow.commit.several import LayerCommit, Report, at_odds, check_writable
 from viewfs.cow.compare.changes import Change, Kind, with_renames
 from viewfs.cow.compare.filters import Filter
 from viewfs.cow.compare.trees import Tree
-from viewfs.cow.layer.layers import clock_ns
-from viewfs.cow.layer.settling import note_same
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.session.client import find_session
 from viewfs.session.layer_access import OpenLayer
@@ -201,79 +200,56 @@ def commit(
         return
 
     done: list[dict[str, Any]] = []
-    failed: list[str] = []
-    kept: list[dict[str, str]] = []
-    taken: list[str] = []
+    report = Report()
     all_changes: list[Change] = []
     only = Filter.of(exclude, include)
     chosen = chosen_layers(session, paths, tidies=True, writes=True, only=only, directory=layer_directory)
     with chosen as opened, all_locked(opened.layers):
-        commits = []
-        for layer in opened.layers:
-            _check_writable(layer)
-            commits.append(
-                Commit(
-                    layer.layer,
-                    layer.lower,
-                    layer.view,
-                    layer.upper,
-                    layer.selection,
-                    keep_theirs=keep_theirs and not dry_run,
-                    force=force,
-                    live=layer.live,
-                )
-            )
-        at_odds = [
-            (layer.shown(conflict.path), conflict.why)
-            for layer, one in zip(opened.layers, commits, strict=True)
-            for conflict in one.conflicts
-        ]
-        if at_odds and not (force or keep_theirs):
-            _refuse(at_odds)
+        commits = [_commit_of(layer, force=force, keep_theirs=keep_theirs and not dry_run) for layer in opened.layers]
+        conflicts = list(at_odds(commits))
+        if conflicts and not (force or keep_theirs):
+            _refuse(conflicts)
         for layer, one in zip(opened.layers, commits, strict=True):
-            outcome = None
-            if not dry_run:
-                with progress_bar("staging", sizes(one.plan.changes), shown=progress) as told:
-                    outcome = one.carry_out(told)
-            changes = [c for c in (one.told if outcome is None else outcome.changes) if in_listing(c)]
+            if dry_run:
+                changes = list(one.commit.told)
+            else:
+                with progress_bar("staging", sizes(one.commit.plan.changes), shown=progress) as told:
+                    changes = report.carry_out(one, told)
+            changes = [change for change in changes if in_listing(change)]
             all_changes += changes
             done += _listed(layer, changes)
-            for path, why in outcome.failed if outcome is not None else ():
-                failed.append(f"{layer.shown(path)}: {why}")
-            for path, name in outcome.kept if outcome is not None else ():
-                kept.append({"path": layer.shown(path), "as": layer.shown(name)})
-            taken += map(layer.shown, outcome.taken if outcome is not None else ())
             if not as_json and dry_run:
                 for change in changes:
                     click.echo(shown_change(change, layer.shown(change.path), _source(layer, change)))
     if as_json:
-        print_json(changes=done, failed=failed, kept=kept)
-    elif not all_changes and not failed:
+        print_json(changes=done, failed=report.failed, kept=report.kept)
+    elif not all_changes and not report.failed:
         tell("nothing has changed")
     elif all_changes:
         click.echo(f"{'would commit' if dry_run else 'committed'}: {count_line(all_changes)}")
-    for row in kept[:_FAILURES]:
-        warn(f"{row['path']} was changed outside meanwhile, and that is kept as {row['as']}")
-    if len(kept) > _FAILURES:
-        warn(f"{len(kept) - _FAILURES} more are kept so (--json has them all)")
-    if taken:
-        others = f" and {len(taken) - 1} others belong" if len(taken) > 1 else " belongs"
-        warn(f"{taken[0]}{others} to you now; the owner or group before has no number in the view")
-    if failed:
-        for line in failed[1:_FAILURES]:
+    _say_what_was_kept(report)
+    if report.failed:
+        for line in report.failed[1:_FAILURES]:
             warn(f"not committed: {line}")
-        if len(failed) > _FAILURES:
-            warn(f"not committed: {len(failed) - _FAILURES} more (--json has them all)")
-        raise ViewfsError(f"not committed: {failed[0]}", remedy="it is still in the view; see `viewfs diff`")
+        if len(report.failed) > _FAILURES:
+            warn(f"not committed: {len(report.failed) - _FAILURES} more (--json has them all)")
+        raise ViewfsError(f"not committed: {report.failed[0]}", remedy="it is still in the view; see `viewfs diff`")
 
 
-def _check_writable(layer: OpenLayer) -> None:
-    record = layer.layer.record
-    if os.fstatvfs(layer.lower.root).f_flag & os.ST_RDONLY:
-        raise UsageError(
-            f"what {record.path} was before ({record.lower.source or record.lower.type}) can't be written",
-            remedy="`viewfs commit --to FILE` makes a new image of it",
-        )
+def _commit_of(layer: OpenLayer, *, force: bool, keep_theirs: bool) -> LayerCommit:
+    check_writable(layer.layer, layer.lower)
+    trees = (layer.layer, layer.lower, layer.view, layer.upper, layer.selection)
+    return LayerCommit(Commit(*trees, keep_theirs=keep_theirs, force=force, live=layer.live), layer.shown)
+
+
+def _say_what_was_kept(report: Report) -> None:
+    for row in report.kept[:_FAILURES]:
+        warn(f"{row['path']} was changed outside meanwhile, and that is kept as {row['as']}")
+    if len(report.kept) > _FAILURES:
+        warn(f"{len(report.kept) - _FAILURES} more are kept so (--json has them all)")
+    if report.taken:
+        others = f" and {len(report.taken) - 1} others belong" if len(report.taken) > 1 else " belongs"
+        warn(f"{report.taken[0]}{others} to you now; the owner or group before has no number in the view")
 
 
 def _refuse(at_odds: list[tuple[str, str]]) -> None:
@@ -299,7 +275,7 @@ def discard(session: str | None, layer_directory: str | None, as_json: bool, pat
     Example:
       viewfs discard ~/project/build
     """
-    from viewfs.cow.restore import restore
+    from viewfs.cow.restore import discard as discard_in
 
     done: list[dict[str, Any]] = []
     total: list[Change] = []
@@ -310,20 +286,13 @@ def discard(session: str | None, layer_directory: str | None, as_json: bool, pat
     ):
         for layer in opened.layers:
             undone = list(layer.all_differences())
-            if not layer.live and layer.selection.paths == (b"",):
-                layer.layer.empty()
-            else:
-                with progress_bar("restoring", sizes(undone)) as told:
-                    undone, left = restore(layer.layer, undone, layer.lower, layer.view, layer.selection, told)
-                refused += [(layer.shown(change.path), why) for change, why in left]
-            try:
-                layer.layer.write(
-                    layer.layer.record.rebased(layer.selection.paths, clock_ns(layer.layer.fd, layer.lower))
+            with progress_bar("restoring", sizes(undone)) as told:
+                undone, left, unwritten = discard_in(
+                    layer.layer, undone, layer.lower, layer.view, layer.upper, layer.selection, told, live=layer.live
                 )
-                if layer.live:
-                    note_same(layer.layer, layer.lower, layer.upper, layer.selection.paths)
-            except OSError as error:
-                reason = (error.strerror or "").lower()
+            refused += [(layer.shown(change.path), why) for change, why in left]
+            if unwritten is not None:
+                reason = (unwritten.strerror or "").lower()
                 warn(f"what was discarded in {layer.path} can't be written down ({reason}); it is gone all the same")
             undone = [change for change in undone if in_listing(change)]
             total += undone

@@ -15,12 +15,13 @@ from viewfs.cow.commit.planning import Selection
 from viewfs.cow.compare.changes import Change, Kind
 from viewfs.cow.compare.trees import Entry, Tree, join, split
 from viewfs.cow.copying import TreeCopier, remove_tree, set_attributes
-from viewfs.cow.layer.layers import Layer
+from viewfs.cow.layer.layers import Layer, clock_ns
+from viewfs.cow.layer.settling import note_same
 from viewfs.errors import UsageError
 from viewfs.linux.files import syncfs
 from viewfs.paths import is_below
 
-__all__ = ["restore"]
+__all__ = ["discard", "restore"]
 
 _IN_PLACE = frozenset({"mode", "owner", "xattrs", "times"})
 
@@ -46,6 +47,35 @@ def restore(
         if not layer.record.volatile:
             syncfs(layer.fd)  # before anything says that it is done
         return result
+
+
+def discard(
+    layer: Layer,
+    changes: list[Change],
+    lower: Tree,
+    view: Tree,
+    upper: Tree,
+    selection: Selection,
+    progress: Callable[[int], None],
+    *,
+    live: bool,
+) -> tuple[list[Change], list[tuple[Change, str]], OSError | None]:
+    """Undo the `changes` that `selection` has, and note in the layer that it was done.
+
+    What was undone, what could not be and why, and the error if it could not be noted. Raises OSError as `restore`.
+    """
+    refused: list[tuple[Change, str]] = []
+    if not live and selection.paths == (b"",):
+        layer.empty()
+    else:
+        changes, refused = restore(layer, changes, lower, view, selection, progress)
+    try:
+        layer.write(layer.record.rebased(selection.paths, clock_ns(layer.fd, lower)))
+        if live:
+            note_same(layer, lower, upper, selection.paths)
+    except OSError as error:
+        return changes, refused, error
+    return changes, refused, None
 
 
 def _restore(
