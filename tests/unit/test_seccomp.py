@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from viewfs.linux.numbers import audit_architecture, syscall_number
 from viewfs.linux.seccomp import ALLOW, KILL, ArgumentRule, compile_filter, deny, install_filter
+from viewfs.namespaces import sandbox
 from viewfs.namespaces.sandbox import Needs, sealed_rules, view_rules
 
 EPERM, ENOSYS = deny(errno.EPERM), deny(errno.ENOSYS)
@@ -339,3 +340,9 @@ def test_a_filter_needs_no_new_privileges() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "seccomp: Permission denied" in done.stderr
+
+
+def test_a_filter_that_was_made_before_is_the_same() -> None:
+    """What is made once for all servers has the number of each in it."""
+    for needs in (Needs.NONE, Needs.CALLERS, Needs.CALLERS | Needs.CALLER_MEMORY):
+        assert sandbox._sealed_program(needs) == compile_filter(*sealed_rules(needs))

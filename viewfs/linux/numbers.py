@@ -57,9 +57,19 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
 # fmt: on
 
 
+#: What uname(2) calls this machine, which is asked once.
+_machine: list[str] = []
+
+
+def _this_machine() -> str:
+    if not _machine:
+        _machine.append(os.uname().machine)
+    return _machine[0]
+
+
 def audit_architecture() -> int:
     """The number by which seccomp(2) tells this machine's system calls. Raises OSError(ENOSYS) if it is not known."""
-    machine = os.uname().machine
+    machine = _this_machine()
     if machine not in AUDIT_ARCH:
         raise OSError(errno.ENOSYS, f"no system call numbers known for {machine}")
     return AUDIT_ARCH[machine]
@@ -71,4 +81,4 @@ def syscall_number(name: str) -> int | None:
     Raises OSError(ENOSYS) for an architecture, and KeyError for a name, that is not in the table.
     """
     audit_architecture()
-    return _NUMBERS[name][_COLUMN[os.uname().machine]]
+    return _NUMBERS[name][_COLUMN[_this_machine()]]

@@ -17,9 +17,11 @@ import errno
 import fcntl
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, Flag, auto
+from functools import cache
 
 from viewfs.linux.landlock import Scope, restrict_self
 from viewfs.linux.mount import (
@@ -45,7 +47,7 @@ from viewfs.linux.process import (
 )
 from viewfs.linux.seccomp import ALLOW, ArgumentRule, compile_filter, deny, install_filter
 
-__all__ = ["Confinement", "Limits", "Needs", "confine", "confine_reader", "sealed_rules", "view_rules"]
+__all__ = ["Confinement", "Limits", "Needs", "confine", "confine_reader", "make_filters", "sealed_rules", "view_rules"]
 
 _CLONE_THREAD = 0x00010000
 _CLONE_NEWUSER = 0x10000000
@@ -191,8 +193,9 @@ def _memory_used() -> tuple[int, int]:
     return 0, 0
 
 
-def sealed_rules(needs: Needs = Needs.NONE) -> tuple[dict[str, int | ArgumentRule], int]:
-    """Rules and default for a sealed server. A filter can't see clone3's flags: ENOSYS makes libc use clone."""
+def sealed_rules(needs: Needs = Needs.NONE, pid: int | None = None) -> tuple[dict[str, int | ArgumentRule], int]:
+    """Rules and default for a sealed server, this process or `pid`. A filter can't see clone3's flags: ENOSYS makes
+    libc use clone."""
     rules: dict[str, int | ArgumentRule] = dict.fromkeys(_SERVING, ALLOW)
     rules["clone"] = ArgumentRule(0, _CLONE_THREAD, ALLOW, deny(errno.EPERM), mask=_CLONE_THREAD)
     rules["clone3"] = deny(errno.ENOSYS)
@@ -205,7 +208,7 @@ def sealed_rules(needs: Needs = Needs.NONE) -> tuple[dict[str, int | ArgumentRul
     if Needs.KERNEL_CRYPTO in needs:
         rules |= dict.fromkeys(_ALG_SOCKETS, ALLOW)
         rules["socket"] = ArgumentRule(0, _AF_ALG, ALLOW, deny(errno.EPERM))
-    rules["tgkill"] = ArgumentRule(0, os.getpid(), ALLOW, deny(errno.EPERM))
+    rules["tgkill"] = ArgumentRule(0, os.getpid() if pid is None else pid, ALLOW, deny(errno.EPERM))
     rules["socketpair"] = ArgumentRule(0, _AF_UNIX, ALLOW, deny(errno.EPERM))
     # To whom a socket is connected, and nobody else. (In a message, sendmsg's, an address can't be seen by a filter.)
     rules["sendto"] = ArgumentRule(4, 0, ALLOW, deny(errno.EPERM), is_pointer=True)
@@ -240,6 +243,25 @@ def view_rules(*, network: bool, needs: Needs = Needs.NONE) -> tuple[dict[str, i
     return rules, ALLOW
 
 
+#: Stands for this process's number in a filter that was made before it was known. No process has it (pid_max, proc(5)).
+_PID_MARK = 0x7FFFFFF1
+
+
+@cache
+def _sealed_template(needs: Needs) -> bytes:
+    return compile_filter(*sealed_rules(needs, _PID_MARK))
+
+
+def _sealed_program(needs: Needs = Needs.NONE) -> bytes:
+    mark, own = (number.to_bytes(4, sys.byteorder) for number in (_PID_MARK, os.getpid()))
+    return _sealed_template(needs).replace(mark, own)
+
+
+def make_filters() -> None:
+    """Have the filter that most servers need in memory, for processes that are forked from this one."""
+    _sealed_template(Needs.NONE)
+
+
 def confine_reader() -> None:
     """Leave this process nothing but its open descriptors and memory: for looking at a source outside a view."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -249,7 +271,7 @@ def confine_reader() -> None:
     drop_capabilities()
     no_new_privileges()
     restrict_self(files=True, network=True, scoped=Scope.ABSTRACT_SOCKETS | Scope.SIGNALS)
-    install_filter(compile_filter(*sealed_rules()))
+    install_filter(_sealed_program())
 
 
 def confine(confinement: Confinement, needs: Needs = Needs.NONE, limits: Limits | None = None) -> None:
@@ -284,11 +306,8 @@ def confine(confinement: Confinement, needs: Needs = Needs.NONE, limits: Limits 
     if Needs.CALLER_MEMORY not in needs:  # Landlock leaves nobody the memory of others
         scoped = Scope.SIGNALS if has_network else Scope.SIGNALS | Scope.ABSTRACT_SOCKETS
         restrict_self(files=sealed, network=not has_network, scoped=scoped)
-    if sealed:
-        rules, default = sealed_rules(needs)
-    else:
-        rules, default = view_rules(network=has_network, needs=needs)
-    install_filter(compile_filter(rules, default))
+    program = _sealed_program(needs) if sealed else compile_filter(*view_rules(network=has_network, needs=needs))
+    install_filter(program)
 
 
 def _leave(kind: int) -> bool:

@@ -17,7 +17,16 @@ from viewfs.modules.api import Module, Source
 from viewfs.modules.framework.foreign import is_pyfuse3_class, module_of_operations
 from viewfs.modules.framework.recognition import recognize, recognize_nondescript
 
-__all__ = ["BUILT_IN", "Found", "available", "find_module", "forget_code", "probe", "source_takers"]
+__all__ = [
+    "BUILT_IN",
+    "Found",
+    "available",
+    "find_module",
+    "forget_code",
+    "look_at_installed",
+    "probe",
+    "source_takers",
+]
 
 ENTRY_POINT_GROUP = "viewfs.modules"
 #: What a file of the user's own can be called, without its suffix.
@@ -158,10 +167,31 @@ def probe(source: Source, source_name: str, takers: list[Found]) -> Found:
     )
 
 
-def _entry_points() -> list[importlib.metadata.EntryPoint]:
-    import importlib.metadata
+#: What was installed when it was last looked at, and what the directories of packages looked like then.
+_installed: dict[tuple[tuple[str, int], ...], list[importlib.metadata.EntryPoint]] = {}
 
-    return list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+
+def _entry_points() -> list[importlib.metadata.EntryPoint]:
+    """Those of installed packages. (To read what all of them say takes longer than a mount.)"""
+    looks = tuple((path, _changed_ns(path)) for path in sys.path)
+    if looks not in _installed:
+        import importlib.metadata
+
+        _installed.clear()
+        _installed[looks] = list(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+    return _installed[looks]
+
+
+def _changed_ns(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def look_at_installed() -> None:
+    """Have what is installed in memory, for processes that are forked from this one."""
+    _entry_points()
 
 
 def _load(place: str) -> type[Module]:

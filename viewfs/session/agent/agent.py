@@ -333,11 +333,16 @@ class _Agent:
         import trio  # noqa: F401
 
         import viewfs.modules.formats.ext.module
+        import viewfs.modules.formats.fat.module
         import viewfs.modules.formats.squashfs.module
         import viewfs.modules.trees.hello
         import viewfs.session.agent.placing
         import viewfs.session.agent.serving  # noqa: F401
+        from viewfs.modules.framework.registry import look_at_installed
+        from viewfs.namespaces.sandbox import make_filters
 
+        look_at_installed()
+        make_filters()
         return {}, []
 
     def _alone(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
