@@ -42,7 +42,7 @@ def test_memory(place: Path) -> None:
     """Of a view in which nothing is mounted at most 15 MiB, and of an idle mount of its own at most 5."""
     names = Names(place)
     for options, expected in (
-        ((), {"front", "viewfs-agent", "viewfs-standby"}),
+        ((), {"front", "viewfs-standby"}),
         (("--load", "hello"), {"front", "viewfs-agent", "viewfs-standby", "viewfs-supervis", "viewfs-hello"}),
     ):
         with names.start("run", *options, "--", "sh", "-c", "cat /hello; echo ready; exec cat") as running:
