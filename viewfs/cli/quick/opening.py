@@ -87,12 +87,17 @@ def enter_view(name: str, command: list[str]) -> int:
         return _run_in(session, command, None)
 
 
+#: No epoch has so many digits.
+_DIGITS = 16
+
+
 def run_at(epoch: str, command: list[str], session: str | None) -> int:
     """The same in the view as it was in an epoch, which has a number or the name of a state that was kept."""
     from viewfs.session.client import find_session
 
     with find_session(session) as found:
-        number = int(epoch) if epoch.isdecimal() else found.request("state", state=epoch)["epoch"]
+        is_number = epoch.isdecimal() and len(epoch) < _DIGITS
+        number = int(epoch) if is_number else found.request("state", state=epoch)["epoch"]
         return _run_in(found, command, number)
 
 
