@@ -41,7 +41,8 @@ INSIDE = [
     "resolve /m/file", "resolve --json /nothing", "resolve", "insmod hello", "insmod -o x=1 hello /h", "insmod nosuch",
     "lsmod --json", "rmmod hello", "rmmod hello", "umount /m", "umount /m", "umount -l /m2", "umount --force /t",
     "mount -t tmp -o size=1M,mode=700 none /t", "mount -t tmp -o size=x none /u", "restart /t", "umount /t", "log",
-    "at 0 -- ls -d /m", "at 1 -- cat /m/file", "at 99 -- true", f"at {'9' * 5000} -- true", "at 1 -- sh -c 'exit 5'", "ps", "epochs",
+    "at 0 -- ls -d /m", "at 1 -- cat /m/file", "at 99 -- true", f"at {'9' * 5000} -- true",
+    "at 1 -- sh -c 'exit 5'", "ps", "epochs",
 ]  # fmt: skip
 
 

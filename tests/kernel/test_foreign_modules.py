@@ -373,3 +373,66 @@ def test_from_inside_it_is_the_caller_who_says_where(open_view: Callable[..., Vi
     assert view.sh(f"VIEWFS_MODULE_PATH={tmp_path} viewfs insmod mine /g; cat /g/message").out == "hello\n"
     gone = view("insmod", "mine", "/h", check=False)
     assert gone.code == 4 and gone.err.startswith("viewfs: no module is called mine; ")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import time; time.sleep(1000)", "raise KeyboardInterrupt", "import os; os._exit(7)", "import os; os.close(1)",
+        "import os, signal; os.kill(os.getpid(), 9)", "raise GeneratorExit", "import sys; sys.stdout.close()",
+        "print('noise')", "import os; os.fork()", "import sys; sys.modules.clear()", "def", "x = 1",
+        "from viewfs.modules.api import Module\nclass M(Module):\n    name = 'm'\n    options = (1, 2)",
+    ],
+)  # fmt: skip
+def test_files_that_do_anything_are_left_out_of_the_list(viewfs: Viewfs, tmp_path: Path, source: str) -> None:
+    (tmp_path / "bad.py").write_text(source)
+    (tmp_path / "good.py").write_text(GREETING)
+    viewfs.environment["VIEWFS_MODULE_PATH"] = str(tmp_path)
+    listed = viewfs("lsmod", "--available", "--json")
+    names = [row["module"] for row in listed.json["modules"]]
+    assert names[-1] == "good" and "bad" not in names and listed.err == ""
+    assert viewfs("lsmod", "--available").out.count("noise") == 0
+
+
+@pytest.mark.parametrize("place", ["'rel/x'", "''", "5", "b'/h'", "'/h\\0x'"])
+def test_a_module_that_names_no_place(viewfs: Viewfs, tmp_path: Path, place: str) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from viewfs.modules.api import Module\nfrom viewfs.modules.api.nodes import computed_file\n\n\n"
+        f"class Mine(Module):\n    name = 'mine'\n    mount_point = {place}\n\n"
+        "    def open(self, mounting):\n        return computed_file(lambda: '')\n"
+    )
+    failed = viewfs("run", "--load", tmp_path / "mine.py", "--", "true", check=False)
+    assert failed.code == 2 and "no absolute path" in failed.err and failed.err.count("\n") == 1
+
+
+def test_memory_that_no_machine_has(viewfs: Viewfs) -> None:
+    failed = viewfs("run", "--load", "hello,memory=99999999999T", "--", "true", check=False)
+    assert failed.code == 2 and failed.err.startswith("viewfs: option memory: ")
+
+
+def test_what_a_program_leaves_behind_ends_with_its_mount(open_view: Callable[..., View], tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    wrapper = tmp_path / "wrap"
+    wrapper.write_text('#!/bin/sh\nsleep 543 &\nexec bindfs -f "$@"\n')
+    wrapper.chmod(0o755)
+    view = open_view()
+    view("insmod", wrapper, "/b", "--", tmp_path / "d", "{dir}")
+    assert "sleep" in session_processes(tmp_path).values()
+    view("umount", "/b")
+    wait_until(lambda: "sleep" not in session_processes(tmp_path).values(), "all that was started has ended")
+    wait_until(lambda: view.json("lsmod")["modules"] == [], "it is forgotten")
+
+
+def test_a_program_that_closes_descriptors_before_it_asks(open_view: Callable[..., View], tmp_path: Path) -> None:
+    """As Python's subprocess does, and some libraries."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/file").write_text("below\n")
+    wrapper = tmp_path / "closing"
+    wrapper.write_text(
+        "#!/usr/bin/env python3\nimport os, sys\nos.closerange(3, 100)\n"
+        "os.execvp('bindfs', ['bindfs', *sys.argv[1:]])\n"
+    )
+    wrapper.chmod(0o755)
+    view = open_view()
+    view("insmod", wrapper, "/b", "--", tmp_path / "d", "{dir}")
+    assert view.sh("cat /b/file").out == "below\n"

@@ -195,3 +195,30 @@ def test_terminals_can_be_made_where_the_view_has_a_name_in_dev(viewfs: Viewfs, 
     script = f"{sys.executable} -c '{python}'; script -qc 'echo here' /dev/null; ls -l /dev/ptmx"
     done = viewfs.sh("--mount", f"none:/dev/viewfs-test:{module}", script=script)
     assert re.match(r"True\nhere\r?\n", done.out), done
+
+
+@pytest.mark.parametrize("options", ["", "--pid", "--pid --as-root"])
+def test_stopped_and_continued(terminal: Callable[..., pexpect.spawn], tmp_path: Path, options: str) -> None:
+    """Ctrl-Z, fg, and again; then Ctrl-C gets there."""
+    shell = terminal("bash", "-i")
+    shell.expect(r"host\$ ")
+    shell.sendline(f"viewfs run {options} -- sleep 1000")
+    wait_until(lambda: "sleep" in session_processes(tmp_path).values(), "it sleeps")
+    for _again in range(3):
+        shell.sendcontrol("z")
+        shell.expect("Stopped")
+        shell.expect(r"host\$ ")
+        shell.sendline("fg")
+        shell.expect("sleep 1000\r\n")
+        sleeping = next(pid for pid, name in session_processes(tmp_path).items() if name == "sleep")
+        wait_until(lambda: _state(sleeping) == "S", "it goes on")  # noqa: B023
+    shell.sendintr()
+    shell.expect(r"host\$ ")
+    shell.sendline("echo status $?")
+    shell.expect(r"status 130\r\n")
+    shell.sendline("exit")
+    shell.expect(pexpect.EOF)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

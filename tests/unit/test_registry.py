@@ -43,7 +43,7 @@ def test_built_in_modules(name: str) -> None:
 
 
 def test_all_built_in_modules_are_available() -> None:
-    assert [found.module.name for found in available() if found.built_in] == list(BUILT_IN)
+    assert [found.name for found in available() if found.origin == "built in"] == list(BUILT_IN)
 
 
 def test_no_such_module() -> None:
@@ -170,7 +170,7 @@ def test_an_installed_module_that_does_not_load(name: str, said: str) -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_what_does_not_load_is_not_available() -> None:
-    assert [found.module.name for found in available()] == [*BUILT_IN, "right"]
+    assert [found.name for found in available()] == [*BUILT_IN, "right"]
 
 
 @pytest.mark.usefixtures("installed")

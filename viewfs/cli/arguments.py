@@ -108,9 +108,9 @@ def complete_modules(_ctx: click.Context, _param: click.Parameter, incomplete: s
     from viewfs.modules.framework.registry import available
 
     return [
-        CompletionItem(found.module.name, help=(found.module.__doc__ or "").strip().partition("\n")[0])
+        CompletionItem(found.name, help=found.summary)
         for found in available(module_path())
-        if found.module.name.startswith(incomplete)
+        if found.name.startswith(incomplete)
     ]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import click
 
 from viewfs.cli.arguments import session_option
@@ -11,9 +9,6 @@ from viewfs.cli.output import json_option
 from viewfs.cli.quick.requests import module_path
 from viewfs.cli.quick.tables import print_json, print_table
 from viewfs.cli.quick.view import list_epochs, list_modules, show_log, show_resolution
-
-if TYPE_CHECKING:
-    from viewfs.modules.api.options import Option
 
 __all__ = ["epochs", "log", "lsmod", "resolve"]
 
@@ -44,15 +39,12 @@ def _list_available(as_json: bool) -> None:
         print_json(
             modules=[
                 {
-                    "module": one.module.name,
-                    "summary": _summary(one.module),
+                    "module": one.name,
+                    "summary": one.summary,
                     "origin": one.origin,
-                    "place": one.module.mount_point,
-                    "takes_source": one.module.takes_source,
-                    "options": [
-                        {"name": option.name, "value": option.metavar, "default": _plain(option), "help": option.help}
-                        for option in one.module.options
-                    ],
+                    "place": one.place,
+                    "takes_source": one.takes_source,
+                    "options": [{name: each[name] for name in each if name != "shown"} for each in one.options],
                 }
                 for one in found
             ]
@@ -60,20 +52,12 @@ def _list_available(as_json: bool) -> None:
         return
     rows: list[tuple[str, str, str]] = []
     for one in found:
-        rows.append((one.module.name, _summary(one.module), one.origin))
+        rows.append((one.name, one.summary, one.origin))
         rows += [
-            (f"  {o.name}={o.metavar}", f"  {o.help} (default: {o.show(o.default)})", "") for o in one.module.options
+            (f"  {each['name']}={each['value']}", f"  {each['help']} (default: {each['shown']})", "")
+            for each in one.options
         ]
     print_table(("MODULE", "WHAT IT IS", "FROM"), rows)
-
-
-def _plain(option: Option[Any]) -> Any:
-    """The default of an option, as JSON can have it."""
-    return option.default if isinstance(option.default, bool | int | float | str) else option.show(option.default)
-
-
-def _summary(module: type) -> str:
-    return (module.__doc__ or "").strip().partition("\n")[0]
 
 
 @click.command()

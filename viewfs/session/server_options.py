@@ -22,6 +22,8 @@ SERVER_OPTIONS = (
 
 #: Bytes that a server needs for its threads and to answer.
 _LEAST_MEMORY = 32 << 20
+#: Bytes of address space that no machine goes beyond.
+_MOST_MEMORY = 1 << 57
 
 
 class ServerOptions(NamedTuple):
@@ -42,6 +44,8 @@ class ServerOptions(NamedTuple):
         found = cls(**parse_options("server", SERVER_OPTIONS, given))
         if found.memory < _LEAST_MEMORY:
             raise UsageError(f"option memory: no server can do with less than {_LEAST_MEMORY >> 20}M")
+        if found.memory > _MOST_MEMORY:
+            raise UsageError(f"option memory: no machine has more than {_MOST_MEMORY >> 50}P")
         return found
 
     @classmethod

@@ -11,8 +11,12 @@ from __future__ import annotations
 import inspect
 import mmap
 import os
+import select
+import signal
+import socket
 import stat
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -134,7 +138,9 @@ class _Pyfuse3Module(ForeignModule):
         missing = [name for name, value in mounting.options.items() if value is _REQUIRED]
         if missing:
             raise UsageError(f"module {self.name} needs an option", remedy=f"-o {missing[0]}=…")
-        self._made = self.operations(**mounting.options)
+        named = dict(mounting.options)
+        first = [each.name for each in _parameters(self.operations) if each.kind is each.POSITIONAL_ONLY]
+        self._made = self.operations(*(named.pop(name) for name in first), **named)
 
     def serve(self, fuse_fd: int) -> None:
         import pyfuse3
@@ -156,19 +162,22 @@ _PLACES = ("/sys/fs/fuse/connections", "/mnt", "/media", "/srv")
 _NAMES = ("fusermount3", "fusermount")
 #: Where libraries look before they look in PATH.
 _FUSERMOUNTS = tuple(f"{directory}/{name}" for directory in ("/bin", "/usr/bin", "/usr/local/bin") for name in _NAMES)
-#: What fusermount(1) does for who asks it to mount: the descriptor goes over the socket that a variable names. (Nothing
-#: else of the environment need be left.)
+#: What fusermount(1) does for who asks it to mount: the descriptor goes over the socket that a variable names. It comes
+#: over another one, for neither the environment nor open descriptors need have been left.
 _HELPER = """
 import os
 import sys
-from _socket import SCM_RIGHTS, SOL_SOCKET, socket
+from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket
 
 if "_FUSE_COMMFD" in os.environ and not {"-u", "-z"} & set(sys.argv):
     asked = socket(fileno=int(os.environ["_FUSE_COMMFD"]))
-    with open("%s/descriptor") as file:
-        given = int(file.read()).to_bytes(4, sys.byteorder)
-    asked.sendmsg([b"\\0"], [(SOL_SOCKET, SCM_RIGHTS, given)])
+    server = socket(1, 1)
+    server.connect("%s/server")
+    (given,) = server.recvmsg(1, CMSG_SPACE(4))[1]
+    asked.sendmsg([b"\\0"], [given])
 """
+#: Seconds after which it is looked whether a program still serves anything, and for which it may go on when not.
+_LOOK_SECONDS, _GRACE_SECONDS = 1.0, 5.0
 
 
 class ProgramModule(ForeignModule):
@@ -208,16 +217,19 @@ class ProgramModule(ForeignModule):
                 os.close(helper)
 
     def serve(self, fuse_fd: int) -> None:
-        os.set_inheritable(fuse_fd, True)
-        with open(f"{self._aside}/descriptor", "w") as file:
-            file.write(str(fuse_fd))
         os.environ["PATH"] = f"{self._aside}:{os.environ.get('PATH', os.defpath)}"
         directory = f"{self._aside}/place"
-        place = directory if _is_of_libfuse_2(self.executable) else f"/dev/fd/{fuse_fd}"
+        place = f"/dev/fd/{fuse_fd}"
+        if _is_of_libfuse_2(self.executable):
+            place = directory
         argv = [argument.replace(_DIRECTORY, directory).replace(_PLACE, place) for argument in self.argv]
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(f"{self._aside}/server")
+        listener.listen()
         program = os.fork()
         if program == 0:
             try:
+                os.set_inheritable(fuse_fd, True)
                 os.dup2(2, 1)
                 os.chdir(self.working_directory)
                 os.execv(self.executable, argv)
@@ -225,18 +237,45 @@ class ProgramModule(ForeignModule):
                 os.write(2, f"{self.name}: {error}\n".encode())
             finally:
                 os._exit(126)
-        os.close(fuse_fd)  # or the mount would outlive the program
-        status = 0
-        while True:  # it may go to the background
-            try:
-                pid, ended = os.wait()
-            except ChildProcessError:
-                break
-            if pid == program or ended:
-                status = status or os.waitstatus_to_exitcode(ended)
+        with listener:
+            status = self._attend(program, fuse_fd, listener)
         if status:
             how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             raise ViewfsError(f"{self.name} ended: {how}", remedy="see `viewfs log`")
+
+    def _attend(self, program: int, fuse_fd: int, listener: socket.socket) -> int:
+        """Until nothing is left that was started, which may have gone to the background, or there is nothing to serve
+        any more: the exit status. (With this process, the first of its pid namespace, all others end.)"""
+        ended, telling = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        status, gone_at = 0, 0.0
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.register(listener, select.POLLIN)
+        while True:
+            try:
+                while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                    status = status or os.waitstatus_to_exitcode(found[1])
+            except ChildProcessError:
+                return status
+            for fd, _event in poll.poll(_LOOK_SECONDS * 1000):
+                if fd == ended:
+                    os.read(ended, 4096)
+                else:
+                    with listener.accept()[0] as asking:
+                        socket.send_fds(asking, [b"+"], [fuse_fd])
+            if _is_over(fuse_fd):
+                gone_at = gone_at or time.monotonic()
+                if time.monotonic() - gone_at > _GRACE_SECONDS:
+                    return 0
+
+
+def _is_over(fuse_fd: int) -> bool:
+    """Is there no mount any more that it could serve?"""
+    poll = select.poll()
+    poll.register(fuse_fd, 0)
+    return any(event & select.POLLERR for _fd, event in poll.poll(0))
 
 
 def module_of_program(program: str, arguments: Sequence[str], working_directory: str, *, network: bool) -> type[Module]:

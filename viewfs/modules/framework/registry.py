@@ -6,20 +6,27 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
+import select
+import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError, explain_os_error
-from viewfs.modules.api import Module, Source
+from viewfs.modules.api import Module, Option, Source
 from viewfs.modules.framework.foreign import is_pyfuse3_class, module_of_operations
 from viewfs.modules.framework.recognition import recognize, recognize_nondescript
 
 __all__ = [
     "BUILT_IN",
     "Found",
+    "Listed",
     "available",
     "find_module",
     "forget_code",
@@ -110,19 +117,98 @@ def forget_code(name: str) -> None:
     importlib.invalidate_caches()
 
 
-def available(places: Sequence[str] = ()) -> Iterator[Found]:
+@dataclass(frozen=True)
+class Listed:
+    """What `viewfs lsmod --available` shows of a module."""
+
+    name: str
+    summary: str
+    origin: str
+    place: str | None
+    takes_source: bool
+    #: Name, value, default (as JSON has it), help, and the default as it is shown.
+    options: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, found: Found, name: str | None = None) -> Listed:
+        """`name`: what it is asked for by, if not by its own."""
+        module = found.module
+        summary = (module.__doc__ or "").strip().partition("\n")[0]
+        options = [
+            {
+                "name": one.name,
+                "value": one.metavar,
+                "default": _plain(one),
+                "help": one.help,
+                "shown": one.show(one.default),
+            }
+            for one in module.options
+        ]
+        return cls(name or module.name, summary, found.origin, module.mount_point, module.takes_source, options)
+
+
+def _plain(option: Option[Any]) -> Any:
+    """The default of an option, as JSON can have it."""
+    return option.default if isinstance(option.default, bool | int | float | str) else option.show(option.default)
+
+
+def available(places: Sequence[str] = ()) -> Iterator[Listed]:
     """Every module that can be named: built-in ones first, then installed ones, then those that are files in `places`;
-    what doesn't load is left out."""
-    return _all(BUILT_IN, places)
+    what doesn't load is left out. (Files are loaded in processes of their own, for they can do anything.)"""
+    names = []
+    for found in _all(BUILT_IN):
+        names.append(found.module.name)
+        yield Listed.of(found)
+    for name in sorted(set(_names_in(places)) - set(names)):
+        path = next(path for place in places if os.path.isfile(path := os.path.join(place, f"{name}.py")))
+        described = _described_apart(path, name)
+        if described is not None:
+            yield described
 
 
-def _all(built_in: Iterable[str], places: Sequence[str] = ()) -> Iterator[Found]:
+#: Seconds and bytes that a file may take to be loaded and described.
+_FILE_SECONDS, _FILE_BYTES = 5.0, 1 << 20
+
+
+def _described_apart(path: str, name: str) -> Listed | None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in range(3):
+                os.dup2(null, stream)
+            described = asdict(Listed.of(Found(_load_file(path), path), name))
+            os.write(writing, json.dumps(described).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    said = b""
+    deadline = time.monotonic() + _FILE_SECONDS
+    try:
+        while (left := deadline - time.monotonic()) > 0 and select.select([reading], [], [], left)[0]:
+            more = os.read(reading, 1 << 16)
+            if not more or len(said) > _FILE_BYTES:
+                break
+            said += more
+    finally:
+        os.close(reading)
+        with suppress(OSError):
+            os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    try:
+        return Listed(**json.loads(said))
+    except (ValueError, TypeError):
+        return None
+
+
+def _all(built_in: Iterable[str]) -> Iterator[Found]:
     names = list(built_in)
     names += sorted({entry_point.name for entry_point in _entry_points()} - set(BUILT_IN))
-    names += sorted(set(_names_in(places)) - set(names))
     for name in names:
         try:
-            yield find_module(name, places)
+            yield find_module(name)
         except ViewfsError:
             continue
 
@@ -133,7 +219,8 @@ def _names_in(places: Sequence[str]) -> Iterator[str]:
             files = os.listdir(place)
         except OSError:
             continue
-        yield from (name for name, suffix in map(os.path.splitext, files) if suffix == ".py" and name[:1] != "_")
+        names = (name for name, suffix in map(os.path.splitext, files) if suffix == ".py")
+        yield from (name for name in names if _FILE_NAME.fullmatch(name) and os.path.isfile(f"{place}/{name}.py"))
 
 
 def source_takers() -> list[Found]:

@@ -57,6 +57,9 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     path = request["path"] or module.mount_point
     if path is None:
         raise UsageError(f"module {module.name} has no place of its own", remedy=f"viewfs insmod {module.name} PATH")
+    if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
+        raise UsageError(f"module {module.name} wants to be at {path!r}, which is no absolute path")
+    path = os.path.normpath(path)
     mounting = _mounting(module, request, source, path)
     limits = _limits(request, mounting, module)
     decided = Decided(

@@ -51,6 +51,10 @@ def _stand_for(command: int) -> None:
 
     for number in (*FORWARDED, *FROM_TERMINAL, signal.SIGCONT):
         signal.signal(number, pass_on)
+    # The terminal stops the command, and that stops this process. Stopped by the terminal itself it could learn of the
+    # command's stop when all go on again, and would stop once more.
+    for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     while True:
         _pid, status = os.waitpid(command, os.WUNTRACED)

@@ -61,6 +61,8 @@ class Front:
         self._is_empty = False
         self._lost_part: str | None = None
         self._is_told = True
+        #: The user knows.
+        self._has_told = False
 
     def open(self) -> None:
         """Have the view made, and the stand-by forked that owns it."""
@@ -186,15 +188,23 @@ class Front:
             if (lost := self._lost()) is not None:
                 return lost
         code = self._ended["command"]
-        if code < 0 or code > 128:
-            # Who killed it? If the session did, because it lost a part of itself, that is what has to be said.
-            deadline = time.monotonic() + _BLAME_SECONDS
-            while (left := deadline - time.monotonic()) > 0:
-                self._reap()
-                if (lost := self._lost()) is not None:
-                    return lost
-                self._hear(left)
+        # Who killed it? If the session did, because it lost a part of itself, that is what has to be said.
+        if (code < 0 or code > 128) and (lost := self.lost_soon(_BLAME_SECONDS)) is not None:
+            return lost
         return code if code >= 0 else 128 - code
+
+    def lost_soon(self, seconds: float) -> int | None:
+        """The exit code if the stand-by or the agent has failed, or does so in as many seconds."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._reap()
+            if (lost := self._lost()) is not None:
+                return lost
+            if (left := deadline - time.monotonic()) <= 0:
+                return None
+            if not self._is_told:  # its end is near
+                time.sleep(min(left, 0.01))
+            self._hear(left)
 
     def _lost(self) -> int | None:
         """The exit code if the stand-by or the agent has failed."""
@@ -205,7 +215,9 @@ class Front:
                 lost = lost or f"its {name} {how_it_ended(self._ended[name])}"
         if lost is None:
             return None
-        self._warn(f"the session ended: {lost}")
+        if not self._has_told:
+            self._has_told = True
+            self._warn(f"the session ended: {lost}")
         return 1
 
     def _hear(self, seconds: float) -> None:

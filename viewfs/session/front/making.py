@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from viewfs.linux.plain import socket
     from viewfs.session.plans import AgentPlan
 
 __all__ = ["Making"]
@@ -20,13 +21,17 @@ _DONE = b"."
 class Making:
     """Such a child. What it inherits is for the command."""
 
-    def __init__(self, plan: AgentPlan, argv: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, plan: AgentPlan, argv: list[str], environment: dict[str, str], *, listener: socket.socket
+    ) -> None:
+        """`listener` stays with the others: who waits at it is to learn when they have ended."""
         self._kinds = plan.kinds
         self._told, telling = os.pipe2(os.O_CLOEXEC)
         waiting, self._go = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._go)
+            listener.close()
             _become(plan, argv, environment, telling, waiting)
         os.close(telling)
         os.close(waiting)
@@ -44,7 +49,10 @@ class Making:
             from viewfs.session.wire import plain_json
 
             raise ViewfsError.from_json(plain_json.loads(said.decode()))
-        return {kind: os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in self._kinds}
+        try:
+            return {kind: os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in self._kinds}
+        except OSError as error:
+            raise ViewfsError(f"the command ended before its view could be had ({error.strerror})") from error
 
     def let_go(self) -> None:
         """Have the command begin."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from viewfs.errors import ViewfsError
 from viewfs.linux.plain import signal
 from viewfs.session.front.claiming import Claimed
 from viewfs.session.front.making import Making
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["run_session"]
 
 
+#: Seconds in which the end of a part of the session is heard of by who has met it.
+_BLAME_SECONDS = 0.3
+
+
 def run_session(plan: SessionPlan, warn: Callable[[str], None]) -> int:
     """Open the session, run the command, end the session (unless it is to be kept): the command's exit code.
 
@@ -30,12 +35,19 @@ def run_session(plan: SessionPlan, warn: Callable[[str], None]) -> int:
     making = None
     if not plan.view.needs_agent and not plan.covers:
         # As a rule the command makes its view itself, and waits until it is let go.
-        making = Making(plan.view, list(plan.command), plan.environment_in(claimed.name, claimed.runtime.path))
+        environment = plan.environment_in(claimed.name, claimed.runtime.path)
+        making = Making(plan.view, list(plan.command), environment, listener=claimed.listener)
     from viewfs.session.front.front import Front  # while it does
 
     front = Front(plan, warn, claimed, making)
     try:
         front.open()
         return front.run()
+    except (OSError, ViewfsError) as error:
+        # Where a part of the session has ended, that is what has to be said.
+        lost = front.lost_soon(_BLAME_SECONDS if isinstance(error, OSError) else 0)
+        if lost is None:
+            raise
+        return lost
     finally:
         front.close()
