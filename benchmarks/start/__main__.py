@@ -125,8 +125,11 @@ def prepared() -> Iterator[Path]:
         (base / "m").mkdir()
         (base / "runtime").mkdir(mode=0o700)
         (base / "tree/file").write_text("content\n")
-        subprocess.run(["mksquashfs", base / "tree", base / "image.squashfs", "-quiet", "-no-progress"], check=True)
-        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", base / "tree", base / "image.ext4", "8M"], check=True)
+        for command in (
+            ["mksquashfs", base / "tree", base / "image.squashfs", "-quiet", "-no-progress"],
+            ["mke2fs", "-q", "-t", "ext4", "-d", base / "tree", base / "image.ext4", "8M"],
+        ):
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         os.environ["XDG_RUNTIME_DIR"] = str(base / "runtime")
         yield base
 
