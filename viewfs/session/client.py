@@ -66,7 +66,9 @@ class Session:
                 raise ConnectionError(f"{called} has closed the connection")
             if greeting[0].get("viewfs") != VERSION:
                 raise ViewfsError(f"{called} is of another version of viewfs")
-            status, _fds = channel.call("status")
+            status = greeting[0].get("status")
+            if not isinstance(status, dict):
+                raise ViewfsError(f"{called} does not say what it is")
         except TimeoutError:
             channel.close()
             raise ViewfsError(

@@ -87,7 +87,9 @@ class Connection:
         }
 
     async def serve(self) -> None:
-        await self._channel.send({"viewfs": VERSION, "version": __version__, "session": self._supervisor.name})
+        status, _none = await self._status({}, [])
+        greeting = {"viewfs": VERSION, "version": __version__, "session": self._supervisor.name, "status": status}
+        await self._channel.send(greeting)
         async with trio.open_nursery() as nursery:
             while (received := await self._channel.receive()) is not None:
                 nursery.start_soon(self._handle, *received)
