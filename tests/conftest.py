@@ -22,8 +22,10 @@ settings.register_profile("ci", database=None, derandomize=True, deadline=None, 
 settings.load_profile("ci" if os.environ.get("CI") else "viewfs")
 
 REQUIRED = frozenset(filter(None, os.environ.get("VIEWFS_REQUIRE", "").split(",")))
-#: mke2fs and its like are not on every account's PATH.
-os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
+#: `viewfs` is the checkout's; mke2fs and its like are not on every account's PATH.
+os.environ["PATH"] = ":".join(
+    (f"{Path(__file__).parents[1]}/bin", str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin:/sbin")
+)
 
 
 @cache

@@ -42,7 +42,7 @@ class Account:
     def __init__(self, place: Path) -> None:
         self.entry = pwd.getpwnam(os.environ.get("VIEWFS_TEST_ACCOUNT", "viewfs-test"))
         self.environment = {
-            "PATH": os.environ["PATH"],
+            "PATH": f"{self.entry.pw_dir}/checkout/bin:{os.environ['PATH']}",
             "PYTHONPATH": f"{self.entry.pw_dir}/checkout",
             "LANG": "C.UTF-8",
             "XDG_RUNTIME_DIR": str(place / "run"),

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from viewfs.cli.main import _COMMANDS, cli
 from viewfs.cli.quick.messages import printable
-from viewfs.cli.quick.requests import parse_load, parse_mount
+from viewfs.cli.quick.requests import module_path, parse_load, parse_mount
 from viewfs.errors import UsageError
 from viewfs.session.plans import SessionPlan
 
@@ -46,6 +46,7 @@ def here(path: str) -> str:
 def test_a_mount(text: str, source: str, path: str, kind: str | None, options: dict[str, Any]) -> None:
     assert parse_mount(text) == {
         "source": source, "path": path, "type": kind, "options": options, "cwd": os.getcwd(), "operation": "mount",
+        "module_path": module_path(),
     }  # fmt: skip
 
 
@@ -82,6 +83,7 @@ def test_what_is_no_mount(text: str) -> None:
 def test_a_load(text: str, kind: str, path: str | None, options: dict[str, Any]) -> None:
     assert parse_load(text) == {
         "source": "", "path": path, "type": kind, "options": options, "cwd": os.getcwd(), "operation": "insmod",
+        "module_path": module_path(),
     }  # fmt: skip
 
 

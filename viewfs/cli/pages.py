@@ -43,7 +43,7 @@ def completion_scripts() -> dict[str, str]:
 
 def manual_pages() -> dict[str, str]:
     """File name → page: one for viewfs, and one for each command."""
-    context = click.Context(cli, info_name="viewfs")
+    context = click.Context(cli, info_name="viewfs", **cli.context_settings)
     pages = {"viewfs.1": "\n".join(_overview(context)) + "\n"}
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)

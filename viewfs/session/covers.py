@@ -1,6 +1,6 @@
 """What a worker reports of a tree that it has covered: facts, and descriptors that have names.
 
-The worker (`agent.cow`) makes it; the agent, the stand-by and the supervisor read it, each its part.
+The worker (`agent.covering`) makes it; the agent, the stand-by and the supervisor read it, each its part.
 """
 
 from __future__ import annotations

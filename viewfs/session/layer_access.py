@@ -29,7 +29,7 @@ from viewfs.linux.namespaces import CloneFlags, setns
 from viewfs.mounts.attach import attach_aside
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.paths import is_at_or_below
-from viewfs.session.agent.cow_server import make_cover
+from viewfs.session.agent.cover import make_cover
 from viewfs.session.agent.forked_server import ForkedServer
 from viewfs.session.client import Session, find_session
 from viewfs.session.layer_settings import state_directory

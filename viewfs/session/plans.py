@@ -27,7 +27,7 @@ class AgentPlan:
         covers: Sequence[dict[str, Any]] = (),
     ) -> None:
         """`ids`: which ids it has, "one", "many", or "auto". `covers`: requests to cover trees with layers, made before
-        anything runs in the view (`viewfs.session.agent.cow`)."""
+        anything runs in the view (`viewfs.session.agent.covering`)."""
         self.as_root = as_root
         self.ids = ids
         self.hostname = hostname

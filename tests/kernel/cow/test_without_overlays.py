@@ -46,7 +46,9 @@ def test_real_programs(viewfs: Viewfs, materials: Path, name: str) -> None:
 
 
 def test_it_is_shown(cow: Cow, tree: Path) -> None:
-    result = cow.sh(f"grep ' {tree} ' /proc/self/mounts; echo x > text; cat text; pgrep -r S,R,D -xc viewfs-cow")
+    result = cow.sh(
+        f"grep ' {tree} ' /proc/self/mounts; echo x > text; cat text; pgrep -u $(id -u) -r S,R,D -xc viewfs-cow"
+    )
     assert "fuse.viewfs.cow" in result.out and result.out.endswith("x\n1\n")
     assert result.err == ""  # as asked for
 

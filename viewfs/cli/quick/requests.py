@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import select
 
 from viewfs.errors import UsageError
-from viewfs.linux.plain import signal
+from viewfs.linux.apart import done_apart
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,22 +40,8 @@ def absolute(path: str) -> str:
 def resolved(path: str) -> str:
     """`path` without symbolic links, as far as that can be told: a file system on the way may not answer, and what is
     taken away then is that."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writing, os.fsencode(os.path.realpath(path)))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    try:
-        if select.select([reading], [], [], _WALK_SECONDS)[0] and (found := os.read(reading, _PATHS_MAX)):
-            return os.fsdecode(found)
-    finally:
-        os.close(reading)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return os.path.abspath(path)
+    found = done_apart(lambda _writing: os.fsencode(os.path.realpath(path)), seconds=_WALK_SECONDS, most=_PATHS_MAX)
+    return os.fsdecode(found) if found else os.path.abspath(path)
 
 
 def split_unescaped(text: str, mark: str) -> list[str]:

@@ -9,16 +9,13 @@ import inspect
 import json
 import os
 import re
-import select
-import signal
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError, explain_os_error
+from viewfs.linux.apart import done_apart
 from viewfs.modules.api import Module, Option, Source
 from viewfs.modules.framework.foreign import is_pyfuse3_class, module_of_operations
 from viewfs.modules.framework.recognition import recognize, recognize_nondescript
@@ -171,34 +168,14 @@ _FILE_SECONDS, _FILE_BYTES = 5.0, 1 << 20
 
 
 def _described_apart(path: str, name: str) -> Listed | None:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setsid()
-            null = os.open(os.devnull, os.O_RDWR)
-            for stream in range(3):
-                os.dup2(null, stream)
-            described = asdict(Listed.of(Found(_load_file(path), path), name))
-            os.write(writing, json.dumps(described).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    said = b""
-    deadline = time.monotonic() + _FILE_SECONDS
+    def describe(_writing: int) -> bytes:
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(null, stream)
+        return json.dumps(asdict(Listed.of(Found(_load_file(path), path), name))).encode()
+
     try:
-        while (left := deadline - time.monotonic()) > 0 and select.select([reading], [], [], left)[0]:
-            more = os.read(reading, 1 << 16)
-            if not more or len(said) > _FILE_BYTES:
-                break
-            said += more
-    finally:
-        os.close(reading)
-        with suppress(OSError):
-            os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    try:
-        return Listed(**json.loads(said))
+        return Listed(**json.loads(done_apart(describe, seconds=_FILE_SECONDS, most=_FILE_BYTES, group=True)))
     except (ValueError, TypeError):
         return None
 

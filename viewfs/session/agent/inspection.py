@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from viewfs.errors import DamagedSourceError, ViewfsError, printable
+from viewfs.linux.apart import done_apart
 from viewfs.linux.process import die_with_parent, keep_only
 from viewfs.modules.api import Identities, Module, Mounting
 from viewfs.modules.api.options import parse_options, size
@@ -64,10 +65,9 @@ def _ask_sealed(question: Callable[[], Any], source: FileSource, name: str) -> A
 
     Raises the `ViewfsError` that it raises; a child that dies of what it reads is a failure like another.
     """
-    reading, writing = os.pipe()
     parent = os.getpid()
-    child = os.fork()
-    if child == 0:
+
+    def ask(writing: int) -> bytes:
         answer: dict[str, Any] = {}
         try:
             die_with_parent(parent)
@@ -78,15 +78,10 @@ def _ask_sealed(question: Callable[[], Any], source: FileSource, name: str) -> A
             answer["error"] = error.to_json()
         except OSError as error:
             answer["error"] = DamagedSourceError(f"cannot read {name}: {error.strerror or error}").to_json()
-        finally:
-            os.write(writing, json.dumps(answer).encode())
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read(_ANSWER_MAX)
-    os.waitpid(child, 0)
+        return json.dumps(answer).encode()
+
     try:
-        answer = json.loads(said)
+        answer = json.loads(done_apart(ask, most=_ANSWER_MAX))
     except ValueError:
         answer = {}
     if not isinstance(answer, dict) or "ok" not in answer:

@@ -40,8 +40,8 @@ _WORKERS = {
     "unmount": "viewfs.session.agent.placing:unmount",
     "survey": "viewfs.session.agent.placing:survey",
     "tidy": "viewfs.session.agent.placing:tidy",
-    "cover": "viewfs.session.agent.cow:cover",
-    "show_state": "viewfs.session.agent.cow:show_state",
+    "cover": "viewfs.session.agent.covering:cover",
+    "show_state": "viewfs.session.agent.covering:show_state",
 }
 #: Those that need nothing of what modules and their servers do.
 LIGHT = frozenset({"cover", "show_state"})

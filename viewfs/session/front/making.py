@@ -8,6 +8,7 @@ from viewfs.errors import ViewfsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from viewfs.linux.plain import socket
@@ -22,9 +23,12 @@ class Making:
     """Such a child. What it inherits is for the command."""
 
     def __init__(
-        self, plan: AgentPlan, argv: list[str], environment: dict[str, str], *, listener: socket.socket
+        self, plan: AgentPlan, argv: list[str], environment: Callable[[], dict[str, str]], *, listener: socket.socket
     ) -> None:
-        """`listener` stays with the others: who waits at it is to learn when they have ended."""
+        """`listener` stays with the others: who waits at it is to learn when they have ended.
+
+        `environment` is asked in the child: a copy in this process would be in the memory of each server too.
+        """
         self._kinds = plan.kinds
         self._told, telling = os.pipe2(os.O_CLOEXEC)
         waiting, self._go = os.pipe2(os.O_CLOEXEC)
@@ -63,7 +67,9 @@ class Making:
         os.close(self._go)
 
 
-def _become(plan: AgentPlan, argv: list[str], environment: dict[str, str], telling: int, waiting: int) -> NoReturn:
+def _become(
+    plan: AgentPlan, argv: list[str], environment: Callable[[], dict[str, str]], telling: int, waiting: int
+) -> NoReturn:
     status = 126
     try:
         working_directory = os.getcwd()
@@ -81,7 +87,7 @@ def _become(plan: AgentPlan, argv: list[str], environment: dict[str, str], telli
         os.write(telling, _DONE)
         if os.read(waiting, 1):
             drop_privileges_for_command(as_root=plan.as_root)
-            exec_command(argv, environment, working_directory)
+            exec_command(argv, environment(), working_directory)
     except OSError as error:
         os.write(2, f"viewfs: cannot enter the view: {error}\n".encode())
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from viewfs.errors import ViewfsError
 from viewfs.linux.plain import signal
 from viewfs.session.front.claiming import Claimed
 from viewfs.session.front.making import Making
@@ -35,7 +34,9 @@ def run_session(plan: SessionPlan, warn: Callable[[str], None]) -> int:
     making = None
     if not plan.view.needs_agent and not plan.covers:
         # As a rule the command makes its view itself, and waits until it is let go.
-        environment = plan.environment_in(claimed.name, claimed.runtime.path)
+        def environment() -> dict[str, str]:
+            return plan.environment_in(claimed.name, claimed.runtime.path)
+
         making = Making(plan.view, list(plan.command), environment, listener=claimed.listener)
     from viewfs.session.front.front import Front  # while it does
 
@@ -43,9 +44,9 @@ def run_session(plan: SessionPlan, warn: Callable[[str], None]) -> int:
     try:
         front.open()
         return front.run()
-    except (OSError, ViewfsError) as error:
-        # Where a part of the session has ended, that is what has to be said.
-        lost = front.lost_soon(_BLAME_SECONDS if isinstance(error, OSError) else 0)
+    except OSError:
+        # Where a connection has ended because a part of the session has, that is what has to be said.
+        lost = front.lost_soon(_BLAME_SECONDS)
         if lost is None:
             raise
         return lost

@@ -41,7 +41,7 @@ from viewfs.mounts.covering import (
 from viewfs.mounts.overlay import OverlayRefusedError
 from viewfs.namespaces.enter import open_namespace
 from viewfs.paths import is_at_or_below
-from viewfs.session.agent.cow_server import Cover, make_cover
+from viewfs.session.agent.cover import Cover, make_cover
 from viewfs.session.agent.forked_server import ForkedServer, pidfds, server_names, stay
 from viewfs.session.wire.channel import Channel
 
