@@ -256,6 +256,8 @@ class Front:
         if self._kept:
             self._to_standby.close()
             return
+        if self._making is not None:
+            self._making.give_up()
         try:
             self._to_standby.send({"end": True})
         except OSError:

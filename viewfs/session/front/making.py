@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Making"]
 
 _DONE = b"."
+_NOT = b"!"
 
 
 class Making:
@@ -31,6 +32,7 @@ class Making:
         """
         self._kinds = plan.kinds
         self._told, telling = os.pipe2(os.O_CLOEXEC)
+        self._go: int | None
         waiting, self._go = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
@@ -60,11 +62,21 @@ class Making:
 
     def let_go(self) -> None:
         """Have the command begin."""
+        self._say(_DONE)
+
+    def give_up(self) -> None:
+        """Have it end instead, unless it has been let go."""
+        self._say(_NOT)
+
+    def _say(self, word: bytes) -> None:
+        if self._go is None:
+            return
         try:
-            os.write(self._go, _DONE)
+            os.write(self._go, word)
         except BrokenPipeError:
             pass  # somebody has killed it
         os.close(self._go)
+        self._go = None
 
 
 def _become(
@@ -85,7 +97,7 @@ def _become(
             os.write(telling, plain_json.dumps(explained(error).to_json()).encode())
             os._exit(status)
         os.write(telling, _DONE)
-        if os.read(waiting, 1):
+        if os.read(waiting, 1) == _DONE:
             drop_privileges_for_command(as_root=plan.as_root)
             exec_command(argv, environment(), working_directory)
     except OSError as error:
