@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 
 from viewfs.modules.api import Buffer
 from viewfs.modules.devices.crypto.layouts import Algorithm
+from viewfs.modules.devices.crypto.resumable import ResumableHash, can_resume
 
 __all__ = [
     "CIPHERS",
@@ -196,7 +197,10 @@ class HashContext(Protocol):
     def copy(self) -> HashContext: ...
 
 
-def _new_hash(spec: HashSpec, key: bytes) -> HashContext:
+def _new_hash(spec: HashSpec, key: bytes, state: bytes) -> HashContext:
+    name = spec.algorithm().name
+    if can_resume(name):
+        return ResumableHash(name, key if spec.is_keyed else None, state)
     return hmac.HMAC(key, spec.algorithm()) if spec.is_keyed else hashes.Hash(spec.algorithm())
 
 
@@ -206,7 +210,8 @@ class Backend(NamedTuple):
     name: str
     block_cipher: Callable[[CipherSpec, bytes], BlockCipher]
     aead: Callable[[CipherSpec, bytes], Aead]
-    new_hash: Callable[[HashSpec, bytes], HashContext]
+    #: The last argument is what `HashContext.state` said, or empty.
+    new_hash: Callable[[HashSpec, bytes, bytes], HashContext]
 
 
 LIBRARY = Backend("cryptography", BlockCipher, _AeadCipher, _new_hash)

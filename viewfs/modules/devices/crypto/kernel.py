@@ -138,7 +138,7 @@ class _Hash:
         return _Hash(self._operation.accept()[0], self._size)
 
 
-def _new_hash(spec: HashSpec, key: bytes) -> _Hash:
+def _new_hash(spec: HashSpec, key: bytes, _state: bytes) -> _Hash:
     with _bound("hash", spec.name, key if spec.is_keyed else None) as bound:
         return _Hash(bound.accept()[0], spec.algorithm().digest_size)
 

@@ -21,11 +21,12 @@ from viewfs.modules.devices.crypto.algorithms import (
     InvalidTag,
 )
 from viewfs.modules.devices.crypto.layouts import Algorithm
+from viewfs.modules.devices.crypto.resumable import ResumableHash
 
 __all__ = ["BLOCK", "Session"]
 
-#: Cipher and length of its key, hash and length of its key, is a hash lost?
-_STATE = struct.Struct("<IHIH?")
+#: Cipher and lengths of its key and vector, hash and length of its key, is a hash lost?
+_STATE = struct.Struct("<IHHIH?")
 #: Bytes of the longest block of a cipher.
 BLOCK = 16
 
@@ -37,7 +38,7 @@ class Session:
         """`cipher` and `mac` are numbers of `Algorithm`, 0 for none. Raises OSError(EINVAL)."""
         self._backend = backend
         self._made_of = cipher, key, mac, mac_key
-        #: A hash is being computed in parts, of which there is no saving; or was, in another server, and is lost.
+        #: A hash is being computed in parts; or was, in another server, which could not save it.
         self._is_in_parts = self._is_lost = False
         self.iv = b""
         self.cipher: BlockCipher | None = None
@@ -60,25 +61,37 @@ class Session:
         if not cipher and not mac:
             raise os_error(errno.EINVAL)
 
-    def _new_hash(self) -> HashContext | None:
-        return None if self.hash_spec is None else self._backend.new_hash(self.hash_spec, self._mac_key)
+    def _new_hash(self, state: bytes = b"") -> HashContext | None:
+        return None if self.hash_spec is None else self._backend.new_hash(self.hash_spec, self._mac_key, state)
 
     def state(self) -> bytes:
         """All of it, for `restored`."""
         cipher, key, mac, mac_key = self._made_of
-        lost = self._is_in_parts or self._is_lost
-        return _STATE.pack(cipher, len(key), mac, len(mac_key), lost) + key + mac_key + self.iv
+        begun, lost = b"", self._is_lost
+        if self._is_in_parts and isinstance(self._hash, ResumableHash):
+            begun = self._hash.state()
+        elif self._is_in_parts:
+            lost = True
+        head = _STATE.pack(cipher, len(key), len(self.iv), mac, len(mac_key), lost)
+        return head + key + mac_key + self.iv + begun
 
     @classmethod
     def restored(cls, state: bytes, backend: Backend) -> Session:
-        """What another server had. Of a hash that was being computed in parts all parts are ENODEV, until another is
-        begun."""
-        cipher, key_size, mac, mac_key_size, lost = _STATE.unpack_from(state)
-        key = state[_STATE.size : _STATE.size + key_size]
-        mac_key = state[_STATE.size + key_size :][:mac_key_size]
+        """What another server had. Of a hash whose parts could not be saved all others are ENODEV, until another is
+        begun. Raises OSError(EINVAL), `ValueError` and `struct.error` for what `state` never says."""
+        cipher, key_size, iv_size, mac, mac_key_size, lost = _STATE.unpack_from(state)
+        parts = []
+        start = _STATE.size
+        for size in (key_size, mac_key_size, iv_size):
+            parts.append(state[start : start + size])
+            start += size
+        key, mac_key, iv = parts
         session = cls(cipher, key, mac, mac_key, backend)
-        session.iv = state[_STATE.size + key_size + mac_key_size :]
+        session.iv = iv
         session._is_lost = lost
+        if begun := state[start:]:
+            session._hash = session._new_hash(begun)
+            session._is_in_parts = True
         return session
 
     def close(self) -> None:
