@@ -41,6 +41,7 @@ __all__ = [
     "has_no_new_privileges",
     "hide_memory",
     "how_it_ended",
+    "is_exiting",
     "keep_for_programs",
     "keep_only",
     "no_new_privileges",
@@ -141,6 +142,20 @@ def pidfd_is_dead(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+#: PF_EXITING of the kernel's linux/sched.h.
+_EXITING = 0x4
+
+
+def is_exiting(pidfd: int) -> bool:
+    """Has the process begun to end, so that it runs no program any more? (The flags of proc_pid_stat(5).)"""
+    try:
+        with open(f"/proc/{pid_of(pidfd)}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return pidfd_is_dead(pidfd)
+    return bool(int(fields[6]) & _EXITING)
 
 
 def thread_group_of(tid: int) -> int:

@@ -14,13 +14,16 @@ import time
 
 from viewfs.linux.namespaces import namespace_id, parent_user_namespace
 from viewfs.linux.plain import signal
-from viewfs.linux.process import pidfd_is_dead, pidfd_open, pidfd_send_signal
+from viewfs.linux.process import is_exiting, pidfd_is_dead, pidfd_open, pidfd_send_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
-__all__ = ["end_members", "members_of", "wait_for_ends"]
+__all__ = ["end_members", "members_of", "wait_for_ends", "wait_for_exits"]
+
+#: So long a process may take to end that has begun to.
+_EXIT_SECONDS = 1.0
 
 
 def members_of(
@@ -64,7 +67,8 @@ def end_members(
 ) -> int:
     """End every process of the namespace: SIGTERM, SIGCONT, and after `grace_seconds` SIGKILL until none is left.
 
-    Returns how many were still there at `limit_seconds` (a process in an uninterruptible wait can't be ended).
+    Returns how many were still there at `limit_seconds` (a process in an uninterruptible wait can't be ended). Those
+    that are stuck in their end (see `wait_for_exits`) are gone.
     """
     start = time.monotonic()
     polite = grace_seconds > 0
@@ -78,9 +82,11 @@ def end_members(
             for pidfd in members.values():
                 pidfd_send_signal(pidfd, signal.SIGTERM if polite else signal.SIGKILL)
                 pidfd_send_signal(pidfd, signal.SIGCONT)
-            remaining = grace_seconds - elapsed if polite else min(1.0, limit_seconds - elapsed)
-            wait_for_ends(list(members.values()), max(remaining, 0.01))
-            polite = False
+            if polite:
+                wait_for_ends(members.values(), max(grace_seconds - elapsed, 0.01))
+                polite = False
+            elif wait_for_exits(members.values(), max(min(1.0, limit_seconds - elapsed), 0.01)):
+                return 0
         finally:
             for pidfd in members.values():
                 os.close(pidfd)
@@ -117,8 +123,31 @@ def _lives_in(pid: int, wanted: tuple[int, int], proc: int | None) -> bool:
     return True
 
 
-def wait_for_ends(pidfds: list[int], seconds: float) -> None:
+def wait_for_exits(pidfds: Iterable[int], seconds: float) -> bool:
+    """As `wait_for_ends`; True as well if all that have not ended are stuck in their end, and that for a while.
+
+    The first process of a pid namespace can't end before all others of it are gone, and one of those whose parent is
+    outside may wait for ever to be asked after (zap_pid_ns_processes of the kernel): whoever adopts it in a container
+    often never asks. Nothing is to be done about such processes, and they do nothing.
+    """
+    pidfds = list(pidfds)
+    now = time.monotonic()
+    deadline, running_at = now + seconds, now
+    while True:
+        wait_for_ends(pidfds, max(min(deadline - now, _EXIT_SECONDS / 4), 0))
+        pidfds = [pidfd for pidfd in pidfds if not pidfd_is_dead(pidfd)]
+        now = time.monotonic()
+        if not all(map(is_exiting, pidfds)):
+            running_at = now
+        if not pidfds or now - running_at > _EXIT_SECONDS:
+            return True
+        if now >= deadline:
+            return False
+
+
+def wait_for_ends(pidfds: Iterable[int], seconds: float) -> None:
     """Until all of these have ended, or `seconds` have passed."""
+    pidfds = list(pidfds)
     poll = select.poll()
     for pidfd in pidfds:
         poll.register(pidfd, select.POLLIN)

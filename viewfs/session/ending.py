@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from viewfs.linux.plain import signal
 from viewfs.linux.process import pidfd_send_signal
-from viewfs.namespaces.members import end_members, wait_for_ends
+from viewfs.namespaces.members import end_members, wait_for_exits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def end_session(
     if grace_seconds > 0:
         end_members(user_namespace, spare=spare, grace_seconds=grace_seconds, limit_seconds=grace_seconds)
     release()
-    wait_for_ends([*agents], _AGENT_SECONDS)
+    wait_for_exits(agents, _AGENT_SECONDS)
     for agent in agents:
         pidfd_send_signal(agent, signal.SIGKILL)  # somebody has stopped it; what it started ends with it
     return end_members(user_namespace, grace_seconds=0)

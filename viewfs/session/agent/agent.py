@@ -20,6 +20,8 @@ from viewfs.linux.process import (
     fork_into,
     hide_memory,
     keep_only,
+    pidfd_is_dead,
+    pidfd_open,
     set_name,
 )
 from viewfs.mounts.attach import attach
@@ -180,13 +182,32 @@ def _cover(request: dict[str, Any], fds: list[int], owners: socket.socket | None
     return report, pid
 
 
+#: For as long as process 1 may take from closing all that it has to its end.
+_EXIT_SECONDS = 0.1
+
+
 def _become_init() -> None:
-    """Go on as process 1 of the new pid namespace; the process so far waits for that and ends with it."""
+    """Go on as process 1 of the new pid namespace; the process so far waits for that and ends with it.
+
+    What becomes process 1 keeps a pipe open to the last. Where it is stuck in its end (see `wait_for_exits`) it has
+    been killed, as a rule, so the other does not wait.
+    """
+    alive, to_the_last = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
+        os.close(alive)
         return
+    os.close(to_the_last)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    keep_only()
+    keep_only(alive)
+    init = pidfd_open(child)
+    poll = select.poll()
+    for fd in (alive, init):
+        poll.register(fd, select.POLLIN)
+    poll.poll()
+    wait_for_ends([init], _EXIT_SECONDS)
+    if not pidfd_is_dead(init):
+        os.kill(os.getpid(), signal.SIGKILL)
     _pid, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:

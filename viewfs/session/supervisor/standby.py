@@ -16,7 +16,7 @@ from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.plain import signal
 from viewfs.linux.process import how_it_ended, keep_only, pidfd_is_dead, pidfd_send_signal, set_name
 from viewfs.namespaces.enter import Namespaces
-from viewfs.namespaces.members import members_of, wait_for_ends
+from viewfs.namespaces.members import members_of, wait_for_exits
 from viewfs.python import complete, print_traceback
 from viewfs.session.ending import end_session
 from viewfs.session.handles import DEBUG_VARIABLE, RETIRED, TheView
@@ -339,7 +339,7 @@ class _StandBy:
         except OSError:
             return False
         self._let_go()
-        wait_for_ends(self._view.agents, _AGENT_SECONDS)
+        wait_for_exits(self._view.agents, _AGENT_SECONDS)
         if not all(map(pidfd_is_dead, self._view.agents)):
             return False
         self._send_to_front({"empty": True})
