@@ -122,11 +122,43 @@ def test_a_module_of_ones_own(open_view: Callable[..., View], module: Write) -> 
     assert view.json("lsmod")["modules"][0]["module"] == "mine"
 
 
+def test_one_of_several_in_a_file(open_view: Callable[..., View], tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(
+        """if True:
+        from viewfs.modules.api import Module
+        from viewfs.modules.api.nodes import ComputedFile, Directory, NodeFileSystem
+
+        class First(Module):
+            name = "first"
+            mount_point = "/" + name
+
+            def open(self, mounting):
+                return NodeFileSystem(Directory({"word": ComputedFile(lambda: self.name)}))
+
+        class Second(First):
+            name = "second"
+            mount_point = "/" + name
+        """
+    )
+    view = open_view()
+    refused = view("insmod", "two.py", check=False)
+    assert refused.code == 2 and "defines 2 modules; say which: " in refused.err
+    assert refused.err.endswith("/two.py:First\n")
+    view("insmod", "two.py:Second")
+    view("insmod", "./two.py:First")
+    assert view.sh("cat /first/word /second/word").out == "firstsecond"
+    view("restart", "/second")
+    assert view.sh("cat /second/word").out == "second"
+    none = view("insmod", "two.py:Third", check=False)
+    assert none.code == 2 and "two.py:Third is neither a viewfs module nor" in none.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["nothing"], 4, "no module is called nothing"),
         (["hello", "-o", "colour=red"], 2, "module hello has no option colour"),
+        (["hello", "-o", "colour=red"], 2, "every mount has memory, processes, listing, deadline"),
         (["tmp", "/t", "-o", "size=big"], 2, "option size of module tmp: “big” should be a size"),
         (["tmp"], 2, "module tmp has no place of its own"),
         (["ext", "/mnt"], 2, "module ext needs a source"),

@@ -74,8 +74,8 @@ def insmod(
     place: str | None,
     arguments: tuple[str, ...],
 ) -> None:
-    """Load MODULE at PLACE, or where it belongs: a name, a .py file, or PACKAGE.MODULE:CLASS. With ARGUMENTS it is a
-    program that speaks FUSE; {} among them stands for PLACE.
+    """Load MODULE at PLACE, or where it belongs: a name, a .py file (and :CLASS if it has several), or
+    PACKAGE.MODULE:CLASS. With ARGUMENTS it is a program that speaks FUSE; {} among them stands for PLACE.
 
     \b
     Examples:

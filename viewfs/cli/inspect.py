@@ -6,7 +6,7 @@ import click
 
 from viewfs.cli.arguments import complete_modules, module_option
 from viewfs.cli.output import json_option
-from viewfs.cli.quick.requests import absolute, module_path, split_options
+from viewfs.cli.quick.requests import module_name, module_path, split_options
 from viewfs.cli.quick.tables import print_json, print_table
 from viewfs.modules.framework.registry import find_module
 from viewfs.modules.framework.sources import open_source
@@ -29,7 +29,7 @@ def inspect(kind: str | None, options: tuple[str, ...], as_json: bool, source: s
     """
     opened = open_source(source)
     try:
-        name = absolute(kind) if kind is not None and kind.endswith(".py") else kind
+        name = None if kind is None else module_name(kind)
         found = (
             find_by_content(opened, source, split_options(options))
             if name is None

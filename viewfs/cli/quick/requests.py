@@ -72,10 +72,15 @@ def parse_mount(text: str) -> dict[str, Any]:
     return mount_request(kind or None, absolute(source) if source else "", place, [options])
 
 
+def module_name(name: str) -> str:
+    """What the session calls the module `name`: a file (and class, behind a colon) by its whole path."""
+    return absolute(name) if name.endswith(".py") or name.rpartition(":")[0].endswith(".py") else name
+
+
 def mount_request(kind: str | None, source: str, place: str, options: Iterable[str]) -> dict[str, Any]:
     """The request that mounts `source` on `place`. Raises `UsageError`."""
     return {
-        "type": absolute(kind) if kind is not None and kind.endswith(".py") else kind,
+        "type": None if kind is None else module_name(kind),
         "source": source,
         "path": absolute(place),
         "options": split_options(options),
@@ -97,7 +102,7 @@ def parse_load(text: str) -> dict[str, Any]:
 def load_request(name: str, place: str | None, options: Iterable[str]) -> dict[str, Any]:
     """The request that loads module `name`. Raises `UsageError`."""
     return {
-        "type": absolute(name) if name.endswith(".py") else name,
+        "type": module_name(name),
         "source": "",
         "path": absolute(place) if place else None,
         "options": split_options(options),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -141,8 +141,10 @@ def choice(name: str, values: Iterable[str], default: str, help: str) -> Option[
     return Option(name, parse, default, help, "|".join(allowed))
 
 
-def parse_options(module: str, declared: Iterable[Option[Any]], given: Mapping[str, str | None]) -> dict[str, Any]:
-    """Every declared option with its value.
+def parse_options(
+    module: str, declared: Iterable[Option[Any]], given: Mapping[str, str | None], *, besides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Every declared option with its value. `besides`: names of options that are taken too, by somebody else.
 
     Raises `UsageError` for an option that `module` does not have, and for a value that is not of its type.
     """
@@ -150,6 +152,8 @@ def parse_options(module: str, declared: Iterable[Option[Any]], given: Mapping[s
     for name in given:
         if name not in known:
             have = f"it has {', '.join(known)}" if known else "it has none"
+            if besides:
+                have += f", every mount has {', '.join(besides)}"
             raise UsageError(f"module {module} has no option {name}", remedy=have)
     values = {}
     for name, option in known.items():

@@ -1,5 +1,5 @@
 """Finding modules: built in, then installed (entry points of the group `viewfs.modules`), then the user's own by name;
-or by what says where it is: the path of a .py file, or `package.module:Class`."""
+or by what says where it is: the path of a .py file, that and `:Class`, or `package.module:Class`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any
 
 from viewfs.errors import DamagedSourceError, NotFoundError, UsageError, ViewfsError, explain_os_error
@@ -74,7 +75,8 @@ class Found:
 
 
 def find_module(name: str, places: Sequence[str] = ()) -> Found:
-    """The module called `name`, or in the file `name` if that ends in .py, or the class that `package.module:Class` is.
+    """The module called `name`; or the one in the file `name`, if that ends in .py, or the class that `file.py:Class`
+    or `package.module:Class` is.
 
     `places`: directories in which a file NAME.py is the module NAME. A class of pyfuse3 operations is a module too.
     Raises `NotFoundError`, or `UsageError` for a file or class that is no module.
@@ -83,6 +85,9 @@ def find_module(name: str, places: Sequence[str] = ()) -> Found:
         return Found(_load(BUILT_IN[name]), "built in")
     if name.endswith(".py"):
         return Found(_load_file(name), name)
+    file, _, class_name = name.rpartition(":")
+    if file.endswith(".py"):
+        return Found(_load_file(file, class_name), file)
     if ":" in name:
         return Found(_load_class(name), name.partition(":")[0])
     for entry_point in _entry_points():
@@ -264,7 +269,8 @@ def _load(place: str) -> type[Module]:
     return loaded
 
 
-def _load_file(path: str) -> type[Module]:
+def _load_file(path: str, class_name: str | None = None) -> type[Module]:
+    """The module in the file `path`: its only one, or the class of that name."""
     if not os.path.isfile(path):
         raise NotFoundError(f"no such module file: {path}")
     name = "viewfs_module_" + os.path.basename(path).removesuffix(".py")
@@ -278,13 +284,19 @@ def _load_file(path: str) -> type[Module]:
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise ViewfsError(f"module {path} does not load: {type(error).__name__}: {error}") from error
+    if class_name is not None:
+        return _module_called(class_name, loaded, f"{path}:{class_name}")
     own = [value for value in vars(loaded).values() if getattr(value, "__module__", None) == name]
     called = os.path.basename(path).removesuffix(".py")
     modules = {value for value in own if _is_module(value)} or {value for value in own if is_pyfuse3_class(value)}
     if len(modules) != 1:
         raise UsageError(
             f"{path} defines {len(modules)} modules",
-            remedy="it must define one subclass of Module with a name, or one of pyfuse3.Operations",
+            remedy=(
+                f"say which: {path}:{min(value.__name__ for value in modules)}"
+                if modules
+                else "it must define a subclass of Module with a name, or of pyfuse3.Operations"
+            ),
         )
     found = _as_module(modules.pop(), called)
     assert found is not None
@@ -302,6 +314,10 @@ def _load_class(name: str) -> type[Module]:
         raise ViewfsError(f"module {name} does not load: {error}") from error
     except (Exception, SystemExit) as error:
         raise ViewfsError(f"module {name} does not load: {type(error).__name__}: {error}") from error
+    return _module_called(attribute, loaded, name)
+
+
+def _module_called(attribute: str, loaded: ModuleType, name: str) -> type[Module]:
     found = _as_module(getattr(loaded, attribute, None), attribute)
     if found is None:
         raise UsageError(f"{name} is neither a viewfs module nor a class of pyfuse3 operations")

@@ -32,7 +32,7 @@ from viewfs.mounts.fuse.host import serve, take_over
 from viewfs.mounts.fuse.ledger import FixedLedger
 from viewfs.namespaces.sandbox import Confinement, Limits, Needs, confine
 from viewfs.session.agent.inspection import find_by_content
-from viewfs.session.server_options import ServerOptions
+from viewfs.session.server_options import SERVER_OPTIONS, ServerOptions
 from viewfs.session.wire.channel import Channel
 from viewfs.session.wire.reports import MAIN_DEVICE, Decided, Found
 
@@ -204,7 +204,12 @@ def _mounting(module: Module, request: dict[str, Any], source: FileSource | None
         source_name=request["source"],
         mount_point=path,
         identities=_identities(),
-        options=parse_options(module.name, module.options, ServerOptions.without(request["options"])),
+        options=parse_options(
+            module.name,
+            module.options,
+            ServerOptions.without(request["options"]),
+            besides=() if isinstance(module, KernelModule) else [option.name for option in SERVER_OPTIONS],
+        ),
     )
 
 

@@ -7,7 +7,6 @@ public header, openssl/sha.h. `hashlib` has the library loaded already; where it
 from __future__ import annotations
 
 import ctypes
-import importlib
 import struct
 from typing import Any, NamedTuple
 
@@ -62,7 +61,9 @@ _CONTEXTS = {name: _context_of(function) for name, function in _FUNCTIONS.items(
 def _library() -> ctypes.CDLL | None:
     """The libcrypto that `hashlib` has been linked with."""
     try:
-        library = ctypes.CDLL(importlib.import_module("_hashlib").__file__)
+        import _hashlib
+
+        library = ctypes.CDLL(_hashlib.__file__)
         for function in _FUNCTIONS.values():
             for suffix in ("Init", "Update", "Final"):
                 getattr(library, f"{function.functions}_{suffix}")
