@@ -8,10 +8,11 @@ import click
 
 from viewfs.cli.arguments import session_argument, session_option
 from viewfs.cli.output import json_option
-from viewfs.cli.quick.messages import tell
+from viewfs.cli.quick.messages import tell, warn
 from viewfs.cli.quick.opening import enter_view, run_at
 from viewfs.cli.quick.tables import print_json
 from viewfs.cli.quick.view import list_sessions
+from viewfs.errors import ViewfsError
 from viewfs.session.client import find_session
 from viewfs.session.left_layers import garbage, take_away
 
@@ -42,16 +43,26 @@ def gc(dry_run: bool, as_json: bool) -> None:
       viewfs gc --dry-run
     """
     found = list(garbage())
-    if not dry_run:
-        for path in found:
+    removed: list[str] = []
+    failed: list[ViewfsError] = []
+    for path in found if not dry_run else ():
+        try:
             take_away(path)
+            removed.append(path)
+        except ViewfsError as error:
+            failed.append(error)
+    shown = found if dry_run else removed
     if as_json:
-        print_json(removed=[] if dry_run else found, found=found)
-        return
-    for path in found:
-        click.echo(path)
-    done = "would be removed" if dry_run else "removed"
-    tell(f"{len(found)} {done}" if found else "nothing is left of anything")
+        print_json(removed=removed, found=found)
+    else:
+        for path in shown:
+            click.echo(path)
+        done = "would be removed" if dry_run else "removed"
+        tell(f"{len(shown)} {done}" if found else "nothing is left of anything")
+    for one in failed[:-1]:
+        warn(str(one))
+    if failed:
+        raise failed[-1]
 
 
 @click.command()

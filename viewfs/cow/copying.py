@@ -140,15 +140,19 @@ def remove_tree(directory: int, name: bytes) -> None:
         if error.errno not in (errno.EISDIR, errno.EPERM):
             raise
     open_directories = [(directory, name, _open_for_removal(directory, name))]
-    while open_directories:
-        parent, here, fd = open_directories[-1]
-        inner = _remove_files(fd)
-        if inner is not None:
-            open_directories.append((fd, inner, _open_for_removal(fd, inner)))
-            continue
-        os.close(fd)
-        os.rmdir(here, dir_fd=parent)
-        open_directories.pop()
+    try:
+        while open_directories:
+            parent, here, fd = open_directories[-1]
+            inner = _remove_files(fd)
+            if inner is not None:
+                open_directories.append((fd, inner, _open_for_removal(fd, inner)))
+                continue
+            os.rmdir(here, dir_fd=parent)
+            open_directories.pop()
+            os.close(fd)
+    finally:
+        for _parent, _name, fd in open_directories:
+            os.close(fd)
 
 
 def _open_for_removal(directory: int, name: bytes) -> int:

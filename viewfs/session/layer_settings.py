@@ -20,6 +20,8 @@ __all__ = [
     "BACKEND_VARIABLE",
     "LayerSettings",
     "OWN_LAYERS",
+    "UNNAMED",
+    "boot",
     "chosen_backend",
     "state_directory",
     "unnamed_prefix",
@@ -29,6 +31,8 @@ __all__ = [
 BACKEND_VARIABLE = "VIEWFS_COW_BACKEND"
 #: What layers are called that are kept in a directory of their own and belong to no name.
 OWN_LAYERS = "layers"
+#: How the directories of sessions begin whose name was not given.
+UNNAMED = "unnamed."
 #: The kernel's overlay, viewfs's own file system, or the one that is better for each tree.
 BACKENDS = ("auto", "overlay", "fuse")
 
@@ -82,7 +86,7 @@ class LayerSettings:
     @property
     def name(self) -> str:
         """The session's directory in `directory`."""
-        return self._name if self.is_kept else f"{unnamed_prefix()}.{_boot()}.{self._name}.{self._time_ns}"
+        return self._name if self.is_kept else f"{unnamed_prefix()}.{boot()}.{self._name}.{self._time_ns}"
 
     @property
     def how(self) -> dict[str, Any]:
@@ -114,16 +118,20 @@ class LayerSettings:
         own = [os.path.expanduser("~"), working_directory]
         return here | {"shown": list(self.shown), "own": own, "backend": backend or self.backend} | self.how
 
-    def end(self, lock: int | None = None) -> None:
+    def end(self, lock: int | None = None, *, seconds: float = 5.0) -> None:
         """The session has ended: throw the layers away, or those in which nothing is, if they survive.
 
-        `lock` holds them. Without one they are locked here, and left alone where another session has them.
+        `lock` holds them. Without one they are locked here, and left alone where another session has them; those that
+        end with this one are waited for, for so long: processes that have them may be about to end.
         """
+        if lock is None and not self._can_be_had(0 if self.is_kept else seconds):
+            return
         complete()
         from contextlib import ExitStack, suppress
 
         from viewfs.cow.layer.layers import LayerSet  # a view without layers is not to wait for it
         from viewfs.cow.layer.session_lock import lock_session
+        from viewfs.session.left_layers import remove_all
 
         # What is left is in a directory of its own, and in nobody's way.
         with suppress(OSError, ViewfsError), ExitStack() as stack:
@@ -137,8 +145,37 @@ class LayerSettings:
                 _settle(layers)
                 layers.tidy()
             else:
-                layers.remove()
-                _remove_older(self.directory)
+                remove_all(layers)
+
+    def _can_be_had(self, seconds: float) -> bool:
+        """Are there layers, and has nobody else them, if need be after so long?"""
+        from viewfs.cow.layer.session_lock import is_in_use
+
+        try:
+            directory = os.open(os.path.join(self.directory, self.name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            deadline = time.monotonic() + seconds
+            while is_in_use(directory):
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.01)
+            return True
+        finally:
+            os.close(directory)
+
+    def sweep(self) -> None:
+        """Throw away what sessions without a name have left that were killed, with all that would have done it."""
+        try:
+            names = os.listdir(self.directory)
+        except OSError:
+            return
+        if any(name.startswith(UNNAMED) for name in names):
+            complete()
+            from viewfs.session.left_layers import sweep
+
+            sweep(self.directory)
 
 
 def _settle(layers: LayerSet) -> None:
@@ -185,47 +222,10 @@ def unnamed_prefix() -> str:
         machine = os.uname().nodename
     from zlib import crc32
 
-    return f"unnamed.{crc32(machine.encode()):08x}"
+    return f"{UNNAMED}{crc32(machine.encode()):08x}"
 
 
-def _boot() -> str:
+def boot() -> str:
     """What differs each time that this machine is started."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read(8)
-
-
-#: File systems that one machine alone has (as /proc/self/mountinfo calls them).
-_LOCAL = frozenset("bcachefs btrfs ext2 ext3 ext4 f2fs jfs overlay ramfs reiserfs tmpfs xfs zfs".split())
-
-
-def _is_local(directory: str) -> bool:
-    """Can no other machine have anything in `directory`?"""
-    from viewfs.linux.mountinfo import mount_table
-
-    number = os.stat(directory).st_dev
-    device = f"{os.major(number)}:{os.minor(number)}"
-    return any(entry.device == device and entry.fs_type in _LOCAL for entry in mount_table())
-
-
-def _remove_older(directory: str) -> None:
-    """Take away what sessions without a name have left when this machine went down under them.
-
-    Where other machines may be using the directory nothing is: a home directory can be on several, and these can have
-    one identity, as copies of one image do.
-    """
-    from viewfs.cow.layer.layers import LayerSet
-    from viewfs.cow.layer.session_lock import is_in_use
-
-    prefix = unnamed_prefix() + "."
-    try:
-        names = os.listdir(directory) if _is_local(directory) else []
-    except FileNotFoundError:
-        return
-    for name in names:
-        if name.startswith(prefix) and not name.startswith(f"{prefix}{_boot()}."):
-            layers = LayerSet.of_session(name, directory)
-            if layers is not None:
-                used = is_in_use(layers.fd)
-                layers.close()
-                if not used:
-                    layers.remove()

@@ -5,22 +5,31 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import time
 from collections.abc import Collection, Iterator
 
 from viewfs.cow.layer.layers import LayerSet, has_changes
 from viewfs.cow.layer.session_lock import is_in_use, lock_session
-from viewfs.errors import MachineError, NotFoundError, explain_os_error
+from viewfs.errors import NotFoundError, ViewfsError, explain_os_error
+from viewfs.linux.apart import done_apart
+from viewfs.linux.mountinfo import mount_table
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
-from viewfs.session.layer_settings import state_directory, unnamed_prefix
+from viewfs.session.layer_settings import UNNAMED, boot, state_directory, unnamed_prefix
 from viewfs.session.runtime import RuntimeDirectory, check_name
 
-__all__ = ["forget", "garbage", "identity_for", "left_behind", "raise_descriptor_limit", "take_away"]
+__all__ = [
+    "forget",
+    "garbage",
+    "identity_for",
+    "left_behind",
+    "raise_descriptor_limit",
+    "remove_all",
+    "sweep",
+    "take_away",
+]
 
-#: How the directories of sessions begin whose name was not given (`layer_settings`).
-_UNNAMED = "unnamed."
-#: In which a session has made its directory and has not locked it yet, at most.
-_BEGINNING_SECONDS = 60
+#: File systems that one machine alone has (as /proc/self/mountinfo calls them).
+_LOCAL = frozenset("bcachefs btrfs ext2 ext3 ext4 f2fs jfs overlay ramfs reiserfs tmpfs xfs zfs".split())
+_REMOVED = b"removed"
 
 
 def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
@@ -31,7 +40,7 @@ def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
     directory = state_directory()
     with contextlib.suppress(FileNotFoundError):
         for name in sorted(set(os.listdir(directory)) - set(running)):
-            if name.startswith(_UNNAMED) or (layers := LayerSet.of_session(name, directory)) is None:
+            if name.startswith(UNNAMED) or (layers := LayerSet.of_session(name, directory)) is None:
                 continue
             paths: list[str] = []
             unreadable: list[str] = []
@@ -49,20 +58,49 @@ def garbage() -> Iterator[str]:
     for runtime in RuntimeDirectory.existing():
         with contextlib.closing(runtime):
             yield from (os.path.join(runtime.path, name) for name in runtime.abandoned())
-    directory = state_directory()
-    with contextlib.suppress(FileNotFoundError):
-        for name in sorted(os.listdir(directory)):
-            # Those of other machines, which have the directory too, hold their locks there.
-            if name.startswith(unnamed_prefix()) and (layers := LayerSet.of_session(name, directory)) is not None:
-                begun = os.fstat(layers.fd).st_mtime  # it may be on its way to being locked
-                used = is_in_use(layers.fd) or time.time() - begun < _BEGINNING_SECONDS
-                layers.close()
-                if not used:
-                    yield layers.path
+    for layers in _abandoned(state_directory()):
+        yield layers.path
+
+
+def _abandoned(directory: str) -> Iterator[LayerSet]:
+    """The layers in it of this machine's sessions without a name that have ended; each is closed afterwards.
+
+    Those of other machines, which may have the directory too, hold their locks there.
+    """
+    prefix = unnamed_prefix()
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name.startswith(prefix) and (layers := LayerSet.of_session(name, directory)) is not None:
+            with contextlib.closing(layers):
+                if not is_in_use(layers.fd):
+                    yield layers
+
+
+def sweep(directory: str) -> None:
+    """Take away what sessions without a name have left in `directory` that were killed, or whose machine went down.
+
+    Where other machines may be using the directory nothing of another boot is: a home directory can be on several, and
+    these can have one identity, as copies of one image do.
+    """
+    this_boot = f"{unnamed_prefix()}.{boot()}."
+    for layers in _abandoned(directory):
+        with contextlib.suppress(OSError, ViewfsError):
+            if os.path.basename(layers.path).startswith(this_boot) or _is_local(directory):
+                _take_layers_away(layers)
+
+
+def _is_local(directory: str) -> bool:
+    """Can no other machine have anything in `directory`?"""
+    number = os.stat(directory).st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    return any(entry.device == device and entry.fs_type in _LOCAL for entry in mount_table())
 
 
 def take_away(path: str) -> None:
-    """Remove what `garbage` has found. Raises `ViewfsError`."""
+    """Remove what `garbage` has found, if it is nobody's still. Raises `ViewfsError`."""
     directory, name = os.path.split(path)
     try:
         if directory != state_directory():
@@ -75,11 +113,38 @@ def take_away(path: str) -> None:
             return
         layers = LayerSet.of_session(name, directory)
         if layers is not None:
-            with contextlib.closing(layers), contextlib.suppress(MachineError):
-                unshare_user_namespace(identity_for(layers), 0)
-            layers.remove()
+            with contextlib.closing(layers):
+                _take_layers_away(layers)
     except OSError as error:
         raise explain_os_error(f"cannot remove {path}", error) from error
+
+
+def _take_layers_away(layers: LayerSet) -> None:
+    """Raises OSError, and `ViewfsError` if somebody has them."""
+    lock = lock_session(layers.fd, os.path.basename(layers.path), where="which throws away what others have left")
+    try:
+        remove_all(layers)
+    finally:
+        os.close(lock)
+
+
+def remove_all(layers: LayerSet) -> None:
+    """Throw all of them away, whoever the files belong to, and however deep they lie. Raises OSError."""
+
+    def as_others(_writing: int) -> bytes:
+        raise_descriptor_limit()
+        for ids in ("many", "one"):  # whose owner could be in a record, which may be gone already
+            with contextlib.suppress(ViewfsError, OSError):
+                unshare_user_namespace(IdentityMap.of_caller(as_root=ids == "many", ids=ids), 0)
+                break
+        layers.remove()
+        return _REMOVED
+
+    try:
+        layers.remove()
+    except OSError:
+        if done_apart(as_others) != _REMOVED:
+            raise
 
 
 def identity_for(layers: LayerSet) -> IdentityMap:
@@ -101,16 +166,13 @@ def forget(name: str, directory: str | None = None) -> list[str]:
         raise NotFoundError(
             f"no session called {name} has left any changes", remedy="`viewfs ps` lists those that have"
         )
-    raise_descriptor_limit()
     lock = lock_session(layers.fd, name, where="`viewfs forget`")
     try:
         paths = []
         for layer in layers.layers():
             paths.append(layer.record.path)
             layer.close()
-        with contextlib.suppress(MachineError):  # for directories without permission bits, and files of other ids
-            unshare_user_namespace(identity_for(layers), 0)
-        layers.remove()
+        remove_all(layers)
     except OSError as error:
         raise explain_os_error(f"cannot forget {name}", error) from error
     finally:

@@ -254,6 +254,15 @@ class RuntimeDirectory:
                 connection.close()
         return found
 
+    def sweep(self) -> None:
+        """Remove the sockets of sessions that were killed."""
+        for entry in self.abandoned():
+            if entry.endswith(_SUFFIX):
+                try:
+                    os.unlink(entry, dir_fd=self.fd)
+                except OSError:
+                    pass  # somebody else has
+
     def remove(self, name: str) -> None:
         """Remove a session's socket, and the directory if that was the last."""
         try:

@@ -312,7 +312,13 @@ class LayerSet:
                 os.rmdir(os.path.dirname(self.path))
 
     def remove(self) -> None:
-        """Throw all of them away. Raises OSError."""
+        """Throw all of them away. Raises OSError.
+
+        The lock goes last: as long as there is anything, whoever wants to remove it too finds that somebody does.
+        """
+        for name in os.listdir(self.fd):
+            if name != LOCK_FILE:
+                remove_tree(self.fd, os.fsencode(name))
         remove_tree(_AT_FDCWD, os.fsencode(self.path))
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(self.path))  # if that was the last session's

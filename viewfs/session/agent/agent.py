@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from viewfs.namespaces.enter import Namespaces
+    from viewfs.session.layer_settings import LayerSettings
     from viewfs.session.plans import AgentPlan
     from viewfs.session.runtime import RuntimeDirectory
     from viewfs.session.wire.protocol import Message
@@ -51,11 +52,18 @@ __all__ = ["agent_main", "agent_of_view"]
 
 
 def agent_main(
-    plan: AgentPlan, link: Channel, ready: Channel, log_fd: int, runtime: RuntimeDirectory, name: str
+    plan: AgentPlan,
+    link: Channel,
+    ready: Channel,
+    log_fd: int,
+    runtime: RuntimeDirectory,
+    name: str,
+    layers: LayerSettings,
 ) -> NoReturn:
     """Make the view, say so on `ready` and on `link` with descriptors of its namespaces, then serve `link`.
 
-    The control socket of session `name` is in `runtime`. Never returns.
+    The control socket of session `name` is in `runtime`; that and its layers are taken away at the end, if nobody else
+    is there to do it. Never returns.
     """
     status = 1
     try:
@@ -71,8 +79,10 @@ def agent_main(
             make_view(plan, identity, _become_init)
             namespaces = [open_namespace(kind) for kind in plan.kinds]
             _redirect_standard_streams(log_fd)  # before anything is forked that lives as long as the view
+            if link.receive() is None:  # nobody knows of this process
+                _remove_socket(runtime, name)
+                os._exit(1)
             covers = [_cover(request, [namespaces[1], host_root], owners) for request in plan.covers]
-            os.close(host_root)
         except (ViewfsError, OSError) as error:
             ready.send({"error": explained(error).to_json()})
             os._exit(1)
@@ -88,7 +98,7 @@ def agent_main(
             os.close(fd)
         workers = [worker for report, worker in covers if report.is_served]
         _serve(_Agent(link, as_root=plan.as_root, owners=owners), workers, namespaces[0], proc)
-        _remove_socket(runtime, name)
+        _take_away(runtime, name, layers, host_root)
         status = 0
     except BaseException:
         print_traceback()
@@ -103,7 +113,13 @@ def _owners_outside() -> socket.socket:
 
 
 def agent_of_view(
-    plan: AgentPlan, link: Channel, log_fd: int, runtime: RuntimeDirectory, name: str, view: Namespaces
+    plan: AgentPlan,
+    link: Channel,
+    log_fd: int,
+    runtime: RuntimeDirectory,
+    name: str,
+    layers: LayerSettings,
+    view: Namespaces,
 ) -> NoReturn:
     """The same for a view that is there already: join it, then serve `link`. Never returns."""
     status = 1
@@ -111,13 +127,14 @@ def agent_of_view(
         os.setpgid(0, 0)
         keep_only(link.fileno(), log_fd, runtime.fd, runtime.parent, *view.fds.values())
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         view.join()
         _redirect_standard_streams(log_fd)
         for kind, fd in view.fds.items():
             if kind != "user":
                 os.close(fd)
         _serve(_Agent(link, as_root=plan.as_root, owners=None), [], view.fds["user"], proc)
-        _remove_socket(runtime, name)
+        _take_away(runtime, name, layers, host_root)
         status = 0
     except BaseException:
         print_traceback()
@@ -138,6 +155,14 @@ def _serve(agent: _Agent, workers: Iterable[int], user_namespace: int, proc: int
     if not agent.is_alone:
         agent.end_children()
         end_members(namespace_id(user_namespace), grace_seconds=0, proc=proc)
+
+
+def _take_away(runtime: RuntimeDirectory, name: str, layers: LayerSettings, host_root: int) -> None:
+    """As a rule the supervisor has the layers locked, and does this itself when this process has ended."""
+    os.fchdir(host_root)
+    os.chroot(".")
+    layers.end(seconds=0)
+    _remove_socket(runtime, name)
 
 
 def _remove_socket(runtime: RuntimeDirectory, name: str) -> None:

@@ -8,6 +8,7 @@ mount is, for a later worker to find the lower trees in.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import islice
@@ -21,7 +22,7 @@ from viewfs.cow.layer.layers import Layer, LayerSet, clock_ns
 from viewfs.cow.layer.records import Lower
 from viewfs.cow.layer.session_lock import lock_session
 from viewfs.cow.layer.settling import settle
-from viewfs.errors import UsageError
+from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.ids import has_number
 from viewfs.linux.mount import AT_EMPTY_PATH, AT_FDCWD, AT_RECURSIVE, MoveMount, OpenTree, move_mount, open_tree
 from viewfs.linux.mountinfo import mount_table
@@ -73,9 +74,7 @@ def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     setns(first_epoch, CloneFlags.NEWNS)
     unshare(CloneFlags.NEWNS)
     workshop = open_namespace("mnt")
-    layers = LayerSet.of_session(request["name"], request["directory"], create=True)
-    assert layers is not None
-    lock = [] if request["locked"] else [lock_session(layers.fd, request["name"], where=request["where"])]
+    layers, lock = _locked_layers(request)
     division = _division(layers, request)
     setns(snapshot, CloneFlags.NEWNS)
     shown = [*request["shown"], *_left_out(path, Filter.of(request["exclude"], request["include"]))]
@@ -133,6 +132,28 @@ def _has_any(only: Filter, path: str, top: str) -> bool:
         for directory, names, _files in islice(os.walk(path), _LOOKED_AT)
         for name in names
     )
+
+
+#: Who throws away what others have left takes a directory for that which has just been made, and has it no longer.
+_SWEEP_SECONDS = 5.0
+
+
+def _locked_layers(request: dict[str, Any]) -> tuple[LayerSet, list[int]]:
+    """The session's layers, made if there are none, and what holds their lock, unless the session has it already."""
+    end = time.monotonic() + _SWEEP_SECONDS
+    while True:
+        layers = LayerSet.of_session(request["name"], request["directory"], create=True)
+        assert layers is not None
+        if request["locked"]:
+            return layers, []
+        try:
+            return layers, [lock_session(layers.fd, request["name"], where=request["where"])]
+        except (FileNotFoundError, ViewfsError):
+            layers.close()
+            # No other session has the name of layers that end with theirs.
+            if not request["volatile"] or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _division(layers: LayerSet, request: dict[str, Any]) -> Division:

@@ -12,7 +12,7 @@ import time
 
 from viewfs.errors import ViewfsError
 from viewfs.linux.namespaces import namespace_id
-from viewfs.linux.plain import signal
+from viewfs.linux.plain import signal, socket
 from viewfs.linux.process import how_it_ended, pidfd_is_dead, pidfd_open, pidfd_send_signal
 from viewfs.namespaces.enter import Namespaces
 from viewfs.namespaces.members import wait_for_ends
@@ -112,7 +112,7 @@ class Front:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WAITED_FOR)
             from viewfs.session.agent.agent import agent_main
 
-            agent_main(self._view_plan(), agent_end, ready_end, log_write, self._runtime, self.name)
+            agent_main(self._view_plan(), agent_end, ready_end, log_write, self._runtime, self.name, self._layers)
         self._processes["agent"] = agent
         agent_end.close()
         ready_end.close()
@@ -260,6 +260,8 @@ class Front:
             self._making.give_up()
         try:
             self._to_standby.send({"end": True})
+            # A supervisor that is killed when it has read that takes it away with it; the end is there for the next.
+            self._to_standby.socket.shutdown(socket.SHUT_WR)
         except OSError:
             pass
         if "standby" in self._processes:
@@ -273,8 +275,11 @@ class Front:
         for name, pid in self._processes.items():
             if name not in self._ended:
                 self._end_child(pid)
-        if self._covers:
+        if self._covers or not self._is_empty:
             self._layers.end()  # as a rule the supervisor has done it
+        self._layers.sweep()
+        if self._has_told:  # of a session inside nothing may be left that would do it
+            self._runtime.sweep()
         self._runtime.remove(self.name)
         self._runtime.close()
 

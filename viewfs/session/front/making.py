@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from viewfs.linux.plain import socket
+    from viewfs.session.front.claiming import Claimed
     from viewfs.session.plans import AgentPlan
 
 __all__ = ["Making"]
@@ -24,9 +24,9 @@ class Making:
     """Such a child. What it inherits is for the command."""
 
     def __init__(
-        self, plan: AgentPlan, argv: list[str], environment: Callable[[], dict[str, str]], *, listener: socket.socket
+        self, plan: AgentPlan, argv: list[str], environment: Callable[[], dict[str, str]], claimed: Claimed
     ) -> None:
-        """`listener` stays with the others: who waits at it is to learn when they have ended.
+        """The listener stays with the others: who waits at it is to learn when they have ended.
 
         `environment` is asked in the child: a copy in this process would be in the memory of each server too.
         """
@@ -37,8 +37,8 @@ class Making:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._go)
-            listener.close()
-            _become(plan, argv, environment, telling, waiting)
+            claimed.listener.close()
+            _become(plan, argv, environment, telling, waiting, claimed)
         os.close(telling)
         os.close(waiting)
 
@@ -80,7 +80,12 @@ class Making:
 
 
 def _become(
-    plan: AgentPlan, argv: list[str], environment: Callable[[], dict[str, str]], telling: int, waiting: int
+    plan: AgentPlan,
+    argv: list[str],
+    environment: Callable[[], dict[str, str]],
+    telling: int,
+    waiting: int,
+    claimed: Claimed,
 ) -> NoReturn:
     status = 126
     try:
@@ -97,7 +102,10 @@ def _become(
             os.write(telling, plain_json.dumps(explained(error).to_json()).encode())
             os._exit(status)
         os.write(telling, _DONE)
-        if os.read(waiting, 1) == _DONE:
+        told = os.read(waiting, 1)
+        if not told:  # somebody has killed the front, and there may be no stand-by yet
+            claimed.runtime.remove(claimed.name)
+        if told == _DONE:
             drop_privileges_for_command(as_root=plan.as_root)
             exec_command(argv, environment(), working_directory)
     except OSError as error:

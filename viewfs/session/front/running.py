@@ -37,7 +37,7 @@ def run_session(plan: SessionPlan, warn: Callable[[str], None]) -> int:
         def environment() -> dict[str, str]:
             return plan.environment_in(claimed.name, claimed.runtime.path)
 
-        making = Making(plan.view, list(plan.command), environment, listener=claimed.listener)
+        making = Making(plan.view, list(plan.command), environment, claimed)
     from viewfs.session.front.front import Front  # while it does
 
     front = Front(plan, warn, claimed, making)

@@ -93,6 +93,10 @@ def _made_view(handles: SessionHandles) -> TheView | None:
         if received is None or "kinds" not in received[0]:
             return None
         return TheView(dict(zip(received[0]["kinds"], received[1], strict=True)), [], [], set())
+    try:
+        handles.link.send({"op": "begin"})  # from now on there is somebody who takes away what it makes
+    except OSError:
+        return None
     received = handles.link.receive()
     if received is None or "ok" not in received[0]:
         return None
@@ -125,6 +129,8 @@ class _StandBy:
             if status == 0:
                 return 0
             if status != RETIRED:
+                if any(map(pidfd_is_dead, self._view.agents)):
+                    break  # without which no supervisor can do anything
                 # One that has failed by itself will do so again, whatever it has written down before.
                 counted = self._deposit.changes if status < 0 and self._deposit is not None else 0
                 seconds = patience.seconds(time.monotonic(), counted)
@@ -161,7 +167,7 @@ class _StandBy:
 
     def _has_ended_unseen(self) -> bool:
         """Wait until there is something to do for a supervisor. True: the session is to end, and has never had one."""
-        self._handles.told_to_end = not self._wait()
+        self._handles.told_to_end = self._handles.told_to_end or not self._wait()
         return self._handles.told_to_end and (self._deposit is None or not self._deposit.rows)
 
     def _wait(self) -> bool:
@@ -237,7 +243,9 @@ class _StandBy:
             from viewfs.session.agent.agent import agent_of_view
 
             joined = Namespaces(view.namespaces)
-            agent_of_view(handles.plan, theirs, handles.log_writer, handles.runtime, handles.name, joined)
+            agent_of_view(
+                handles.plan, theirs, handles.log_writer, handles.runtime, handles.name, handles.layers, joined
+            )
         theirs.close()
         os.close(handles.log_writer)
         handles.log_writer, handles.link = None, ours
@@ -272,6 +280,7 @@ class _StandBy:
                 poll.unregister(pidfd)
             if self._told_to_end in events:
                 os.read(self._told_to_end, 4096)
+                self._handles.told_to_end = True  # though this supervisor should be killed
                 pidfd_send_signal(supervisor, signal.SIGTERM)
             if channel.fileno() in events:
                 try:
@@ -359,8 +368,9 @@ class _StandBy:
         )
         if changed is not None:
             self._send_to_front({"discarding": changed})
-        if covers or (deposit is not None and "layers" in deposit.rows):
+        if covers or deposit is not None:
             layers.end(lock)
+        layers.sweep()
 
 
 def _changed(covers: list[CoverReport]) -> Iterator[str]:
