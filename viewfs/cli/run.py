@@ -16,7 +16,7 @@ from viewfs.cli.quick.messages import tell, warn
 from viewfs.cli.quick.opening import interactive_shell, open_view
 from viewfs.errors import UsageError
 from viewfs.linux.process import PYTHON
-from viewfs.session.layer_settings import state_directory
+from viewfs.session.layer_names import state_directory
 
 __all__ = ["run", "shell"]
 

@@ -32,7 +32,7 @@ from viewfs.paths import is_at_or_below
 from viewfs.session.agent.cover import make_cover
 from viewfs.session.agent.forked_server import ForkedServer
 from viewfs.session.client import Session, find_session
-from viewfs.session.layer_settings import state_directory
+from viewfs.session.layer_names import state_directory
 from viewfs.session.left_layers import identity_for, raise_descriptor_limit
 
 __all__ = ["OpenLayer", "OpenLayers", "Request", "State", "opened_layers", "select"]

@@ -7,6 +7,7 @@ import time
 
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.python import complete
+from viewfs.session.layer_names import UNNAMED, boot, state_directory, unnamed_prefix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,19 +21,13 @@ __all__ = [
     "BACKEND_VARIABLE",
     "LayerSettings",
     "OWN_LAYERS",
-    "UNNAMED",
-    "boot",
     "chosen_backend",
-    "state_directory",
-    "unnamed_prefix",
 ]
 
 #: What serves copy-on-write trees, where --cow-backend doesn't say: one of `BACKENDS`.
 BACKEND_VARIABLE = "VIEWFS_COW_BACKEND"
 #: What layers are called that are kept in a directory of their own and belong to no name.
 OWN_LAYERS = "layers"
-#: How the directories of sessions begin whose name was not given.
-UNNAMED = "unnamed."
 #: The kernel's overlay, viewfs's own file system, or the one that is better for each tree.
 BACKENDS = ("auto", "overlay", "fuse")
 
@@ -46,14 +41,6 @@ def chosen_backend(asked: str | None) -> str:
             remedy=f"{BACKEND_VARIABLE} is one of {', '.join(BACKENDS)}",
         )
     return backend
-
-
-def state_directory() -> str:
-    """Where all layers are (XDG Base Directory Specification)."""
-    state = os.environ.get("XDG_STATE_HOME")
-    if not state or not os.path.isabs(state):
-        state = os.path.join(os.path.expanduser("~"), ".local/state")
-    return os.path.join(state, "viewfs")
 
 
 class LayerSettings:
@@ -211,21 +198,3 @@ def _was_changed_since(layer: Layer) -> bool:
     """Has anything been changed since the tree was written over the image that it is over?"""
     with layer.open_upper() as upper:
         return any(entry.ctime_ns >= layer.record.placed_ns for _path, entry in upper.walk(b""))
-
-
-def unnamed_prefix() -> str:
-    """How the directories of sessions without a name begin on this machine. (A home directory can be on several.)"""
-    try:
-        with open("/etc/machine-id") as file:
-            machine = file.read()
-    except OSError:
-        machine = os.uname().nodename
-    from zlib import crc32
-
-    return f"{UNNAMED}{crc32(machine.encode()):08x}"
-
-
-def boot() -> str:
-    """What differs each time that this machine is started."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read(8)

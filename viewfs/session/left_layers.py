@@ -13,7 +13,7 @@ from viewfs.errors import NotFoundError, ViewfsError, explain_os_error
 from viewfs.linux.apart import done_apart
 from viewfs.linux.mountinfo import mount_table
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
-from viewfs.session.layer_settings import UNNAMED, boot, state_directory, unnamed_prefix
+from viewfs.session.layer_names import UNNAMED, boot, state_directory, unnamed_prefix
 from viewfs.session.runtime import RuntimeDirectory, check_name
 
 __all__ = [

@@ -170,7 +170,7 @@ def list_sessions(as_json: bool) -> None:
 
 def _ended(running: list[str]) -> list[tuple[str, list[str]]]:
     """Sessions that have ended and left changes, and where those are."""
-    from viewfs.session.layer_settings import state_directory
+    from viewfs.session.layer_names import state_directory
 
     try:
         if not os.listdir(state_directory()):
