@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from viewfs.cow.commit.commit import recover
+from viewfs.cow.commit.finishing import recover
 from viewfs.cow.commit.planning import Selection
 from viewfs.cow.compare.changes import Change, differences
 from viewfs.cow.compare.filters import EVERYTHING, Filter

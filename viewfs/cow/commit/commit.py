@@ -20,10 +20,11 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from viewfs.cow.commit.applying import Applied, apply, as_planned, give_up, theirs_name
+from viewfs.cow.commit.applying import apply, as_planned, give_up, theirs_name
+from viewfs.cow.commit.finishing import done_paths, finish, is_at_or_below_one, paths_done_whole, undo
 from viewfs.cow.commit.journal import Journal, Moments, Operation, Staged, Step, Written
 from viewfs.cow.commit.planning import Selection, plan_commit
 from viewfs.cow.compare.changes import Change, Kind, same_content, same_time, with_renames
@@ -31,16 +32,15 @@ from viewfs.cow.compare.conflicts import find_conflicts
 from viewfs.cow.compare.filters import EVERYTHING
 from viewfs.cow.compare.outside import give_owner_of
 from viewfs.cow.compare.trees import Entry, Tree, join, split
-from viewfs.cow.copying import TreeCopier, decode_attributes, remove_tree, set_acls
+from viewfs.cow.copying import TreeCopier, decode_attributes, set_acls
 from viewfs.cow.layer.layers import Layer, clock_ns
 from viewfs.cow.layer.settled import Settled, is_whiteout, own_changes
 from viewfs.errors import ViewfsError
 from viewfs.linux.files import syncfs
 from viewfs.linux.ids import overflow_id
-from viewfs.mounts.overlay import OPAQUE
 from viewfs.paths import is_at_or_below
 
-__all__ = ["Commit", "Outcome", "recover"]
+__all__ = ["Commit", "Outcome"]
 
 #: With more files than that to stage, the file system is synced once instead of each file.
 _SYNC_EACH = 500
@@ -68,12 +68,6 @@ def _has_same_attributes(old: Entry, new: Entry) -> bool:
 def _is_same(old: Entry, new: Entry) -> bool:
     """But for their content, which must not differ either."""
     return old.mtime_ns == new.mtime_ns and _has_same_attributes(old, new)
-
-
-def _is_at_or_below(path: bytes, places: Collection[bytes]) -> bool:
-    while path and path not in places:
-        path = split(path)[0]
-    return path in places
 
 
 def _reason(error: OSError) -> str:
@@ -209,7 +203,7 @@ class Commit:
                 moments = replace(self._moments, staged_ns=clock_ns(self._layer.fd, self._lower))
                 journal.staged(staged, moments.staged_ns)
             except BaseException:
-                _undo(self._layer, self._lower, self.plan.steps, self._moments)
+                undo(self._layer, self._lower, self.plan.steps, self._moments)
                 journal.end()
                 raise
         except OSError as error:
@@ -219,13 +213,13 @@ class Commit:
             ) from error
         applied = apply(self._lower, steps, staged)
         failed = refused + applied.failed
-        _finish(
+        finish(
             self._layer, self._lower, journal, Written(self._paths(), self.plan.steps, staged, moments), applied, failed
         )
         undone = {path for path, _why in failed}
-        self._note_settled(_done(self.plan.steps, self._paths(), undone))
+        self._note_settled(done_paths(self.plan.steps, self._paths(), undone))
         whole = {step.path for step in self.plan.steps if step.temporary} & undone  # with all that is in them
-        done = [c for c in self.told if c.path not in undone and not _is_at_or_below(c.path, whole)]
+        done = [c for c in self.told if c.path not in undone and not is_at_or_below_one(c.path, whole)]
         # Times of a directory follow from what was done in it, if anything was.
         told = {change.path for change in self.plan.changes if not (change.is_directory and change.only_times)}
         return Outcome(done, [(path, why) for path, why in failed if path in told], applied.kept, self._taken)
@@ -253,7 +247,7 @@ class Commit:
         selection = self.plan.selection
         if selection.only == EVERYTHING:
             return list(selection.paths)
-        return [path for path in _bases(self.plan.steps) if selection.has(path)]
+        return [path for path in paths_done_whole(self.plan.steps) if selection.has(path)]
 
     def _stage(self, progress: Callable[[int], None]) -> list[tuple[bytes, str]]:
         """Copy all that is new beside its place, and have it on the disk; what may not be there, with the reason."""
@@ -365,132 +359,6 @@ class Commit:
                 unchanged = as_planned(self._lower, step.path, step.planned)
             if not unchanged:
                 raise ViewfsError(f"{self._shown(step.path)} was changed outside just now", remedy="commit again")
-
-
-def recover(layer: Layer, lower: Tree) -> str | None:
-    """Finish or undo a commit that was interrupted: what was done, for a person to read; None if none was.
-
-    The caller holds the layer's lock. Raises `ViewfsError` and OSError.
-    """
-    journal = Journal(layer.fd)
-    found = journal.read()
-    if found is None:
-        return None
-    where = layer.record.path
-    if found.staged is None:
-        _undo(layer, lower, found.steps, found.moments)
-        journal.end()
-        return f"an interrupted commit to {where} was undone"
-    # What was refused while staging was never there to be installed.
-    steps = [step for step in found.steps if step.operation is not Operation.INSTALL or step.temporary in found.staged]
-    refused = [(step.path, "") for step in found.steps if step not in steps]
-    applied = apply(lower, steps, found.staged)
-    _finish(layer, lower, journal, found, applied, [*refused, *applied.failed])
-    return f"an interrupted commit to {where} was finished{_told(where, applied)}"
-
-
-def _told(where: str, applied: Applied) -> str:
-    """What a person has to know of it besides."""
-    told = ""
-    if applied.kept:
-        path, kept = (name.decode(errors="replace") for name in applied.kept[0])
-        others = f", and {len(applied.kept) - 1} more like it" if len(applied.kept) > 1 else ""
-        shown = os.path.join(where, path)
-        told += f"; {shown} was changed outside meanwhile, and that is kept as {os.path.basename(kept)}{others}"
-    if applied.failed:
-        failed, why = applied.failed[0]
-        told += f"; not committed: {os.path.join(where, failed.decode(errors='replace'))}: {why}"
-        told += f", and {len(applied.failed) - 1} more" if len(applied.failed) > 1 else ""
-    return told
-
-
-def _finish(
-    layer: Layer,
-    lower: Tree,
-    journal: Journal,
-    written: Written,
-    applied: Applied,
-    failed: Sequence[tuple[bytes, str]],
-) -> None:
-    """Write down since when changes outside are somebody else's: of all since it was planned, and of what was put in
-    its place since it was staged, but for what that itself has changed."""
-    steps, moments = written.steps, written.moments
-    undone = {path for path, _why in failed}
-    record = layer.record.rebased(_done(steps, written.paths, undone), moments.planned_ns)
-    installed = [step.path for step in steps if step.operation is Operation.INSTALL and step.path not in undone]
-    bases = record.bases | {os.fsdecode(path): moments.staged_ns for path in installed}
-    touched = record.touched | {os.fsdecode(path): time_ns for path, time_ns in applied.touched.items()}
-    # What was put in the place of a directory, or in one, is what the layer is over from now on.
-    gone = {step.path for step in steps if step.temporary and step.path not in undone}
-    known = {path: one for path, one in record.directories.items() if not _is_at_or_below(os.fsencode(path), gone)}
-    touched |= _directory_times(lower, moments, undone)
-    linked = record.linked | _linked_until(moments, clock_ns(layer.fd, lower))
-    record = replace(record, bases=bases, touched=touched, linked=linked, directories=known)
-    _hide_lower(layer, [step.path for step in steps if step.operation is Operation.INSTALL])
-    layer.write(record)
-    journal.end()
-
-
-def _linked_until(moments: Moments, now_ns: int) -> dict[str, tuple[int, ...]]:
-    return {str(one.inode): (now_ns, *one[1:]) for one in moments.linked}
-
-
-def _directory_times(lower: Tree, moments: Moments, undone: Collection[bytes] = ()) -> dict[str, int]:
-    """Change times of directories in which this commit alone did something."""
-    found: dict[str, int] = {}
-    for directory, attributes in moments.untouched.items():
-        entry = lower.entry(directory) if directory not in undone else None
-        if entry is not None and (entry.mode, entry.uid, entry.gid) == attributes:
-            found[os.fsdecode(directory)] = entry.ctime_ns
-    return found
-
-
-def _done(steps: Sequence[Step], paths: Sequence[bytes], undone: Collection[bytes]) -> list[bytes]:
-    """Of `paths`, which the steps were to make the same, what they did but for those `undone`."""
-    return [path for path in _bases(steps) if path not in undone] if undone else list(paths)
-
-
-def _bases(steps: Sequence[Step]) -> list[bytes]:
-    """What is the same outside and in the view, with all below it, after these steps.
-
-    Of a directory whose attributes alone were set nothing is said of what is in it.
-    """
-    return [
-        step.path
-        for step in steps
-        if step.temporary or (step.attributes and not decode_attributes(step.attributes).is_directory)
-    ]
-
-
-def _hide_lower(layer: Layer, installed: Sequence[bytes]) -> None:
-    """Mark directories of the layer opaque that have come to be in the lower tree by this commit.
-
-    An overlay that is mounted takes them for its own, and leaves no whiteout for what is deleted in them from now on.
-    """
-    with layer.open_upper() as upper:
-        for path in installed:
-            for here, entry in upper.walk(path):
-                if entry.is_directory:
-                    with upper.directory(here) as fd:
-                        os.setxattr(fd, OPAQUE, b"y")
-
-
-def _undo(layer: Layer, lower: Tree, steps: Sequence[Step], moments: Moments) -> None:
-    for step in steps:
-        if step.temporary:
-            directory, name = split(step.temporary)
-            try:
-                with lower.directory(directory) as parent:
-                    remove_tree(parent, name)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    raise
-    # That something lay in them for a while is no news either.
-    with contextlib.suppress(OSError):  # a full disk
-        record = layer.record
-        touched = record.touched | _directory_times(lower, moments)
-        linked = record.linked | _linked_until(moments, clock_ns(layer.fd, lower))
-        layer.write(replace(record, touched=touched, linked=linked))
 
 
 def _free_name(tree: Tree, path: bytes) -> bytes:

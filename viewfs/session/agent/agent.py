@@ -8,16 +8,13 @@ in the session with it.
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 
-from viewfs.errors import ViewfsError, explain_os_error
-from viewfs.linux.namespaces import CloneFlags, namespace_id, setns
+from viewfs.errors import ViewfsError
+from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.plain import signal, socket
 from viewfs.linux.process import (
-    die_with_parent,
-    fork_into,
     hide_memory,
     keep_only,
     pidfd_is_dead,
@@ -29,24 +26,23 @@ from viewfs.mounts.root import replace_root
 from viewfs.namespaces.enter import open_namespace
 from viewfs.namespaces.members import end_members, wait_for_ends
 from viewfs.namespaces.user import IdentityMap
-from viewfs.python import complete, print_traceback
+from viewfs.python import print_traceback
+from viewfs.session.agent.requests import AgentRequests, become_worker
 from viewfs.session.covers import CoverReport
-from viewfs.session.execution import drop_privileges_for_command, exec_command
 from viewfs.session.handles import DEBUG_VARIABLE
 from viewfs.session.making import explained, make_view
 from viewfs.session.wire.channel import Channel, socket_pair
-from viewfs.session.wire.protocol import failure, result_of, success
+from viewfs.session.wire.protocol import result_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from typing import Any, NoReturn
 
     from viewfs.namespaces.enter import Namespaces
     from viewfs.session.layer_settings import LayerSettings
     from viewfs.session.plans import AgentPlan
     from viewfs.session.runtime import RuntimeDirectory
-    from viewfs.session.wire.protocol import Message
 
 __all__ = ["agent_main", "agent_of_view"]
 
@@ -97,7 +93,7 @@ def agent_main(
         for fd in (itself, *namespaces[1:], *kept):
             os.close(fd)
         workers = [worker for report, worker in covers if report.is_served]
-        _serve(_Agent(link, as_root=plan.as_root, owners=owners), workers, namespaces[0], proc)
+        _serve(AgentRequests(link, as_root=plan.as_root, owners=owners), workers, namespaces[0], proc)
         _take_away(runtime, name, layers, host_root)
         status = 0
     except BaseException:
@@ -133,7 +129,7 @@ def agent_of_view(
         for kind, fd in view.fds.items():
             if kind != "user":
                 os.close(fd)
-        _serve(_Agent(link, as_root=plan.as_root, owners=None), [], view.fds["user"], proc)
+        _serve(AgentRequests(link, as_root=plan.as_root, owners=None), [], view.fds["user"], proc)
         _take_away(runtime, name, layers, host_root)
         status = 0
     except BaseException:
@@ -142,7 +138,7 @@ def agent_of_view(
         os._exit(status)
 
 
-def _serve(agent: _Agent, workers: Iterable[int], user_namespace: int, proc: int) -> None:
+def _serve(agent: AgentRequests, workers: Iterable[int], user_namespace: int, proc: int) -> None:
     """Serve until stand-by and supervisor have ended, then end all that lives in the session. `workers` have forked
     servers."""
     if not os.environ.get(DEBUG_VARIABLE):
@@ -184,7 +180,7 @@ def _cover(request: dict[str, Any], fds: list[int], owners: socket.socket | None
     agent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _become_worker({"kind": "cover", "request": request}, theirs, agent, fds)
+        become_worker({"kind": "cover", "request": request}, theirs, agent, fds)
     theirs.close()
     channel = Channel(ours)
     try:
@@ -248,265 +244,3 @@ def _redirect_standard_streams(log_fd: int) -> None:
         os.dup2(log_fd, 2)
     os.close(null)
     os.close(log_fd)
-
-
-#: Kinds of workers that may become parents of servers.
-_PARENTS = frozenset({"cover", "show_state", "place", "root_name"})
-#: How long they may take to end those.
-_PARENTS_SECONDS = 1.0
-#: Of so many children that have ended it is remembered how, for a supervisor that was not there when they did.
-_REMEMBERED = 1000
-
-
-class _Agent:
-    def __init__(self, link: Channel, *, as_root: bool, owners: socket.socket | None) -> None:
-        self._standby: Channel | None = link
-        self._supervisor: Channel | None = None
-        #: It has been told that nothing else lives in the session.
-        self.is_alone = False
-        self._as_root = as_root
-        self._owners = owners
-        #: What was forked and has not ended, and what kind it is. As process 1 of a pid namespace this process reaps
-        #: orphans besides.
-        self._children: dict[int, str] = {}
-        #: How children have ended.
-        self._ended: dict[int, int] = {}
-        #: Those of them that have children of their own to ask after.
-        self._parents: set[int] = set()
-        self._operations: dict[str, Callable[[Message, list[int]], tuple[Message, list[int]]]] = {
-            "link": self._link,
-            "fork": self._fork,
-            "attach": self._attach,
-            "spawn": self._spawn,
-            "warm": self._warm,
-            "children": self._list_children,
-            "child": self._child,
-            "alone": self._alone,
-        }
-
-    def adopt(self, workers: Iterable[int]) -> None:
-        """These have been forked before, and have forked servers."""
-        self._parents.update(workers)
-        self._children |= dict.fromkeys(self._parents, "cover")
-
-    def serve(self) -> None:
-        """Until every link has closed."""
-        child_ended, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        while links := [link for link in (self._standby, self._supervisor) if link is not None]:
-            poll = select.poll()
-            poll.register(child_ended, select.POLLIN)
-            for link in links:
-                poll.register(link, select.POLLIN)
-            ready = {fd for fd, _event in poll.poll()}
-            if child_ended in ready:
-                os.read(child_ended, 4096)
-                self._reap()
-            for link in links:
-                if link.fileno() in ready and not self._hear(link):
-                    link.close()
-                    self._standby = None if link is self._standby else self._standby
-                    self._supervisor = None if link is self._supervisor else self._supervisor
-
-    def _hear(self, link: Channel) -> bool:
-        """Do what it is asked there; False at the end."""
-        while True:
-            received = link.receive()
-            if received is None:
-                return False
-            self._handle(link, *received)
-            if not link.has_more:
-                return True
-
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if self._children.pop(pid, None) is None:
-                continue
-            self._ended[pid] = os.waitstatus_to_exitcode(status)
-            while len(self._ended) > _REMEMBERED:
-                del self._ended[next(iter(self._ended))]
-            if self._supervisor is not None:
-                _send(self._supervisor, {"ended": pid, "status": self._ended[pid]})
-
-    def end_children(self) -> None:
-        """Kill and reap what was forked: nobody else is its parent. Parents are asked to do the same first."""
-        parents = [os.pidfd_open(pid) for pid in self._parents & set(self._children)]
-        for pidfd in parents:
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        wait_for_ends(parents, _PARENTS_SECONDS)
-        for pid in self._children:
-            os.kill(pid, signal.SIGKILL)
-        for pid in self._children:
-            os.waitpid(pid, 0)
-
-    def _handle(self, link: Channel, request: Message, fds: list[int]) -> None:
-        operation = self._operations.get(request.get("op", ""))
-        given: list[int] = []
-        try:
-            if operation is None:
-                raise ViewfsError(f"the agent knows no {request.get('op')}")
-            result, given = operation(request, fds)
-            reply = success(request, **result)
-        except ViewfsError as error:
-            reply = failure(request, error)
-        except OSError as error:
-            reply = failure(request, explain_os_error(f"cannot {request['op']}", error))
-        finally:
-            for fd in fds:
-                os.close(fd)
-        if "id" in request:
-            _send(link, reply, given)
-        for fd in given:
-            os.close(fd)
-
-    def _link(self, _request: Message, fds: list[int]) -> tuple[Message, list[int]]:
-        """Another supervisor is there."""
-        if self._supervisor is not None:
-            self._supervisor.close()
-        self._supervisor = Channel(socket.socket(fileno=os.dup(fds[0])))
-        return {}, []
-
-    def _warm(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
-        """Import what workers use, once, so that each is forked with it in memory. Nothing of it starts a thread."""
-        complete()
-        import trio  # noqa: F401
-
-        import viewfs.modules.formats.ext.module
-        import viewfs.modules.formats.fat.module
-        import viewfs.modules.formats.squashfs.module
-        import viewfs.modules.trees.hello
-        import viewfs.session.agent.placing
-        import viewfs.session.agent.serving  # noqa: F401
-        from viewfs.modules.framework.registry import look_at_installed
-        from viewfs.namespaces.sandbox import make_filters
-
-        look_at_installed()
-        make_filters()
-        return {}, []
-
-    def _alone(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
-        """Nothing lives in the session but this process, and it is to end."""
-        self.is_alone = True
-        return {}, []
-
-    def _list_children(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
-        """Those that have not ended, and of which kind they are."""
-        return {"children": list(self._children.items())}, []
-
-    def _child(self, request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
-        """A child that this was told of before: its pidfd, or how it has ended."""
-        pid = request["pid"]
-        if pid in self._children:
-            return {}, [os.pidfd_open(pid)]
-        return {"status": self._ended.get(pid, -signal.SIGKILL)}, []
-
-    def _fork(self, request: Message, fds: list[int]) -> tuple[Message, list[int]]:
-        """Fork a worker, which is given `fds`; the reply has its pid, and descriptors of its channel and of itself."""
-        complete()
-        from viewfs.session.agent.running import LIGHT
-
-        if request["kind"] not in LIGHT:
-            self._warm(request, [])
-        given = fds
-        if request["kind"] == "cover" and self._owners is not None:
-            request["request"]["asks_owners"] = True
-            given = [*fds, self._owners.fileno()]
-        ours, theirs = socket_pair()
-        agent = os.getpid()
-        pid = self._fork_apart() if request["apart"] else os.fork()
-        if pid == 0:
-            _become_worker(request, theirs, agent, given)
-        theirs.close()
-        self._children[pid] = request["kind"]
-        if request["kind"] in _PARENTS:
-            self._parents.add(pid)
-        return {"pid": pid}, [ours.detach(), os.pidfd_open(pid)]
-
-    def _fork_apart(self) -> int:
-        """Fork a process to which no other has a number, if the kernel and its limits (namespaces(7)) allow that."""
-        try:
-            return fork_into(CloneFlags.NEWPID)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSPC, errno.EPERM):
-                raise
-            return os.fork()
-
-    def _attach(self, _request: Message, fds: list[int]) -> tuple[Message, list[int]]:
-        attach(fds[0], fds[1])
-        return {}, []
-
-    def _spawn(self, request: Message, fds: list[int]) -> tuple[Message, list[int]]:
-        """Start a command for a client inside the view, which has no right to enter a namespace itself."""
-        agent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _become_command(request, fds, agent, as_root=self._as_root)
-        self._children[pid] = "command"
-        return {"pid": pid}, [os.pidfd_open(pid)]
-
-
-def _send(link: Channel, message: Message, fds: list[int] | None = None) -> None:
-    """Whoever asked may have died."""
-    try:
-        link.send(message, fds)
-    except OSError:
-        pass
-
-
-def _become_worker(request: Message, channel_socket: Any, agent: int, fds: list[int]) -> NoReturn:
-    status = 1
-    try:
-        _forget_children_signals()
-        keep_only(channel_socket.fileno(), *fds)
-        die_with_parent(agent)
-        complete()
-        from viewfs.session.agent.running import run_worker
-
-        set_name(f"viewfs-{request['kind']}")
-        status = run_worker(request["kind"], Channel(channel_socket), request["request"], fds)
-    except BaseException:
-        print_traceback()
-    finally:
-        os._exit(status)
-
-
-def _forget_children_signals() -> None:
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bool) -> NoReturn:
-    """`fds`: the three standard streams, a file that says what to run (`command_file`), then the mount namespace to run
-    in, if it isn't the live one."""
-    status = 126
-    try:
-        die_with_parent(agent)
-        _forget_children_signals()
-        for number in (signal.SIGHUP, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        for target, fd in enumerate(fds[:3]):
-            os.dup2(fd, target)
-        from viewfs.session.wire.command_file import read_command
-
-        command = read_command(fds[3])
-        for fd in fds[4:]:
-            setns(fd, CloneFlags.NEWNS)
-        try:
-            os.setpgid(0, request["group"])  # with the client, so that both stop, go on and end together
-        except OSError:
-            os.setpgid(0, 0)  # the client lives in another terminal session, and passes signals on
-        drop_privileges_for_command(as_root=as_root)
-        exec_command(command["argv"], command["env"], command["cwd"])
-    except OSError as error:
-        os.write(2, f"viewfs: {explain_os_error('cannot run the command', error)}\n".encode())
-    except ValueError as error:
-        os.write(2, f"viewfs: cannot run the command: {error}\n".encode())
-    finally:
-        os._exit(status)

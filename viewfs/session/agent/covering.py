@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
-from viewfs.cow.commit.commit import recover
+from viewfs.cow.commit.finishing import recover
 from viewfs.cow.compare.filters import EVERYTHING, Filter
 from viewfs.cow.compare.trees import Tree
 from viewfs.cow.copying import remove_tree
