@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.unit.memory_fs import failed
 from viewfs.modules.api import Attributes, DirectoryEntry, InodeNumber
-from viewfs.mounts.fuse.dirents import encode_directory
+from viewfs.mounts.fuse.dirents import encode_directory, encode_names
 from viewfs.mounts.fuse.listings import Listing, Listings
 
 SECONDS = 20
@@ -314,3 +314,16 @@ def test_the_answer_is_always_what_there_is(data: st.DataObject, names: dict[int
 def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@given(names=st.lists(st.binary(min_size=1, max_size=300), max_size=20), size=st.integers(0, 4096))
+def test_names_alone_are_packed_as_names_with_attributes_are(names: list[bytes], size: int) -> None:
+    """In an answer to READDIR, as many as fit."""
+    modes = [stat.S_IFDIR, stat.S_IFREG | 0o644, stat.S_IFLNK]
+    entries = [
+        DirectoryEntry(name, cookie, Attributes(InodeNumber(cookie << 33), modes[cookie % 3]))
+        for cookie, name in enumerate(names, 1)
+    ]
+    whole, _taken = encode_directory(entries, size, (1, 0), ROOT, plus=False)
+    bare = [(entry.name, entry.cookie, entry.attributes.ino, entry.attributes.mode) for entry in entries]
+    assert encode_names(bare, size) == whole

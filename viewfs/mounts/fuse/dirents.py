@@ -6,6 +6,7 @@ Apart from the other structures because nothing else is packed so often, nor wri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from struct import Struct
 
 from viewfs.modules.api import DirectoryEntry, InodeNumber, Name
@@ -79,27 +80,32 @@ def encode_directory(
     return b"".join(parts), taken
 
 
-#: What comes before the dirent of a name that has no node.
-_NO_NODE = b"\0" * (_DIRENTPLUS.size - _DIRENT.size)
+#: Bytes; the kernel takes none that is longer (FUSE_NAME_MAX of fs/fuse/fuse_i.h).
+_NAME_MAX = 4095
+
+
+@cache
+def _dirents_with_names() -> list[Callable[..., bytes]]:
+    """How a dirent is packed, by the length of its name: with that, and the zeros behind it."""
+    packers = [Struct(f"=QQII{padded}s").pack for padded in range(0, _NAME_MAX + 8, 8)]
+    return [packers[(length + 7) // 8] for length in range(_NAME_MAX + 1)]
 
 
 def encode_names(names: Iterable[Name], size: int) -> bytes:
-    """As many of `names` as fit into `size` bytes of an answer to READDIRPLUS, without what they stand for.
+    """As many of `names` as fit into `size` bytes of an answer to READDIR.
 
     An OSError of `names` is raised if it comes before the first of them. Else it is for the next request to find.
     """
     parts: list[bytes] = []
-    fixed, pack, add = _DIRENTPLUS.size, _DIRENT.pack, parts.append
+    packers, add = _dirents_with_names(), parts.append
     try:
         for name, cookie, inode, mode in names:
             length = len(name)
-            size -= (fixed + length + 7) & ~7
+            part = packers[length](inode, cookie, length, mode >> 12, name)
+            size -= len(part)
             if size < 0:
                 break
-            add(_NO_NODE)
-            add(pack(inode, cookie, length, mode >> 12))
-            add(name)
-            add(_PADDING[length & 7])
+            add(part)
     except OSError:
         if not parts:
             raise

@@ -53,6 +53,7 @@ class Operations(Changing):
         self._fs = file_system
         self._ahead = ahead
         self._listings = None if ahead is None else Listings(self._list_plus, ahead.run_later)
+        self._lists_names_alone = ahead is not None and file_system.lists_names_alone
         self.caches = file_system.caches
         self._writable = file_system if isinstance(file_system, WritableFileSystem) else None
         self._root = file_system.root
@@ -159,7 +160,9 @@ class Operations(Changing):
         major, minor, readahead, flags = request.fields
         if major != protocol.VERSION[0]:
             raise os_error(errno.EPROTO)
-        wanted = InitFlags.ASYNC_READ | InitFlags.BIG_WRITES | InitFlags.DO_READDIRPLUS | InitFlags.MAX_PAGES
+        wanted = InitFlags.ASYNC_READ | InitFlags.BIG_WRITES | InitFlags.MAX_PAGES
+        if not self._lists_names_alone:
+            wanted |= InitFlags.DO_READDIRPLUS
         if self._fs.immutable:
             wanted |= InitFlags.PARALLEL_DIROPS | InitFlags.CACHE_SYMLINKS | InitFlags.EXPLICIT_INVAL_DATA
             wanted |= InitFlags.NO_OPEN_SUPPORT | InitFlags.NO_OPENDIR_SUPPORT
@@ -220,16 +223,18 @@ class Operations(Changing):
         _handle, offset, size = request.fields[:3]
         plus = request.opcode == Opcode.READDIRPLUS
         if plus and self._ahead is not None and self._listings is not None:
-            directory = self._inode(request.node)
-            if self._fs.lists_names_alone and (names := self._fs.names(directory, offset)) is not None:
-                return encode_names(names, size)
             try:
-                body, taken = self._listings.answer(directory, offset, size)
+                body, taken = self._listings.answer(self._inode(request.node), offset, size)
             except BlockingIOError:
                 pass  # it is promised, and that can't be prepared
             else:
                 self._ahead.listed(taken)
                 return body
+
+        if not plus and self._lists_names_alone:
+            names = self._fs.names(self._inode(request.node), offset)
+            if names is not None:
+                return encode_names(names, size)
 
         def fill(entries: Iterable[DirectoryEntry]) -> bytes:
             body, taken = encode_directory(entries, size, self._valid, self._root, plus=plus, keeps=self._keeps)
