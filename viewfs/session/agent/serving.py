@@ -82,8 +82,9 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         if module.takes_path:
             decided = replace(decided, device=_device_of(request["source"]))
         tree = module.mount(mounting)
-        _tell_decided(channel, decided, {"tree": tree})
         root = stat.S_IFDIR if stat.S_ISDIR(os.fstat(tree).st_mode) else stat.S_IFREG
+        _tell_decided(channel, decided, {"tree": tree})
+        os.close(tree)  # else it could not be unmounted until this process has ended
         channel.send({"ok": Found(root).to_json()})
         return
     counters = Counters.create()
