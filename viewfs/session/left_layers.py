@@ -70,10 +70,16 @@ def _abandoned(directory: str) -> Iterator[LayerSet]:
     prefix = unnamed_prefix()
     try:
         names = sorted(os.listdir(directory))
-    except FileNotFoundError:
+    except OSError:
         return
     for name in names:
-        if name.startswith(prefix) and (layers := LayerSet.of_session(name, directory)) is not None:
+        if not name.startswith(prefix):
+            continue
+        try:
+            layers = LayerSet.of_session(name, directory)
+        except ViewfsError:
+            continue  # somebody else's, or nothing that viewfs has made
+        if layers is not None:
             with contextlib.closing(layers):
                 if not is_in_use(layers.fd):
                     yield layers

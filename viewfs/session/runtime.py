@@ -267,7 +267,7 @@ class RuntimeDirectory:
         """Remove a session's socket, and the directory if that was the last."""
         try:
             os.unlink(name + _SUFFIX, dir_fd=self.fd)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             pass
         try:
             os.rmdir(os.path.basename(self.path), dir_fd=self.parent)

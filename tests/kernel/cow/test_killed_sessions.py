@@ -153,3 +153,39 @@ def test_directories_as_deep_as_there_are_descriptors(viewfs: Viewfs, tree: Path
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert left(viewfs) == []
+
+
+def test_what_others_have_put_there_is_left_alone(viewfs: Viewfs, tree: Path, tmp_path: Path) -> None:
+    """Nothing behind a link is thrown away, nothing that is no layer keeps a session from ending, or `gc` from going
+    on."""
+    state = viewfs.state / "viewfs"
+    prefix = viewfs.sh("--cow", tree, script=f"ls {state}").out.rpartition(".")[0]
+    precious = tmp_path / "precious"
+    (precious / "sub").mkdir(parents=True)
+    (precious / "file").write_text("keep")
+    before = snapshot(precious)
+    state.mkdir(parents=True)
+    (state / f"{prefix}.1").symlink_to(precious)
+    (state / f"{prefix}.2").touch()
+    for number, make in enumerate((os.mkfifo, lambda path: path.symlink_to("/dev/null"), Path.mkdir), 3):
+        (state / f"{prefix}.{number}").mkdir()
+        make(state / f"{prefix}.{number}/.session")
+    (state / f"{prefix}.6/layer-0123/upper").mkdir(parents=True)
+    (state / "named").symlink_to(precious)
+    ended = viewfs("run", "--cow", tree, "--", "sh", "-c", f"echo x > {tree}/new; exit 7", check=False)
+    assert (ended.code, ended.err.count("\n")) == (7, 1), ended
+    assert not (state / f"{prefix}.6").exists()
+    for command in (("gc",), ("forget", "named"), ("ps",)):
+        viewfs(*command, check=False)
+    assert snapshot(precious) == before and len(os.listdir(state)) == 6
+
+
+def test_gc_on_a_disk_that_is_full(viewfs: Viewfs, tree: Path) -> None:
+    """It makes room, and so must not need any."""
+    script = f"""
+        export XDG_STATE_HOME=/mnt/small; unset VIEWFS_SESSION
+        for size in 64K 4K 1; do dd if=/dev/zero bs=$size of=/mnt/small/rest.$size 2>/dev/null || true; done
+        viewfs run --cow {tree} -- true 2>/dev/null || echo full
+        viewfs gc || echo failed; ls /mnt/small | grep -v rest || true; ls -A /mnt/small/viewfs 2>/dev/null || true
+    """
+    assert viewfs.sh("--mount", "none:/mnt/small:tmp,size=1M", script=script).out in ("full\n", "full\nviewfs\n")

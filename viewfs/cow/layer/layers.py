@@ -202,7 +202,7 @@ class LayerSet:
     def of_session(cls, name: str, directory: str, *, create: bool = False) -> LayerSet | None:
         """Those of session `name` in `directory`; None where there are none and none are made.
 
-        Raises `ViewfsError`.
+        A symbolic link of that name is not followed: what is behind it could be thrown away. Raises `ViewfsError`.
         """
         path = os.path.join(directory, name)
         try:
@@ -210,7 +210,7 @@ class LayerSet:
                 os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(path, 0o700)
-            return cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            return cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not create:
                 return None

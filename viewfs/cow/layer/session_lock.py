@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 
 from viewfs.errors import ViewfsError
 
@@ -16,6 +17,8 @@ __all__ = ["LOCK_FILE", "is_in_use", "lock_session"]
 
 LOCK_FILE = ".session"
 _TEXT_MAX = 500
+#: Nothing else that somebody has put there is followed, or waited for.
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def lock_session(directory: int, name: str, *, where: str, shared: bool = False) -> int:
@@ -25,8 +28,10 @@ def lock_session(directory: int, name: str, *, where: str, shared: bool = False)
     names who has it, and OSError.
     """
     while True:
-        fd = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        fd = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=directory)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ViewfsError(f"{LOCK_FILE} of {name} is no file", remedy="viewfs has not made it; take it away")
             try:
                 fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -35,8 +40,9 @@ def lock_session(directory: int, name: str, *, where: str, shared: bool = False)
                     f"the changes of {name} are in use by {holder}", remedy="end that session, or use another --name"
                 ) from None
             if _is_there(directory, fd):
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"process {os.getpid()} on {os.uname().nodename}, {where}\n".encode(), 0)
+                with contextlib.suppress(OSError):  # a disk that is full: who makes room has to lock it first
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, f"process {os.getpid()} on {os.uname().nodename}, {where}\n".encode(), 0)
                 return fd
         except BaseException:
             os.close(fd)
@@ -52,10 +58,12 @@ def _is_there(directory: int, fd: int) -> bool:
 
 
 def is_in_use(directory: int) -> bool:
-    """Has a session the layers in the open `directory`?"""
+    """Has a session the layers in the open `directory`? (What is no lock of viewfs is somebody's too.)"""
     with contextlib.suppress(OSError):
-        fd = os.open(LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        fd = os.open(LOCK_FILE, os.O_RDONLY | _FLAGS, dir_fd=directory)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return True
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True

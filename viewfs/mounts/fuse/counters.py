@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from collections.abc import Iterable
 from itertools import accumulate
 from typing import NamedTuple
@@ -190,6 +191,11 @@ class Counters:
         """Since when the thread has been at it that has been at one request for longest; 0: none is at any."""
         begun = [self._slots[row * _SLOTS + _BEGUN] for row in range(MAX_ROWS)]
         return min((since for since in begun if since), default=0)
+
+    def is_late(self, nanoseconds: int) -> bool:
+        """Has a thread been at one request for longer than that?"""
+        oldest = self.oldest_ns()
+        return bool(oldest) and time.perf_counter_ns() - oldest > nanoseconds
 
     def forget_begun(self) -> None:
         """The server is about to end, and its successor has not begun."""

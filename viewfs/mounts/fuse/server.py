@@ -117,7 +117,7 @@ class Server:
             if hasattr(answer, "__await__"):
                 return cast(Awaitable[Body], answer)
             self._reply(request, answer, begun)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # (no terminal sends a server signals)
             self._reply_error(request, error)
         finally:
             self._counters.begin(0)
@@ -149,7 +149,7 @@ class Server:
     def _reply_error(self, request: Request, error: BaseException) -> None:
         number = error.errno if isinstance(error, OSError) else None
         if number is None or not 0 < number <= _MAX_ERRNO:
-            number = errno.EIO
+            number = errno.ENOMEM if isinstance(error, MemoryError) else errno.EIO
             log.error("request %s failed", _name_of(request.opcode), exc_info=error)
         self._counters.count(request.opcode, 0, failed=True)
         if request.opcode not in (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT):

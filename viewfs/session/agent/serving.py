@@ -174,6 +174,8 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     module = registry.find_module(request["code"]).module()
     if module.name != request["type"]:
         raise UsageError(f"{request['code']} is the module {module.name} now, and not {request['type']}")
+    if isinstance(module, DeviceModule) != ("watch" in opened):
+        raise UsageError(f"{request['code']} has become another kind of module")
     if "epoch" in opened:
         setns(opened["epoch"], CloneFlags.NEWNS)
     unshare(CloneFlags.NEWNS)

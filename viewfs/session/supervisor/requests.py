@@ -200,18 +200,34 @@ class Connection:
         return {"epoch": ended, "current": self._view.history.epochs.current}, []
 
     async def _umount(self, request: Message, _fds: list[int]) -> Result:
-        mount = self._named_mount(request)
+        force = bool(request.get("force"))
+        try:
+            mount = self._named_mount(request)
+        except NotFoundError:
+            if not force or (left := self._unmounted(request)) is None:
+                raise
+            self._view.history.served[left.made_in].abort()
+            return {"epoch": self._view.history.epochs.current, "path": left.path}, []
         epoch = await self._view.unmount(
-            mount,
-            lazy=bool(request.get("lazy")),
-            force=bool(request.get("force")),
-            operation=request.get("operation", "umount"),
+            mount, lazy=bool(request.get("lazy")), force=force, operation=request.get("operation", "umount")
         )
         return {"epoch": epoch, "path": mount.path}, []
 
     async def _restart(self, request: Message, _fds: list[int]) -> Result:
         mount = self._named_mount(request)
         return {"path": mount.path, "server": await self._view.servers.restart(mount)}, []
+
+    def _unmounted(self, request: Message) -> Mount | None:
+        """The last of those at that path, or of that module, which were unmounted and whose server is there still."""
+        history = self._view.history
+        found = [
+            mount
+            for mount in history.epochs.mounts.values()
+            if mount.removed_in is not None
+            and (mount.path == request.get("path") or mount.type == request.get("module"))
+            and history.served[mount.made_in].is_running
+        ]
+        return found[-1] if found else None
 
     def _named_mount(self, request: Message) -> Mount:
         """The mount at `path`, or the only one of the module `module`."""

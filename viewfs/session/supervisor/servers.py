@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 
 import trio
@@ -45,8 +44,7 @@ class Servers:
         """Deal with the end of its server, if it has one, and with its silence."""
         if served.server is not None:
             self.nursery.start_soon(self._watch_server, mount, served, served.server)
-            if served.decided is not None and not served.decided.has_devices:  # they may have callers wait for ever
-                self.nursery.start_soon(self._watch_answers, mount, served)
+            self.nursery.start_soon(self._watch_answers, mount, served)
 
     async def take_up(self) -> None:
         """Watch the servers that a supervisor before this one has watched; those that it had only begun are ended."""
@@ -116,11 +114,26 @@ class Servers:
             await trio.sleep(min(deadline / 4, LIFE_SECONDS))
             if served.server is None or served.counters is None or served.fuse_fd is None:
                 return
-            oldest = served.counters.oldest_ns()
-            if oldest and time.perf_counter_ns() - oldest > deadline * 10**9 and served.is_running:
+            if served.control_fd is not None:
+                continue  # devices may have callers wait for ever, as long as they are there
+            if served.counters.is_late(deadline * 10**9) and served.is_running:
                 self._log(f"the server of {mount.path} ({mount.type}) has not answered for {deadline} s: it is ended")
                 served.counters.forget_begun()
                 served.server.kill()
+
+    def end_in_time(self, mount: Mount, served: ServedMount) -> None:
+        """It has been unmounted, and nobody uses it: end its server if that doesn't end by itself."""
+        if served.is_running:
+            self.nursery.start_soon(self._end_in_time, mount, served)
+
+    async def _end_in_time(self, mount: Mount, served: ServedMount) -> None:
+        server, deadline = served.server, served.options.deadline
+        assert server is not None
+        with trio.move_on_after(deadline):
+            await server.ended.wait()
+            return
+        self._log(f"the server of {mount.path} ({mount.type}) has not ended {deadline} s after it was unmounted")
+        served.abort()
 
     async def _resume(self, served: ServedMount) -> Child:
         async with self._successor(served, anew=False) as worker:

@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from viewfs.epochs import Epoch, Mount
+from viewfs.epochs import Epoch, Mount, covers
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import children_of, pid_of
 from viewfs.mounts.fuse.counters import Counters
@@ -38,6 +38,8 @@ __all__ = ["View"]
 #: Seconds that walking to a mount point may take; a file system on the way that does not answer is not waited for
 #: longer.
 _PLACE_SECONDS = 20
+#: Nanoseconds after which an answer is late.
+_LATE_NS = 100_000_000
 
 
 class _Descriptors:
@@ -237,9 +239,17 @@ class View:
                     decided = Decided.from_json(report)
                     with answering(doing, deadline, "is it damaged? -o deadline=SECONDS waits longer"):
                         found = await worker.found(doing, decided)
+                        await self._way_answers(decided.path)
                     async with self._changing():
                         return await self._place(request, worker, decided, found, opened)
         raise AssertionError("a worker that is not apart needs no other")
+
+    async def _way_answers(self, path: str) -> None:
+        """Wait as long as a server on the way to `path` owes an answer: nobody else is to wait for that meanwhile."""
+        on_the_way = [mount for mount in self.history.epochs.live() if covers(mount.path, path)]
+        for served in [self.history.served[mount.made_in] for mount in on_the_way]:
+            while served.is_running and served.counters is not None and served.counters.is_late(_LATE_NS):
+                await trio.sleep(_LATE_NS / 10**9)
 
     async def _place(
         self, request: dict[str, Any], worker: WorkerProcess, decided: Decided, found: Found, opened: _Descriptors
@@ -385,6 +395,8 @@ class View:
 
         `lazy`: though something uses it; `force`: and its server, which may answer nothing any more, is ended.
         """
+        if force and not self.history.epochs.is_shadowed(mount):
+            self._abort(mount)  # at once: another change may be waiting for that very server
         async with self._changing():
             if self.history.epochs.is_shadowed(mount):
                 over = self.history.epochs.resolve(mount.path).serving
@@ -408,8 +420,7 @@ class View:
                     raise UsageError("the root stays copy-on-write as long as the view is there")
                 lazy = lazy or len(covered.points) > 1
             if force:
-                for one in (mount, *inside):
-                    self.history.served[one.made_in].abort()
+                self._abort(mount)
             gone = (*(inside if force else ()), mount)  # what is inside goes with it
             with trio.CancelScope(shield=True):
                 doing = f"cannot unmount {mount.path}"
@@ -428,7 +439,14 @@ class View:
                 self.history.free()
                 self._done()
                 await self._tidy()
+            if not lazy:
+                self.servers.end_in_time(mount, served)
         return epoch
+
+    def _abort(self, mount: Mount) -> None:
+        """End its server, and those of what is mounted in it."""
+        for one in (mount, *self.history.epochs.below(mount)):
+            self.history.served[one.made_in].abort()
 
     async def follow_root_name(self, request: dict[str, Any], fds: list[int]) -> None:
         """A `name` has come to the host's root or gone: what it is now is in `fds`. Raises `ViewfsError`."""

@@ -17,6 +17,7 @@ from viewfs.cow.layer.layers import Layer, has_changes
 from viewfs.cow.layer.records import Checkpoint
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
+from viewfs.namespaces.sandbox import Confinement
 from viewfs.session.covers import CoverReport, take_servers
 from viewfs.session.layer_settings import LayerSettings
 from viewfs.session.supervisor.agent_link import AgentLink
@@ -157,7 +158,7 @@ class ViewLayers:
         mount = history.epochs.mount(
             report.path, "cow", made_from=made_from, also=others, time_ns=time.time_ns(), operation="cow"
         )
-        history.served[mount.made_in] = ServedMount("kernel")
+        history.served[mount.made_in] = ServedMount(Confinement.VIEW.value if report.is_served else "kernel")
         history.free()
         return mount
 
