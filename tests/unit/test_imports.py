@@ -93,7 +93,7 @@ PURE = {
     "viewfs.session.wire.protocol": {"collections", "struct", "typing"},
     "viewfs.session.wire.plain_json": {"_json", "collections", "json", "typing"},
     "viewfs.mounts.fuse.protocol": {"collections", "enum", "errno", "os", "struct", "typing"},
-    "viewfs.mounts.fuse.dirents": {"collections", "struct"},
+    "viewfs.mounts.fuse.dirents": {"collections", "functools", "struct"},
     "viewfs.modules.api.ioctls": {"collections", "ctypes", "typing"},
 }
 
