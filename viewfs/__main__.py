@@ -1,4 +1,4 @@
-"""`python -m viewfs` is `viewfs`; and what the script starts that pip makes."""
+"""Entry point of `python -m viewfs`, and of the script that pip makes."""
 
 import sys
 from typing import NoReturn
@@ -9,7 +9,7 @@ __all__ = ["main"]
 
 
 def main() -> NoReturn:
-    """The program."""
+    """Run the program with the arguments of this process."""
     door.main(sys.argv[1:])
 
 

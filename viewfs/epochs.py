@@ -1,9 +1,9 @@
 """The epoch stack: which mount serves a path in which epoch, what it shadows, and what has to live on. Pure.
 
 An epoch is a number; every change of a view makes the next one. A mount made in epoch *n* is in the view from *n* on
-until the epoch that removes it, and what made it saw epoch *n*−1. Of several mounts whose paths lead to a file the
-newest serves it: a later mount on the same path lies on top, one further up covers everything below, and one further
-down was made in what was visible.
+until the epoch that removes it; its module sees epoch *n*−1. Of several mounts whose paths lead to a file the newest
+serves it: a later mount on the same path lies on top, one further up covers everything below, and one further down was
+made in what was visible.
 
 Paths are absolute and canonical (no symbolic links, no `..`, no trailing slash).
 """
@@ -24,15 +24,15 @@ Epoch = NewType("Epoch", int)
 
 @dataclass(frozen=True)
 class Mount:
-    """One mount of a view. `made_in` names it: no epoch makes two."""
+    """One mount of a view. `made_in` identifies it, for no epoch makes two."""
 
     made_in: Epoch
     path: str
     type: str
     source: str = ""
-    #: The mount that its source lies in (and that must live as long as it does).
+    #: The mount that its source lies in; that mount must live as long as this one.
     made_from: Epoch | None = None
-    #: It goes on reading the whole of its epoch.
+    #: Its module goes on reading the whole view as it was in its epoch.
     uses_view: bool = False
     removed_in: Epoch | None = None
     #: Where more of it is mounted, each a file beside `path`.
@@ -67,7 +67,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Resolution:
-    """Who serves a path: `shadowed` holds the mounts underneath, the one that would be next in line first."""
+    """Which mount serves a path; `shadowed` holds the mounts underneath, the newest first."""
 
     serving: Mount | None
     shadowed: tuple[Mount, ...]
@@ -84,7 +84,7 @@ class EpochStack:
 
     mounts: dict[Epoch, Mount] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
-    #: Mounts that have gone out of use altogether; the log knows them.
+    #: Mounts that nothing uses any more; they are kept because the log names them.
     past: dict[Epoch, Mount] = field(default_factory=dict)
 
     @classmethod
@@ -129,7 +129,7 @@ class EpochStack:
         return epoch
 
     def note(self, operation: str, *, source: str = "", time_ns: int = 0) -> Epoch:
-        """A new epoch in which the same is mounted; what was in the one before it is kept as it was."""
+        """Make a new epoch in which the same is mounted; the epoch before it is kept as it was."""
         epoch = Epoch(self.current + 1)
         self.changes.append(Change(epoch, time_ns, operation, source=source))
         return epoch
@@ -139,12 +139,12 @@ class EpochStack:
         return self.mounts.get(made_in) or self.past.get(made_in)
 
     def retire(self, mount: Mount) -> None:
-        """It is in no epoch that anybody asks for any more."""
+        """Move `mount` to the `past`: it is in no epoch that anybody asks for any more."""
         self.past[mount.made_in] = self.mounts.pop(mount.made_in)
 
     def forget(self, most: int) -> set[Epoch]:
-        """Of the mounts that have gone out of use remember no more than `most`, the latest; the epochs that are not in
-        the log any more, because such a mount had made or ended them."""
+        """Keep no more than the `most` latest mounts of the `past`, and drop from the log the epochs that made or ended
+        the others. Returns the epochs that were dropped."""
         gone = set(sorted(self.past)[: max(len(self.past) - most, 0)])
         for made_in in gone:
             del self.past[made_in]
@@ -160,14 +160,14 @@ class EpochStack:
         return self.in_epoch(self.current)
 
     def resolve(self, path: str, epoch: Epoch | None = None) -> Resolution:
-        """Which mount serves `path` in `epoch` (default: now). No mount: the host does."""
+        """Which mount serves `path` in `epoch` (default: now); none if the host does."""
         epoch = self.current if epoch is None else epoch
         candidates = [mount for mount in self.in_epoch(epoch) if mount.leads_to(path)]
         candidates.reverse()
         return Resolution(candidates[0] if candidates else None, tuple(candidates[1:]))
 
     def visible_on(self, path: str) -> Mount | None:
-        """The mount whose root `path` is now, if it is one."""
+        """The mount whose root is what `path` shows now; None if `path` is no such root."""
         serving = self.resolve(path).serving
         return serving if serving is not None and path in serving.paths else None
 
@@ -181,7 +181,7 @@ class EpochStack:
         return later[::-1]
 
     def is_shadowed(self, mount: Mount, epoch: Epoch | None = None) -> bool:
-        """Is a place of `mount` not to be seen, because a newer mount lies on it or above it?"""
+        """Is one of the places of `mount` hidden by a newer mount on it or above it?"""
         this = self.mounts[mount.made_in]
         return any(self.resolve(path, epoch).serving != this for path in mount.paths)
 

@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 
-#: Characters of a text that comes from elsewhere: two paths have room in it.
+#: The most characters that are taken of a text from elsewhere; two paths fit in.
 _TEXT_MAX = 10_000
 
 
 def printable(text: str) -> str:
-    """A text from elsewhere as a terminal may have it: no control characters, and not without end."""
+    """A text from elsewhere in a form that is safe on a terminal: no control characters, and limited in length."""
     return "".join(each if each.isprintable() or "\udc80" <= each <= "\udcff" else "\N{REPLACEMENT CHARACTER}"
                    for each in text[:_TEXT_MAX])  # fmt: skip
 
@@ -60,7 +60,7 @@ class ViewfsError(Exception):
 
     @staticmethod
     def from_json(value: object) -> ViewfsError:
-        """What the other side said was wrong, whatever form it has."""
+        """The error that the other side has sent, whatever form that has."""
         if not isinstance(value, dict):
             return ViewfsError(str(value)[:_TEXT_MAX])
         code, remedy = value.get("exit_code"), value.get("remedy")

@@ -1,4 +1,4 @@
-"""Paths that lie in others. Pure: nothing is looked up, so links and `..` have been resolved before."""
+"""Which path lies below which. Pure: nothing is looked up, so callers resolve symbolic links and `..` before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["is_at_or_below", "is_below"]
 def is_below(path: AnyStr, directory: AnyStr) -> bool:
     """Does `path` lie in `directory`, at any depth?
 
-    Both are absolute, or both are seen from one place, which the empty path is.
+    Both are absolute, or both are relative to the same directory; the empty path is that directory.
     """
     if not directory:
         return bool(path)
@@ -22,5 +22,5 @@ def is_below(path: AnyStr, directory: AnyStr) -> bool:
 
 
 def is_at_or_below(path: AnyStr, directory: AnyStr) -> bool:
-    """The same, or is it `directory` itself?"""
+    """Is `path` the `directory` itself, or does it lie in it at any depth?"""
     return path == directory or is_below(path, directory)

@@ -1,7 +1,7 @@
 """How much of Python there is in this process: little at the start, all of it when something needs it.
 
-The quick way into viewfs starts Python without its `site` module, and so without the packages that are installed: a
-view is opened before those would have been found. Its processes call `complete` before they import any of them.
+The quick way into viewfs starts Python without its `site` module, and so without the packages that are installed:
+finding those would take longer than opening a view. Each process calls `complete` before it imports any of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _incomplete = bool(sys.flags.no_site)
 
 
 def complete() -> None:
-    """Have what every Python program has: installed packages, PYTHONPATH, and a collector of garbage."""
+    """Add what every Python program has: installed packages, PYTHONPATH, and garbage collection."""
     global _incomplete
     gc.enable()
     if not _incomplete:
@@ -28,21 +28,21 @@ def complete() -> None:
     _incomplete = False
     import site
 
-    # Isolated mode (-I) leaves both out.
+    # Isolated mode (-I) leaves out the user's own packages and PYTHONPATH.
     site.ENABLE_USER_SITE = None if os.environ.get("PYTHONNOUSERSITE") else True
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     site.main()
 
 
 def print_traceback() -> None:
-    """Of the exception that is being handled."""
+    """Print the traceback of the exception that is being handled."""
     import traceback
 
     traceback.print_exc()
 
 
 def finish(status: int) -> NoReturn:
-    """End at once: what is freed one by one at Python's end goes with the process."""
+    """End the process at once. At its own end Python would free objects one by one; here they go with the process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,1 +1,1 @@
-"""Copy-on-write layers: where they are kept, what they change, and keeping or discarding that."""
+"""Copy-on-write layers: where they are kept, what they change, and how that is committed or discarded."""

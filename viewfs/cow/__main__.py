@@ -1,9 +1,10 @@
-"""What commands have done in a view in which an image is mounted:
+"""What commands run in a view in which an image is mounted:
 
-    python -m viewfs.cow compare DESCRIPTOR DIRECTORY    with the tree that it was made of, which comes as a descriptor
-    python -m viewfs.cow owners DIRECTORY                whose its files are, as it tells (`viewfs.cow.export.owners`)
+    python -m viewfs.cow compare DESCRIPTOR DIRECTORY    compare the image with the tree that it was made of
+    python -m viewfs.cow owners DIRECTORY                print the owners that it has (`viewfs.cow.export.owners`)
 
-The first prints the first paths that differ, a line each, and exits with 1 if any do.
+The image is mounted on DIRECTORY, and DESCRIPTOR is the open root of the tree. The first command prints the first paths
+that differ, a line each, and exits with 1 if any do.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _SHOWN = 10
 
 
 def main() -> int:
-    """The exit code."""
+    """Run the command that the arguments name; returns the exit code."""
     what, *descriptors, directory = sys.argv[1:]
     image = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if what == "owners":

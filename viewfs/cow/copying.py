@@ -30,7 +30,7 @@ __all__ = [
 _CHUNK = 8 << 20
 #: Why a file can't be given its access control list.
 STRANGERS = "its access control list names somebody who has no number in this view"
-#: What says that two files are on file systems between which the kernel does not copy.
+#: Errors by which copy_file_range(2) says that the kernel does not copy between the two file systems.
 _BY_HAND = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM, errno.EIO)
 
 
@@ -51,7 +51,7 @@ def copy_content(source: int, target: int, size: int) -> None:
             if not copied:
                 data = os.pread(source, min(_CHUNK, end - offset), offset)
                 if not data:
-                    break  # it is shorter by now
+                    break  # the source is shorter by now
                 copied = os.pwrite(target, data, offset)
             offset += copied
     os.ftruncate(target, size)
@@ -70,10 +70,10 @@ def make_node(directory: int, name: bytes, entry: Entry) -> None:
 def set_attributes(directory: int, name: bytes, entry: Entry) -> None:
     """Give `name` in the open `directory` the mode, owner, attributes and times of `entry`. Raises OSError.
 
-    A group that this user can't give away to is left as it is.
+    If this user may not give the file to that owner or group, it keeps both.
     """
     there = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    # What belongs to somebody who has no number here is shown as the user's: nobody has given it away.
+    # A file whose owner is not mapped here is shown as the user's in the view: this is no change of owner.
     uid = -1 if there.st_uid in (entry.uid, overflow_id("uid")) else entry.uid
     gid = -1 if there.st_gid in (entry.gid, overflow_id("gid")) else entry.gid
     if (uid, gid) != (-1, -1):
@@ -81,7 +81,7 @@ def set_attributes(directory: int, name: bytes, entry: Entry) -> None:
             os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
     path = b"/proc/self/fd/%d/%s" % (directory, name)
     if not stat.S_ISLNK(entry.mode):
-        # Lists first: what can't be given its own is left as it is. They set the mode too, as far as it goes.
+        # Access control lists first: if they can't be set, the mode is left as it is. They set the permission bits too.
         set_acls(path, entry)
         os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=directory)
         _set_xattrs(path, entry)
@@ -96,9 +96,9 @@ def _listed(path: bytes) -> list[str]:
 
 
 def set_acls(path: bytes, entry: Entry) -> None:
-    """Give what is at `path` the access control lists of `entry`, unless they are not known of it (`Entry.has_acls`).
+    """Give what is at `path` the access control lists of `entry`, unless they are unknown (`Entry.has_acls`).
 
-    Raises OSError, EPERM where one names somebody who has no number here and it can't be passed through.
+    Raises OSError: EPERM if a list names somebody whose id is not mapped here, and no process outside could set it.
     """
     if not entry.has_acls:
         return
@@ -116,7 +116,7 @@ def set_acls(path: bytes, entry: Entry) -> None:
             if error.errno != errno.EINVAL:
                 raise
             if not store(path, key, value):
-                # Without it others could do what they may not now, or not what they may.
+                # Without the list others could do more than they may now, or less.
                 raise OSError(errno.EPERM, STRANGERS) from error
 
 
@@ -167,7 +167,7 @@ def _open_for_removal(directory: int, name: bytes) -> int:
 
 
 def _remove_files(fd: int) -> bytes | None:
-    """Remove what is no directory from an open one; the name of a directory that is left in it."""
+    """Remove the entries of an open directory up to the first that is a directory itself: its name, or None."""
     for name in map(os.fsencode, os.listdir(fd)):
         try:
             os.unlink(name, dir_fd=fd)
@@ -212,7 +212,7 @@ def decode_attributes(value: dict[str, Any]) -> Entry:
 
 
 class TreeCopier:
-    """Copies parts of one tree into another. Names of one file become names of one file."""
+    """Copies parts of one tree into another. Hard links to one file become hard links to one file."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class TreeCopier:
         sync: bool = False,
         copied: Callable[[bytes, Entry], None] = lambda _path, _entry: None,
     ) -> None:
-        """`links`: where in `target` files are already, by their identity in `source`.
+        """`links`: the paths of files that are in `target` already, by their identity in `source`.
 
         `sync`: each file is on the disk before the next is begun. `copied` is told of each file.
         """
@@ -251,7 +251,7 @@ class TreeCopier:
                 set_attributes(parent, name, entry)
 
     def renamed(self, place: bytes, path: bytes) -> None:
-        """What was copied to `place` is called `path` now."""
+        """Note that what was copied to `place` has been renamed to `path`."""
         for identity, there in self._links.items():
             if is_at_or_below(there, place):
                 self._links[identity] = path + there[len(place) :]
@@ -272,9 +272,9 @@ class TreeCopier:
 
 
 def copy_node(source: Tree, path: bytes, entry: Entry, directory: int, name: bytes, *, sync: bool = False) -> None:
-    """Make what `entry` at `path` of `source` is as `name` in the open `directory`; of a directory, an empty one.
+    """Copy what `entry` at `path` of `source` is to `name` in the open `directory`; a directory is made empty.
 
-    A name that is there is an error. Attributes of a directory are the caller's to set once it is full. Raises OSError.
+    It is an error if the name exists. The caller sets the attributes of a directory once it is full. Raises OSError.
     """
     if not entry.is_file:
         make_node(directory, name, entry)
@@ -282,7 +282,7 @@ def copy_node(source: Tree, path: bytes, entry: Entry, directory: int, name: byt
             set_attributes(directory, name, entry)
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    # One may not be allowed to read it, and need not be where nothing is to be read: somebody's lock.
+    # An empty file need not be opened, and perhaps may not be read: a lock file of somebody else.
     content = source.open(path) if entry.size else -1
     try:
         target = os.open(name, flags, 0o600, dir_fd=directory)

@@ -1,7 +1,7 @@
-"""Making one tree what another is, by ordinary file operations: discarding changes of a view, going back to a state.
+"""Making one tree equal to another by ordinary file operations: to discard changes of a view, or to go back to a state.
 
-The tree that is changed is a view that programs may be using, so it is changed as a program would, through the mount,
-and never behind the overlay's back. A file is replaced by renaming, so that nobody sees half of it.
+The tree that is changed is a view that programs may be using. So it is changed as a program would do it, through the
+mount, and never in the upper directory below it. A file is replaced by renaming, so that nobody sees half of it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def restore(
     """Undo `changes`, which lead from `state` to `view`, as far as they are in `selection`.
 
     `progress` is told the size of each file that has been copied. The caller holds the lock of `layer`, the view's.
-    Those that were undone, and those that could not be, with the reason: what was there may not be read, or the view
-    has no numbers for whom it names. Raises OSError where something can't be written; doing it again does the rest.
+    Returns the changes that were undone, and those that could not be, with the reason: the old file may not be read, or
+    it names somebody whose id is not mapped in the view. Raises OSError if something can't be written; calling this
+    again does the rest.
     """
     token = b".viewfs-" + secrets.token_hex(4).encode()
     with layer.restoring(token):
@@ -60,9 +61,10 @@ def discard(
     *,
     live: bool,
 ) -> tuple[list[Change], list[tuple[Change, str]], OSError | None]:
-    """Undo the `changes` that `selection` has, and note in the layer that it was done.
+    """Undo those of `changes` that are in `selection`, and note in the layer that it was done.
 
-    What was undone, what could not be and why, and the error if it could not be noted. Raises OSError as `restore`.
+    Returns what was undone, what could not be and why, and the error if that could not be noted. Raises OSError under
+    the same conditions as `restore`.
     """
     refused: list[tuple[Change, str]] = []
     if not live and selection.paths == (b"",):
@@ -114,7 +116,7 @@ def _restore(
                     refused.append((undone.pop(), readable or "what it had been may not be read"))
                     continue
             if covered is not None or change.old is None:
-                remove_tree(fd, name)  # rename(2) replaces a file, but nothing that is full
+                remove_tree(fd, name)  # rename(2) replaces no directory that has entries
             if change.old is not None:
                 os.rename(temporary_name, name, src_dir_fd=fd, dst_dir_fd=fd)
                 copier.renamed(join(parent, temporary_name), path)
@@ -126,7 +128,7 @@ def _restore(
 
 
 def _make_parents(state: Tree, view: Tree, path: bytes, directories: dict[bytes, Entry]) -> None:
-    """Make `path` in `view` a directory again, empty, if it is none any more."""
+    """Make `path` in `view` an empty directory again, and those above it, where they are directories no more."""
     missing: list[bytes] = []
     while path and ((entry := view.entry(path)) is None or not entry.is_directory):
         missing.append(path)

@@ -4,8 +4,8 @@ Three parts: `Facts`, which are read and not judged; `diagnose`, which turns a s
 to do, and touches nothing; and the attempt, which is made of the functions that a session uses. A setting alone proves
 little (on Ubuntu unshare(2) succeeds and the id map is refused), so facts are not asked as long as the steps succeed.
 
-The child and all that it forks hold the report's pipe and share a process group: the pipe's end says that none of them
-is left, and one that hangs is ended with the others.
+The child and all processes that it forks hold the report's pipe and share a process group: end-of-file on the pipe says
+that none of them is left, and one that hangs is killed with the others.
 """
 
 from viewfs.doctor.attempt import Report

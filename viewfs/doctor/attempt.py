@@ -30,7 +30,7 @@ from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 
 __all__ = ["Report", "StepFailedError", "attempt"]
 
-#: What is said of a step: its name, then "begin", "ok" or "failed", the detail, and the errno of a failure.
+#: Called when a step begins and ends: its name; "begin", "ok" or "failed"; the detail; and the errno of a failure.
 Report = Callable[[str, str, str, int], None]
 
 _GREETING = b"Hello from viewfs!\n"
@@ -39,7 +39,7 @@ _PLACE = "/viewfs-doctor"
 
 
 class StepFailedError(Exception):
-    """A step that views can't do without failed, and was reported."""
+    """A required step failed, and was reported."""
 
 
 def attempt(report: Report) -> None:
@@ -93,7 +93,7 @@ def _explain(name: str, error: OSError | ViewfsError) -> tuple[str, int]:
 
 
 def _enter_user_namespace(step: StepContext) -> None:
-    """One call, as a session makes it, but two steps: which of them it was tells one kind of machine from another."""
+    """Make one call, as a session does, but report two steps: which of them fails depends on the kind of machine."""
     identity = IdentityMap.of_caller(as_root=False)
     parent = os.getppid()
     refused: MachineError | None = None
@@ -138,7 +138,7 @@ def _serve_a_file(step: StepContext) -> None:
 
         counters = Counters.create()
         server = _fork(shut_in, then=lambda: serve(file_system, fuse, counters))
-        # The server alone holds the connection now: its death ends that, and with it any wait for an answer.
+        # Only the server holds the connection now: its death ends the connection, and any wait for an answer.
         os.close(fuse)
     with step("read"):
         place = os.open(_PLACE, os.O_PATH | os.O_CLOEXEC)
@@ -154,7 +154,7 @@ def _serve_a_file(step: StepContext) -> None:
 
 
 def _try_overlay() -> None:
-    """An overlay on a tmpfs, and a file of its lower layer changed in it."""
+    """Mount an overlay whose layers are on a tmpfs, and change a file of the lower layer through it."""
     mount("viewfs-doctor", _PLACE, "tmpfs", MountFlags.NOSUID | MountFlags.NODEV, "mode=700")
     lower, upper, work, merged = (f"{_PLACE}/{name}" for name in ("lower", "upper", "work", "merged"))
     for directory in (lower, upper, work, merged):
@@ -180,7 +180,7 @@ def _mount_own_proc() -> None:
 def _fork(work: Callable[[], None], then: Callable[[], None] | None = None, parent_inside: int | None = None) -> int:
     """Fork a process that does `work`, then `then`; its pid, once `work` is done. Raises the OSError of `work`.
 
-    `parent_inside` is what getppid(2) gives there, if not this process's number.
+    `parent_inside` is what getppid(2) returns in that process, if it is not the pid of this one.
     """
     parent = os.getpid() if parent_inside is None else parent_inside
     answer, answering = os.pipe()

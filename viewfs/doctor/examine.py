@@ -1,4 +1,4 @@
-"""Having it attempted by a child, and saying of each step how it went."""
+"""Have a child make the attempt, and say of each step how it went."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEADLINE = 20.0
 def examine(
     facts: Facts | None = None, *, attempt: Callable[[Report], None] = open_a_view, deadline: float = DEADLINE
 ) -> list[Step]:
-    """Try it all. Nothing of it is left afterwards: no process, mount or file.
+    """Try all the steps. Nothing of the attempt is left afterwards: no process, mount or file.
 
     `deadline` is in seconds, for each step; `attempt` is what the child does.
     """
@@ -40,13 +40,13 @@ def examine(
         _become_attempt(attempt, writing, parent)
     os.close(writing)
     try:
-        with contextlib.suppress(OSError):  # it may have done so itself, and ended
+        with contextlib.suppress(OSError):  # the child may have done so itself, and ended
             os.setpgid(child, child)
         messages, hung = _listen(reading, deadline)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):  # whoever ignores SIGCHLD has the kernel do it
+        with contextlib.suppress(ChildProcessError):  # if SIGCHLD is ignored, the kernel has done it
             os.waitpid(child, 0)
         _wait_for_end(reading)
         os.close(reading)
@@ -80,7 +80,7 @@ Message = tuple[str, str, str, int]
 
 
 def _listen(reading: int, deadline: float) -> tuple[list[Message], bool]:
-    """All that is said until the end or until one step takes too long, and whether it did."""
+    """Read messages until end-of-file, or until one step takes too long; the second value says whether one did."""
     said = b""
     poll = select.poll()
     poll.register(reading, select.POLLIN)
@@ -99,7 +99,7 @@ def _listen(reading: int, deadline: float) -> tuple[list[Message], bool]:
 
 
 def _wait_for_end(reading: int, seconds: float = 5.0) -> None:
-    """Until every process that has the other end is gone. All were killed; the kernel may take a moment for it."""
+    """Wait until no process has the other end open. All were killed, which may take the kernel a moment."""
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     until = time.monotonic() + seconds
@@ -108,13 +108,13 @@ def _wait_for_end(reading: int, seconds: float = 5.0) -> None:
 
 
 def _conclude(messages: list[Message], silence: str, hung: bool, facts: Facts) -> list[Step]:
-    """The steps, in order, from what was said of them; `silence` is said of one that began and did not end."""
+    """Make the steps, in order, from the messages; `silence` is the reason for a step that began and did not end."""
     begun = {name for name, what, _detail, _number in messages if what == "begin"}
     ended = {name: (what, detail, number) for name, what, detail, number in messages if what in ("ok", "failed")}
     broken = next((detail for _name, what, detail, _number in messages if what == "broken"), silence)
     steps: list[Step] = []
     for name, kind in STEPS.items():
-        # What broke before a step began is told of that step.
+        # An error that came before a step began is reported as that step's.
         if name not in begun and (len(begun) > len(ended) or any(step.state != "ok" for step in steps)):
             steps.append(Step(name, kind.title, "skipped", "not tried"))
             continue

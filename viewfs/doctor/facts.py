@@ -44,7 +44,7 @@ class Facts:
     initial_user_namespace: bool = True
     proc_mounted: bool = True
     has_user_namespaces: bool = True
-    #: CAP_SETFCAP, which it takes to map the uid 0 of the caller's user namespace into a new one (since Linux 5.12)
+    #: CAP_SETFCAP, needed to map uid 0 of the caller's user namespace into a new one (since Linux 5.12)
     may_map_root: bool = True
     #: kernel.unprivileged_userns_clone, which kernels of Debian and others have
     unprivileged_userns_clone: int | None = None
@@ -62,12 +62,12 @@ class Facts:
     fuse_device: FuseDevice | None = None
     fuse_in_kernel: bool | None = None
     overlay_in_kernel: bool | None = None
-    #: What AppArmor has to know viewfs by: the launcher, or the interpreter if that was started by itself.
+    #: The program that an AppArmor profile has to name: the launcher, or the interpreter if that was started by itself.
     program: str = ""
 
     @classmethod
     def read(cls) -> Facts:
-        """Of this machine and process, now."""
+        """Read the facts of this machine and process, as they are now."""
         status = dict(line.split(":", 1) for line in read_text("/proc/self/status").splitlines() if ":" in line)
         file_systems = read_text("/proc/filesystems").split()
         uid_map, gid_map = (_id_map(kind) for kind in ("uid", "gid"))
@@ -119,7 +119,7 @@ def _number(path: str) -> int | None:
 
 
 def _id_map(kind: str) -> list[tuple[int, int, int]]:
-    """First id inside, first id outside, how many (user_namespaces(7))."""
+    """The rows of the map: first id inside, first id outside, how many (user_namespaces(7))."""
     rows = [line.split() for line in read_text(f"/proc/self/{kind}_map").splitlines()]
     return [(int(inside), int(outside), int(count)) for inside, outside, count in rows]
 
@@ -129,7 +129,8 @@ def _maps(table: list[tuple[int, int, int]], number: int) -> bool:
 
 
 def _chrooted() -> bool | None:
-    """Without privilege it shows only where no mount is the root: then the root lies somewhere below one."""
+    """Is this process in a chroot? Without privilege that shows only if no mount has the root as its mount point: then
+    the root lies somewhere below one."""
     table = parse_mountinfo(read_text("/proc/self/mountinfo").encode())
     if table and all(entry.mount_point != "/" for entry in table):
         return True
@@ -168,7 +169,7 @@ def device_number(status: os.stat_result) -> tuple[int, int]:
 
 
 def _program() -> str:
-    """The script that the kernel executed; its interpreter, if somebody named that (python -m viewfs)."""
+    """The script that the kernel executed, or the interpreter, if that was named in the command (python -m viewfs)."""
     script = os.path.realpath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
     if os.path.isfile(script) and os.access(script, os.X_OK):
         return script

@@ -214,7 +214,7 @@ _DIAGNOSES: dict[str, Callable[[int, Facts], Remedy]] = {
 
 
 def _set(setting: str, value: int, facts: Facts) -> Remedy:
-    """Set a sysctl, now and after every start."""
+    """How to set a sysctl, now and after every start."""
     if not facts.initial_user_namespace or facts.container:
         return ("On the host, as root:", f"  sysctl -w {setting}={value}")
     return (
@@ -234,7 +234,7 @@ def _raise_limit(kind: str, limit: int | None, facts: Facts) -> Remedy:
             "Whoever started that has to leave it at its default, or raise it there.",
         )
     if limit == 0:
-        # RHEL 7 had it so, and the security profiles of later ones (DISA STIG) have.
+        # RHEL 7 had this default, and security profiles of later releases set it (DISA STIG).
         return (f"{setting} is 0: this machine has them switched off.", *_set(setting, 28633, facts))
     return (
         f"As many as {setting} allows ({'unknown' if limit is None else limit}) exist already, here or in an outer "
@@ -264,7 +264,7 @@ def _lift_seccomp(facts: Facts) -> Remedy:
 
 
 def _start_container(facts: Facts, *, whole_proc: bool = False) -> Remedy:
-    """How a container is started in which all of viewfs works."""
+    """How to start a container in which all of viewfs works."""
     docker = "  docker run --device /dev/fuse --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
     podman = "  podman run --device /dev/fuse --security-opt seccomp=unconfined --security-opt label=disable"
     if whole_proc:

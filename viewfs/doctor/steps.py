@@ -1,4 +1,4 @@
-"""What a view takes, step by step, and how each went."""
+"""The steps that it takes to open a view, and how each went."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ class Step:
 
 
 def works(steps: list[Step]) -> bool:
-    """Is all there that a view can't do without?"""
+    """Did every step succeed that a view can't do without?"""
     return all(step.state in ("ok", "warning") for step in steps)

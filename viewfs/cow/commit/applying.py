@@ -29,12 +29,12 @@ from viewfs.linux.files import Rename, renameat2
 
 __all__ = ["THEIRS", "Applied", "apply", "as_planned", "fingerprint", "give_up", "planned", "theirs_name"]
 
-#: What a file of the host is called that a commit did not want to lose.
+#: The suffix in the name of a file of the host that a commit keeps instead of removing it.
 THEIRS = b".viewfs-theirs"
 _OLD, _GONE = b".old", b".gone"
 _NAME_MAX = 255
 _NAMES_TRIED = 10_000
-#: What says that a file system does not know the flags of renameat2(2).
+#: Errors by which a file system says that it does not know the flags of renameat2(2).
 _NO_FLAGS = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -44,7 +44,7 @@ class Applied:
 
     #: Those that could not be done, with the reason.
     failed: list[tuple[bytes, str]] = field(default_factory=list)
-    #: Change times of what was done, where it is as it was to be: who changes it later has another.
+    #: Change times of what the steps have made, where it is as intended: a later change gives it another time.
     touched: dict[bytes, int] = field(default_factory=dict)
     #: What was kept because it was not what had been planned, and under which path.
     kept: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class _ChangedError(Exception):
 
 
 class _LeftError(Exception):
-    """It is to stay as it is."""
+    """The directory is to stay as it is."""
 
 
 def planned(entry: Entry, fingerprint: str = "") -> Planned:
@@ -67,7 +67,7 @@ def planned(entry: Entry, fingerprint: str = "") -> Planned:
 
 
 def fingerprint(entries: Iterable[tuple[bytes, Entry]]) -> str:
-    """What is another one as soon as anything in a directory is; paths are relative to it."""
+    """A digest that differs as soon as anything in a directory does; paths are relative to the directory."""
     digest = hashlib.sha256()
     for path, entry in sorted(entries, key=lambda one: one[0]):
         times = (entry.ctime_ns, 0) if entry.is_directory or entry.nlink == 1 else (entry.mtime_ns, entry.size)
@@ -91,16 +91,16 @@ def as_planned(tree: Tree, path: bytes, expected: Planned | None, *, moved: bool
 
 
 def theirs_name(name: bytes, number: int = 1) -> bytes:
-    """What to call a file of the host that is kept, at the `number`th try: no longer than a name may be."""
+    """The name to keep a file of the host under, at the `number`th try; no longer than a name may be."""
     suffix = THEIRS if number == 1 else b"%s.%d" % (THEIRS, number)
     kept = name[: _NAME_MAX - len(suffix)]
     if kept != name:
-        kept = kept.decode(errors="ignore").encode() or kept  # half a character is none
+        kept = kept.decode(errors="ignore").encode() or kept  # without half a character at its end
     return kept + suffix
 
 
 def apply(lower: Tree, steps: Sequence[Step], staged: Mapping[bytes, Staged]) -> Applied:
-    """Do each step that has not been done; `staged` says by temporary name what was. Raises OSError."""
+    """Do each step that has not been done yet; `staged` has what was staged, by temporary name. Raises OSError."""
     done = Applied()
     for step in steps:
         inode = staged[step.temporary].inode if step.temporary in staged else None
@@ -116,7 +116,7 @@ def apply(lower: Tree, steps: Sequence[Step], staged: Mapping[bytes, Staged]) ->
         except OSError as error:
             done.failed.append((step.path, os.strerror(error.errno or errno.EIO).lower()))
             give_up(lower, step, inode)
-    # Now that all is done, for a name that is put in its place changes those of the file's other names as well.
+    # Only after all steps, for installing one name of a file sets the change time of its other names as well.
     for step in steps:
         if (changed_ns := _change_time(lower, step, staged.get(step.temporary))) is not None:
             done.touched[step.path] = changed_ns
@@ -131,7 +131,7 @@ def apply(lower: Tree, steps: Sequence[Step], staged: Mapping[bytes, Staged]) ->
 
 
 def _change_time(lower: Tree, step: Step, staged: Staged | None) -> int | None:
-    """The change time of what a step has made; None where it isn't as it was to be, since somebody has changed it."""
+    """The change time of what a step has made; None if that is not as intended, because somebody has changed it."""
     entry = lower.entry(step.path)
     if entry is None:
         return None
@@ -146,7 +146,7 @@ def _change_time(lower: Tree, step: Step, staged: Staged | None) -> int | None:
 
 
 def _do(lower: Tree, step: Step, staged: int | None) -> bytes | None:
-    """Do a step; the path of what was kept."""
+    """Do a step; the path under which something was kept, or None."""
     if step.operation is Operation.LEAVE:
         raise _LeftError
     directory, name = split(step.path)
@@ -168,7 +168,7 @@ def _do(lower: Tree, step: Step, staged: int | None) -> bytes | None:
 
 
 def _has_attributes(there: Entry | None, step: Step) -> bool:
-    """Those that were there when it was planned, or already those that are to be?"""
+    """Does it have the attributes that it had when the step was planned, or already those that the step sets?"""
     if there is None:
         return False
     before, wanted = decode_attributes(step.before), decode_attributes(step.attributes)
@@ -188,7 +188,7 @@ class _Place:
         self._step = step
 
     def clear(self) -> None:
-        """Remove what was being removed when this was done before."""
+        """Remove what this step was removing when it was interrupted."""
         remove_tree(self._parent, self._gone)
 
     def install(self, staged: int | None) -> bytes | None:
@@ -197,7 +197,7 @@ class _Place:
             return self._put_in_place()
         if there is None and _inode(self._parent, self._old) is None and _inode(self._parent, self._name) != staged:
             raise _ChangedError  # it has been done, and somebody has changed that; or the directory is another one
-        # It has been done: what is left of what was there before, if anything, is under one of the two names.
+        # It has been done: what it has replaced, if any of that is left, is under one of the two names.
         return self._dispose(self._temporary if there is not None else self._old, as_before=True)
 
     def _put_in_place(self) -> bytes | None:
@@ -216,7 +216,7 @@ class _Place:
         except OSError as error:
             if error.errno not in _NO_FLAGS:
                 raise
-        # In two steps, where the file system knows no better: for a moment nothing has the name.
+        # In two steps, where the file system can't exchange names: for a moment nothing has the name.
         with contextlib.suppress(FileNotFoundError):
             self._rename(self._name, self._old, Rename.NONE)
         self._rename(self._temporary, self._name, Rename.NONE)
@@ -229,7 +229,7 @@ class _Place:
             if there is None:
                 return None
             if self._step.planned is None or there != self._step.planned.inode:
-                raise _ChangedError  # another one, perhaps since this was done
+                raise _ChangedError  # another file, perhaps made since this was done
             as_before = self._is_as_planned(self._name)
             self._rename(self._name, self._old, Rename.NONE)
         return self._dispose(self._old, as_before=as_before)
@@ -238,14 +238,14 @@ class _Place:
         return as_planned(self._lower, join(self._directory, name), self._step.planned, moved=moved)
 
     def _dispose(self, aside: bytes, *, as_before: bool) -> bytes | None:
-        """Remove what was swapped out, or give it a name of its own; `as_before`: it was as planned before that."""
+        """Remove what was swapped out, or give it a name of its own; `as_before`: it was as planned until then."""
         if _inode(self._parent, aside) is None:
             return None
         if self._step.theirs:
             self._keep(aside, split(self._step.theirs)[1])
             return None  # as it was asked for
         if as_before and self._is_as_planned(aside, moved=True):
-            # Under a name which says that it has been looked at: half a directory is none that was planned.
+            # The new name says that it has been checked: the rest of a directory would not be as planned any more.
             self._rename(aside, self._gone, Rename.NONE)
             remove_tree(self._parent, self._gone)
             return None
@@ -272,7 +272,7 @@ class _Place:
 
 
 def give_up(lower: Tree, step: Step, staged: int | None) -> None:
-    """Of a step that can't be done leave nothing: what had to make room comes back."""
+    """Leave nothing of a step that can't be done: put back what was moved aside, and remove what was staged."""
     if not step.temporary:
         return
     directory, name = split(step.path)

@@ -44,7 +44,7 @@ __all__ = ["Commit", "Outcome"]
 
 #: With more files than that to stage, the file system is synced once instead of each file.
 _SYNC_EACH = 500
-#: What is for one path to be refused with; everything else ends the commit.
+#: Errors for which only the one path is refused; any other ends the commit.
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENAMETOOLONG)
 
 
@@ -57,7 +57,7 @@ class Outcome:
     failed: list[tuple[bytes, str]] = field(default_factory=list)
     #: What was changed outside at the last moment, and the name that it has now.
     kept: list[tuple[bytes, bytes]] = field(default_factory=list)
-    #: What belonged to a user or group who has no number in the view, and belongs to this user now.
+    #: What belonged to a user or group that is not mapped in the view, and belongs to this user now.
     taken: list[bytes] = field(default_factory=list)
 
 
@@ -66,13 +66,13 @@ def _has_same_attributes(old: Entry, new: Entry) -> bool:
 
 
 def _is_same(old: Entry, new: Entry) -> bool:
-    """But for their content, which must not differ either."""
+    """Are the two the same but for their content? (The caller compares that.)"""
     return old.mtime_ns == new.mtime_ns and _has_same_attributes(old, new)
 
 
 def _reason(error: OSError) -> str:
     plain = os.strerror(error.errno or errno.EIO)
-    # (That of a system call begins with its name.)
+    # (The message of a system call may begin with the name of the call.)
     reason = plain if not error.strerror or error.strerror.endswith(f": {plain}") else error.strerror
     return reason[0].lower() + reason[1:]
 
@@ -96,15 +96,15 @@ class Commit:
         force: bool = False,
         live: bool = False,
     ) -> None:
-        """Plans it, changing nothing; `force`: as if there were no conflicts; `live`: programs may be using the view,
-        so that the layer is settled later. Raises `ViewfsError` and OSError."""
+        """Plans it, changing nothing. `force`: as if there were no conflicts. `live`: programs may be using the view,
+        so the layer is settled later. Raises `ViewfsError` and OSError."""
         self._layer, self._lower, self._view, self._upper = layer, lower, view, upper
         planned_ns = clock_ns(layer.fd, lower)
         self._settled_ns = clock_ns(layer.fd, upper) if live else None
         unchanged: dict[tuple[int, int], bytes] = {}
         found = list(own_changes(layer, lower, view, upper, unchanged=unchanged))
         conflicts = list(find_conflicts(layer.record, lower, view, upper, found, unchanged, selection))
-        #: A directory that is at odds is left as it is outside, which is in the way of nothing in it.
+        #: Without those over a directory's own attributes: it keeps those outside, and what is in it is committed.
         self.conflicts = [conflict for conflict in conflicts if not conflict.is_own]
         left = [conflict.path for conflict in conflicts if conflict.is_own and not force]
         theirs: Callable[[bytes], bytes] | None = None
@@ -119,15 +119,14 @@ class Commit:
         token = secrets.token_hex(4).encode()
         is_news = layer.record.is_news
         self.plan = plan_commit(found, selection, lower, view, token, unchanged, theirs, left, is_news)
-        #: The changes that are made as a person is told of them: as `diff` does.
+        #: The changes that are made, as `diff` shows them to a person.
         self.told = with_renames(self.plan.changes, lower, view)
         self._keep_groups()
         self._moments = Moments(planned_ns, self._untouched(), linked=self._linked())
         self._taken: list[bytes] = []
 
     def _untouched(self) -> dict[bytes, tuple[int, int, int]]:
-        """The directories in which something will be done, as far as nobody has changed them: what they then are is no
-        news. Of a commit of everything all conflicts have been looked at."""
+        """See `Moments`. If everything is committed, no directory is left out: all conflicts have been looked at."""
         found: dict[bytes, tuple[int, int, int]] = {}
         everything = self.plan.selection.is_everything
         after = {step.path: step.attributes for step in self.plan.steps if step.operation is Operation.ATTRIBUTES}
@@ -141,7 +140,7 @@ class Commit:
         return found
 
     def _linked(self) -> tuple[Staged, ...]:
-        """See `Moments`; those of which no name was changed outside since the layer was begun."""
+        """See `Moments`; only files that were not changed outside since the layer was begun."""
         record = self._layer.record
         concerned = [(change.path, change.old) for change in self.plan.changes]
         concerned += [(path, self._lower.entry(path)) for path in self.plan.unchanged.values()]
@@ -159,14 +158,14 @@ class Commit:
         return tuple(found.values())
 
     def _keep_groups(self) -> None:
-        """A name of a file with several that was renamed, and not changed, is to be a name of that file again."""
+        """If a hard link was renamed and its file not changed, the new name is to be a hard link to that file again."""
         for change in self.told:
             old, new = change.old, change.new
             if change.kind is not Kind.RENAMED or old is None or new is None or old.nlink < 2 or change.source is None:
                 continue
             if _is_same(old, new):
                 self.plan.unchanged.setdefault(new.identity, change.source)
-        # The same where it was given a name that another file had.
+        # The same where the new name was another file's.
         gone = {
             (change.old.size, change.old.mtime_ns): change
             for change in self.told
@@ -183,7 +182,7 @@ class Commit:
                 self.plan.unchanged.setdefault(new.identity, other.path)
 
     def carry_out(self, progress: Callable[[int], None] = _nothing) -> Outcome:
-        """Do it all; `progress` is told the size of each file that has been staged.
+        """Carry out the plan; `progress` is told the size of each file that has been staged.
 
         Raises `ViewfsError`, nothing having been changed.
         """
@@ -191,7 +190,7 @@ class Commit:
         if not self.plan.steps:
             return Outcome([])
         try:
-            # What the view has written may be in memory only. Once it is outside, the layer must not have less of it.
+            # What the view has written may be in memory only. Once it is outside, the layer must have it too.
             if not self._layer.record.volatile:
                 syncfs(self._layer.fd)
             journal.begin(self._paths(), self.plan.steps, self._moments)
@@ -218,14 +217,14 @@ class Commit:
         )
         undone = {path for path, _why in failed}
         self._note_settled(done_paths(self.plan.steps, self._paths(), undone))
-        whole = {step.path for step in self.plan.steps if step.temporary} & undone  # with all that is in them
+        whole = {step.path for step in self.plan.steps if step.temporary} & undone  # each with all that is in it
         done = [c for c in self.told if c.path not in undone and not is_at_or_below_one(c.path, whole)]
         # Times of a directory follow from what was done in it, if anything was.
         told = {change.path for change in self.plan.changes if not (change.is_directory and change.only_times)}
         return Outcome(done, [(path, why) for path, why in failed if path in told], applied.kept, self._taken)
 
     def _note_settled(self, done: Sequence[bytes]) -> None:
-        """What the view had when this was planned, and has as it was, is no change of its own any more."""
+        """Note as settled what the view has not changed since this was planned: that is no change of its own now."""
         if self._settled_ns is None:
             return
         planned_ns = self._settled_ns
@@ -243,14 +242,14 @@ class Commit:
             Settled(self._layer).note(self._upper, done, is_settled)
 
     def _paths(self) -> list[bytes]:
-        """What is the same outside and in the view afterwards."""
+        """The paths that are the same outside and in the view afterwards."""
         selection = self.plan.selection
         if selection.only == EVERYTHING:
             return list(selection.paths)
         return [path for path in paths_done_whole(self.plan.steps) if selection.has(path)]
 
     def _stage(self, progress: Callable[[int], None]) -> list[tuple[bytes, str]]:
-        """Copy all that is new beside its place, and have it on the disk; what may not be there, with the reason."""
+        """Copy all that is new beside its place, and sync it; returns the paths that are refused, with the reason."""
 
         def copied(path: bytes, entry: Entry) -> None:
             after = self._view.entry(path)
@@ -289,13 +288,13 @@ class Commit:
         return os.path.join(self._layer.record.path, path.decode(errors="replace"))
 
     def _keep_owner(self, step: Step, change: Change | None) -> None:
-        """What takes the place of a file goes on belonging to those who have no number here, as far as it may."""
+        """Give what replaces a file that file's owner and group, as far as allowed, where they are not mapped here."""
         if change is None or change.old is None or change.new is None or change.old.kind != change.new.kind:
             return
         old, new = change.old, change.new
         directory, name = split(step.temporary)
         if old.gid == new.gid:
-            # Not that of a directory which gives its group to all that is made in it (chown(2), “S_ISGID”).
+            # And not the group of a directory which gives it to all that is made in it (chown(2), “S_ISGID”).
             with contextlib.suppress(OSError), self._lower.directory(directory) as parent:
                 os.chown(name, -1, new.gid, dir_fd=parent, follow_symlinks=False)
                 if not stat.S_ISLNK(new.mode):
@@ -315,7 +314,7 @@ class Commit:
             os.close(there)
 
     def _keep_acls(self, step: Step, change: Change | None) -> None:
-        """Where the view knows of no access control lists, what takes the place of a file has its lists."""
+        """Where the view knows no access control lists, give what replaces a file the lists of that file."""
         if change is None:
             return  # a directory that only leads to what was selected
         old, new = change.old, change.new
@@ -352,7 +351,7 @@ class Commit:
             if step.operation in (Operation.TIMES, Operation.LEAVE):
                 continue
             old = attributes.get(step.path)
-            if old is not None and old.is_directory:  # what is in it is not all as it was: staging is at work there
+            if old is not None and old.is_directory:  # its content is not as it was: files are staged in it
                 there = self._lower.entry(step.path)
                 unchanged = there is not None and there.identity == old.identity and _has_same_attributes(there, old)
             else:

@@ -1,4 +1,4 @@
-"""What comes after a commit's steps, be it by who planned them, or by the next command after one that was interrupted.
+"""What follows the steps of a commit, in the same process, or in the next command if the commit was interrupted.
 
 A commit that had not staged everything is undone, one that had is finished (see `commit`).
 """
@@ -28,7 +28,7 @@ def is_at_or_below_one(path: bytes, places: Collection[bytes]) -> bool:
 
 
 def recover(layer: Layer, lower: Tree) -> str | None:
-    """Finish or undo a commit that was interrupted: what was done, for a person to read; None if none was.
+    """Finish or undo an interrupted commit; returns what was done, for a person to read, or None if there was none.
 
     The caller holds the layer's lock. Raises `ViewfsError` and OSError.
     """
@@ -50,7 +50,7 @@ def recover(layer: Layer, lower: Tree) -> str | None:
 
 
 def _told(where: str, applied: Applied) -> str:
-    """What a person has to know of it besides."""
+    """What else a person has to know of the commit."""
     told = ""
     if applied.kept:
         path, kept = (name.decode(errors="replace") for name in applied.kept[0])
@@ -72,15 +72,15 @@ def finish(
     applied: Applied,
     failed: Sequence[tuple[bytes, str]],
 ) -> None:
-    """Write down since when changes outside are somebody else's: of all since it was planned, and of what was put in
-    its place since it was staged, but for what that itself has changed."""
+    """Write down since when changes outside are somebody else's: since planning for all paths, and since staging for
+    what was installed, except for what the commit itself has changed."""
     steps, moments = written.steps, written.moments
     undone = {path for path, _why in failed}
     record = layer.record.rebased(done_paths(steps, written.paths, undone), moments.planned_ns)
     installed = [step.path for step in steps if step.operation is Operation.INSTALL and step.path not in undone]
     bases = record.bases | {os.fsdecode(path): moments.staged_ns for path in installed}
     touched = record.touched | {os.fsdecode(path): time_ns for path, time_ns in applied.touched.items()}
-    # What was put in the place of a directory, or in one, is what the layer is over from now on.
+    # From now on the layer is over what was installed: forget the directories that this has replaced.
     gone = {step.path for step in steps if step.temporary and step.path not in undone}
     known = {path: one for path, one in record.directories.items() if not is_at_or_below_one(os.fsencode(path), gone)}
     touched |= _directory_times(lower, moments, undone)
@@ -106,14 +106,14 @@ def _directory_times(lower: Tree, moments: Moments, undone: Collection[bytes] = 
 
 
 def done_paths(steps: Sequence[Step], paths: Sequence[bytes], undone: Collection[bytes]) -> list[bytes]:
-    """Of `paths`, which the steps were to make the same, what they did but for those `undone`."""
+    """The paths that are now the same: all of `paths`, or if some are `undone`, those that a step has made so."""
     return [path for path in paths_done_whole(steps) if path not in undone] if undone else list(paths)
 
 
 def paths_done_whole(steps: Sequence[Step]) -> list[bytes]:
-    """What is the same outside and in the view, with all below it, after these steps.
+    """The paths that these steps make the same outside and in the view, with all below them.
 
-    Of a directory whose attributes alone were set nothing is said of what is in it.
+    A directory of which only the attributes were set is left out, for what is in it may differ.
     """
     return [
         step.path
@@ -123,9 +123,9 @@ def paths_done_whole(steps: Sequence[Step]) -> list[bytes]:
 
 
 def _hide_lower(layer: Layer, installed: Sequence[bytes]) -> None:
-    """Mark directories of the layer opaque that have come to be in the lower tree by this commit.
+    """Mark those directories of the layer opaque that this commit has made in the lower tree.
 
-    An overlay that is mounted takes them for its own, and leaves no whiteout for what is deleted in them from now on.
+    A mounted overlay does not know that they have lower ones now, and leaves no whiteout for what is deleted in them.
     """
     with layer.open_upper() as upper:
         for path in installed:
@@ -145,7 +145,7 @@ def undo(layer: Layer, lower: Tree, steps: Sequence[Step], moments: Moments) -> 
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     raise
-    # That something lay in them for a while is no news either.
+    # That something was staged in directories for a while is no news either.
     with contextlib.suppress(OSError):  # a full disk
         record = layer.record
         touched = record.touched | _directory_times(lower, moments)

@@ -1,9 +1,9 @@
 """The journal of a commit: what is going to be done, so that a commit which was interrupted can be finished or undone.
 
 It is a file of the layer, one JSON object a line. First come the steps, before any of them is begun; temporary names
-are in them, so that what was staged can be found. Then, once all that is to be installed lies beside its place and is
-on the disk, the line that says so: from there on an interrupted commit is finished, before it is undone. The file is
-removed when all is done.
+are in them, so that what was staged can be found. Once all that is to be installed lies beside its place and is on the
+disk, a line is added that says so: with it an interrupted commit is finished, without it undone. The file is removed
+when all is done.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ _SCHEMA = 4
 class Operation(StrEnum):
     """What a step does; each can be done twice."""
 
-    #: Give what lies under the temporary name its own, in the place of what has that name now.
+    #: Rename what lies under the temporary name to its own name, in the place of what has that now.
     INSTALL = "install"
     REMOVE = "remove"
     #: Mode, owner, attributes and times.
     ATTRIBUTES = "attributes"
-    #: Those of a directory that something was done in.
+    #: The times of a directory in which something was done.
     TIMES = "times"
-    #: Nothing: a directory that was changed outside too stays as it is, though not what is in it.
+    #: Does nothing: a directory that was changed outside too keeps its attributes, whatever is done in it.
     LEAVE = "leave"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a step replaces or removes, as it was when the commit was planned: anything else is not to be lost."""
+    """What a step replaces or removes, as it was when the commit was planned. Anything else that is there is kept."""
 
     inode: int
     #: The type bits of the mode.
     kind: int
     size: int
     mtime_ns: int
-    #: 0 where the change time says nothing: it is that of all names of a file, and the commit removes some.
+    #: 0 where the change time says nothing: all names of a file share it, and the commit removes some of them.
     ctime_ns: int
     #: Of a directory: what `applying.fingerprint` makes of all that is in it.
     fingerprint: str = ""
@@ -59,13 +59,13 @@ class Step:
 
     operation: Operation
     path: bytes
-    #: The temporary name of what is installed; what has to go is called that with `.old` behind it, for a moment.
+    #: The temporary name of what is installed; what is replaced or removed is called that plus `.old` for a moment.
     temporary: bytes = b""
     #: What was there; None where nothing was.
     planned: Planned | None = None
-    #: What has to go is kept under this name.
+    #: The name under which to keep what is replaced or removed; b"" if it need not be kept.
     theirs: bytes = b""
-    #: For ATTRIBUTES and TIMES, as `copying.encode_attributes` has them; and what they were.
+    #: For ATTRIBUTES and TIMES: the new attributes, and the old ones, as `copying.encode_attributes` has them.
     attributes: dict[str, Any] = field(default_factory=dict)
     before: dict[str, Any] = field(default_factory=dict)
 
@@ -94,7 +94,7 @@ class Step:
 
 
 class Staged(NamedTuple):
-    """What was staged under a temporary name: it is what has the name afterwards, unless somebody changes that."""
+    """What was staged under a temporary name. The installed file is the same, unless somebody has changed it."""
 
     inode: int
     mode: int
@@ -105,23 +105,23 @@ class Staged(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Staged:
-        # What a directory takes is the file system's affair.
+        # The size of a directory is up to the file system.
         size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
         return cls(status.st_ino, status.st_mode, status.st_uid, status.st_gid, size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """When what was looked at, by the clock of change times in the lower tree: later changes are somebody else's."""
+    """When the lower tree was looked at, by the clock of its change times: later changes are somebody else's."""
 
     planned_ns: int
-    #: Directories in which something is done, and that nobody has changed since the layer was begun: mode, owner and
-    #: group.
+    #: Mode, owner and group of the directories in which something is done and which nobody else has changed since the
+    #: time when the layer was begun.
     untouched: dict[bytes, tuple[int, int, int]] = field(default_factory=dict)
     #: When all was staged; 0 before that.
     staged_ns: int = 0
-    #: Files that gain or lose names, or get other attributes, that nobody has changed either, as they are afterwards:
-    #: the change time is that of all their names.
+    #: Files that gain or lose names, or get other attributes, and that nobody else has changed either, as they are
+    #: afterwards: all their names share one change time.
     linked: tuple[Staged, ...] = ()
 
 
@@ -130,7 +130,7 @@ class Written(NamedTuple):
 
     paths: list[bytes]
     steps: list[Step]
-    #: By temporary name, when all was staged; None before that.
+    #: What was staged, by temporary name; None if not all was.
     staged: dict[bytes, Staged] | None
     moments: Moments
 
@@ -151,9 +151,9 @@ class Journal:
         write_whole(self._layer, JOURNAL, "\n".join(lines) + "\n")
 
     def staged(self, staged: Mapping[bytes, Staged], staged_ns: int) -> None:
-        """All that is to be installed is there: from here on there is no way back. Raises OSError.
+        """Note that all that is to be installed is there: from here on there is no way back. Raises OSError.
 
-        `staged` tells it from what it takes the place of, by temporary name.
+        `staged` tells, by temporary name, what was staged from what it replaces.
         """
         line = {"staged": {os.fsdecode(name): list(one) for name, one in staged.items()}, "time_ns": staged_ns}
         fd = os.open(JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=self._layer)
@@ -163,7 +163,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def read(self) -> Written | None:
-        """Of a commit that was interrupted; None if none was. Raises `ViewfsError` for a journal that can't be read."""
+        """The journal of an interrupted commit, or None. Raises `ViewfsError` for a journal that can't be read."""
         try:
             fd = os.open(JOURNAL, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._layer)
         except FileNotFoundError:
@@ -189,13 +189,13 @@ class Journal:
         return Written(paths, steps, staged, moments)
 
     def end(self) -> None:
-        """All is done, or undone. Raises OSError."""
+        """Remove the journal: all is done, or undone. Raises OSError."""
         os.unlink(JOURNAL, dir_fd=self._layer)
         os.fsync(self._layer)
 
 
 def _parse_staged(line: str) -> tuple[dict[bytes, Staged] | None, int]:
-    """What the line says, and when that was; None for one that was being written when the power failed."""
+    """What was staged, and when; None for a line that was being written when the power failed."""
     try:
         value = json.loads(line)
         staged, time_ns = value["staged"], int(value["time_ns"])

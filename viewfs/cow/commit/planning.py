@@ -22,7 +22,7 @@ _MARK = b".viewfs-"
 
 
 class Selection:
-    """The paths that were named, and what is below them, as far as `only` has it; b"" is everything."""
+    """The paths that were named, and what is below them, as far as the filter `only` passes it; b"" is everything."""
 
     def __init__(self, paths: Sequence[bytes], only: Filter = EVERYTHING) -> None:
         self.paths = tuple(paths)
@@ -34,7 +34,7 @@ class Selection:
         return self.paths == (b"",) and self.only == EVERYTHING
 
     def has(self, path: bytes) -> bool:
-        """Is it one of them, or below one?"""
+        """Is `path` one of the paths, or below one, and does `only` pass it?"""
         return self._names(path) and self.only.passes(path)
 
     def _names(self, path: bytes) -> bool:
@@ -49,8 +49,8 @@ class Plan:
     #: The changes that are made, for a person to read.
     changes: list[Change] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    #: Files that are what they were but for their attributes, by identity in the view: other names of the same file
-    #: become links to these.
+    #: Files of which at most the attributes have changed, by identity in the view: other names of the same file in the
+    #: view become links to these.
     unchanged: dict[tuple[int, int], bytes] = field(default_factory=dict)
     #: Directories that lead to what is selected.
     on_the_way: set[bytes] = field(default_factory=set)
@@ -60,7 +60,7 @@ class Plan:
         return self.selection.has(path) or path in self.on_the_way
 
     def close(self, inside: list[tuple[bytes, Entry]]) -> None:
-        """The last step replaces or removes a directory, if it had anything `inside`, or is about one that is new."""
+        """Give the last step the fingerprint of what was `inside` the directory that it replaces or removes, if any."""
         step = self.steps[-1]
         if step.planned is not None:
             self.steps[-1] = replace(step, planned=replace(step.planned, fingerprint=fingerprint(inside)))
@@ -82,10 +82,10 @@ def plan_commit(
 ) -> Plan:
     """The plan that makes `changes` in the lower tree, as far as they are in `selection`.
 
-    `token` makes temporary names unlike those of another commit. `theirs` gives the name under which to keep what is
-    there, for paths where that is wanted, or b""; the directories `left` stay as they are, but for what is in them.
-    `changed_outside` says of a directory that somebody has done something in it: its time is that then, if it is later.
-    Raises `UsageError` where only a part of something indivisible was selected.
+    `token` makes temporary names unlike those of another commit. `theirs` gives the name under which to keep what is at
+    a path, or b"" if it is not to be kept; the directories `left` keep their attributes, whatever is done in them.
+    `changed_outside` says whether somebody has done something in a directory: it then keeps its modification time, if
+    that is later. Raises `UsageError` where only a part of something indivisible was selected.
     """
     changes = list(changes)
     plan = Plan(selection, unchanged=dict(unchanged))
@@ -94,7 +94,7 @@ def plan_commit(
         while change.path and selection.has(change.path) and directory not in plan.on_the_way:
             plan.on_the_way.add(directory)
             directory = split(directory)[0]
-    covered: bytes | None = None  # below this all is done by one step
+    covered: bytes | None = None  # all that is below this is done by one step
     inside: list[tuple[bytes, Entry]] = []  # what was there that this step replaces or removes
     touched: set[bytes] = set()
     attributes: dict[bytes, Entry] = {}

@@ -1,4 +1,4 @@
-"""A commit of several layers at once: all or nothing where something is at odds, and one report of what was done."""
+"""A commit of several layers at once: all or nothing where something is in conflict, and one report of it all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Report:
     taken: list[str] = field(default_factory=list)
 
     def carry_out(self, one: LayerCommit, progress: Callable[[int], None]) -> list[Change]:
-        """Commit a layer, and note what could not be done as it was asked for: the changes that were made."""
+        """Commit a layer, and note what could not be done as it was asked for; returns the changes that were made."""
         outcome: Outcome = one.commit.carry_out(progress)
         self.failed += [f"{one.shown(path)}: {why}" for path, why in outcome.failed]
         self.kept += [{"path": one.shown(path), "as": one.shown(name)} for path, name in outcome.kept]
@@ -41,7 +41,7 @@ class Report:
 
 
 def at_odds(commits: list[LayerCommit]) -> Iterator[tuple[str, str]]:
-    """Paths that were changed outside too, and how."""
+    """The paths that were changed outside too, and how."""
     for one in commits:
         for conflict in one.commit.conflicts:
             yield one.shown(conflict.path), conflict.why

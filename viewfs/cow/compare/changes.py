@@ -34,14 +34,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """What differs at one path. Of a directory that was added or deleted all that is in it is told as well."""
+    """What differs at one path. If a directory was added or deleted, all that is in it is reported as well."""
 
     path: bytes
     kind: Kind
     old: Entry | None
     new: Entry | None
-    #: Of a path that is in both states: type, content, target, device, mode, owner, xattrs, times; and links, of one of
-    #: several names of a file that was written to: the others go on having what was there.
+    #: Of a path that is in both states: type, content, target, device, mode, owner, xattrs, times; and links, if one of
+    #: several names of a file was written to, and the others still have the old file.
     aspects: frozenset[str] = frozenset()
     #: Where it was, if it was renamed.
     source: bytes | None = None
@@ -67,8 +67,8 @@ def differences(
 ) -> Iterator[Change]:
     """What differs from `old` to `new` at `below` and under it, a directory before what it holds.
 
-    `layers` hold every path that may differ; None: look everywhere. `unchanged` is given the files with several names
-    that were found not to differ, by their identity in `new`. Raises OSError where something can't be read.
+    `layers` hold every path that may differ; None: look everywhere. `unchanged` collects the files with several names
+    that do not differ, by their identity in `new`. Raises OSError where something can't be read.
     """
     waiting: list[tuple[bytes, Sequence[Tree] | None]] = [(below, _layers_at(layers, below))]
     while waiting:
@@ -119,7 +119,7 @@ def _next_layers(layers: Sequence[Tree] | None, path: bytes) -> Sequence[Tree] |
 
 
 def is_opaque(layer: Tree, path: bytes) -> bool:
-    """Does a directory of an upper directory hide the lower one?"""
+    """Is the directory at `path` of a layer opaque: does it hide the lower one?"""
     with layer.directory(path) as fd:
         try:
             return os.getxattr(fd, OPAQUE) == b"y"
@@ -129,7 +129,7 @@ def is_opaque(layer: Tree, path: bytes) -> bool:
 
 def _all_aspects(path: bytes, old: Entry, new: Entry, old_tree: Tree, new_tree: Tree) -> frozenset[str]:
     aspects = frozenset(_aspects(path, old, new, old_tree, new_tree))
-    # A copy of one of its names was changed, and no file that has others.
+    # Copying up has made one of several names a file of its own; the other names have the old one.
     parted = old.is_file and new.is_file and old.nlink > 1 == new.nlink
     return aspects | {"links"} if parted and aspects - {"times"} else aspects
 
@@ -157,8 +157,8 @@ def _aspects(path: bytes, old: Entry, new: Entry, old_tree: Tree, new_tree: Tree
 def same_owner(old: Entry, new: Entry) -> bool:
     """Is the owner the same?
 
-    An owner who has no number in this user namespace counts as the same: the user could not have taken the file from
-    them, and a copy of it is shown as the user's.
+    An old owner who is not mapped in this user namespace counts as the same: the user could not have taken the file
+    from them, and a copy of it is shown as the user's.
     """
     return old.uid in (new.uid, overflow_id("uid")) and old.gid in (new.gid, overflow_id("gid"))
 
@@ -171,7 +171,7 @@ def same_time(old: int, new: int) -> bool:
 def same_content(path: bytes, old: Tree, new: Tree, size: int, new_path: bytes | None = None) -> bool:
     """Do the files at `path` (in `new`, at `new_path`) have the same `size` bytes? Holes on both sides aren't read.
 
-    What may not be read is not the same as anything.
+    A file of `old` that may not be read counts as different.
     """
     if not size:
         return True
@@ -209,7 +209,7 @@ def _either(one: Iterable[tuple[int, int]], other: Iterable[tuple[int, int]]) ->
 
 
 def with_renames(changes: Iterable[Change], old: Tree, new: Tree) -> list[Change]:
-    """`changes`, with a deleted file and an added one that has the same content told as one that was renamed.
+    """`changes`, in which a deleted file and an added one with the same content become one that was renamed.
 
     Only files of equal length are read for it, and each once.
     """
@@ -243,7 +243,7 @@ def _files_by_size(changes: list[Change], kind: Kind) -> dict[int, list[Change]]
 
 
 def _digest(tree: Tree, path: bytes) -> bytes | None:
-    """Of the content of a file; None if it may not be read."""
+    """A digest of the content of a file; None if it may not be read."""
     try:
         fd = tree.open(path)
     except PermissionError:

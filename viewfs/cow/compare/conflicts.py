@@ -1,7 +1,7 @@
-"""What was changed in a view and outside of it.
+"""Conflicts: what was changed both in a view and outside of it.
 
-A layer does not say what the lower tree was like when a file was copied up into it. That a file has changed since is
-told by its change time, which nobody can set: it is later than the layer was begun.
+A layer does not say what the lower tree was like when a file was copied up into it. A file that was changed since then
+is recognized by its change time, which nobody can set: it is later than the start of the layer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Conflict", "find_conflicts"]
 
 #: How much of a file is looked at to tell whether it resembles another.
 _LOOKED_AT = 1 << 20
-#: What a directory has of its own. (Which it has in a layer, too, where only something in it was changed.)
+#: Aspects of a directory itself. (A layer has its own for a directory even if only something in it was changed.)
 _OWN = frozenset({"mode", "owner", "xattrs"})
 
 
@@ -32,7 +32,7 @@ class Conflict:
 
     path: bytes
     why: str
-    #: Of a directory: its mode, owner or attributes, and not what is in it.
+    #: The conflict is about a directory's mode, owner or attributes, and not about what is in it.
     is_own: bool = False
 
 
@@ -45,7 +45,7 @@ def find_conflicts(
     unchanged: dict[tuple[int, int], bytes],
     selection: Selection,
 ) -> Iterator[Conflict]:
-    """Those among `changes` that are in `selection`. `unchanged` are files whose other names are no news."""
+    """The conflicts among those `changes` that are in `selection`; another name of a file in `unchanged` is none."""
     others = replaced_directories(record, lower)
     gone: list[Conflict] = []
     inside: bytes | None = None
@@ -55,7 +55,7 @@ def find_conflicts(
         if change.old is not None:
             told = inside is not None and is_below(change.path, inside)
             if not told and _changed_outside(record, change):
-                # Where it is a directory on both sides, and open in the view, what is in it tells for itself.
+                # Where it is a directory on both sides, what is in it is looked at by itself.
                 inside = None if _stays_directory(change) else change.path
                 yield Conflict(change.path, "it was changed outside too", _stays_directory(change))
             elif not told and others and not _stays_directory(change) and _is_in(change.path, others):
@@ -78,12 +78,12 @@ def _stays_directory(change: Change) -> bool:
 def _changed_outside(record: LayerRecord, change: Change) -> bool:
     assert change.old is not None
     if _stays_directory(change) and not change.aspects & _OWN:
-        return False  # what is in it tells for itself
+        return False  # what is in it is looked at by itself
     return record.is_news(change.path, change.old)
 
 
 def _was_copied_up(upper: Tree, path: bytes) -> bool:
-    """Says the layer that it is of a file or directory outside? (overlayfs.rst, trusted.overlay.origin)"""
+    """Does the layer say that it was copied up from a lower file? (overlayfs.rst, trusted.overlay.origin)"""
     entry = upper.entry(path)
     return entry is not None and ORIGIN in dict(entry.xattrs)
 
@@ -106,10 +106,10 @@ def _moved(
     unchanged: dict[tuple[int, int], bytes],
     suspects: set[bytes],
 ) -> set[bytes]:
-    """Those of the new files `suspects` that are others under new names, or names of others.
+    """Those of the new files `suspects` that are renamed files, or new names of other files.
 
-    (An overlay of a user namespace does not say which file another was copied up from. So it is taken for one that was
-    deleted in the view and had the same content, or much of it.)
+    (An overlay of a user namespace does not say from which file another was copied up. So a file counts as renamed if
+    one with the same content, or much of it, was deleted in the view.)
     """
     there = {
         *unchanged,
@@ -127,7 +127,7 @@ def _moved(
 
 
 def _resembles(one: Tree, path: bytes, other: Tree, other_path: bytes) -> bool:
-    """Is half of the lines of the one in the other?"""
+    """Are at least half of the lines of the one file in the other?"""
     lines, others = _lines(one, path), _lines(other, other_path)
     return 2 * len(lines & others) >= len(lines) > 0
 

@@ -1,8 +1,7 @@
-"""Which changes are meant, by patterns of shells (glob(7)). Pure.
+"""Which changes are selected, by shell patterns (glob(7)). Pure.
 
 A pattern without a slash is for a name anywhere; one with a slash (but at its end) for a path from the top of the tree,
-where `**` is any number of directories. What is below a directory that is left out is left out too, unless it is taken
-in by itself.
+where `**` is any number of directories. What is below an excluded directory is excluded too, unless included itself.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ __all__ = ["EVERYTHING", "Filter"]
 
 @dataclass(frozen=True)
 class Filter:
-    """Everything but what is in `exclude` and not in `include`."""
+    """Everything except what `exclude` matches and `include` does not."""
 
     exclude: tuple[bytes, ...] = ()
     include: tuple[bytes, ...] = ()
 
     @classmethod
     def of(cls, exclude: Sequence[str], include: Sequence[str]) -> Filter:
-        """Without `exclude`, what is not in `include` is left out."""
+        """If only `include` is given, whatever it does not match is excluded."""
         left_out = exclude or (("*",) if include else ())
         return cls(*(tuple(_from_top(fsencode(one)) for one in patterns) for patterns in (left_out, include)))
 
     def passes(self, path: bytes) -> bool:
-        """Is `path`, seen from the top of its tree, meant?"""
+        """Is `path`, relative to the top of its tree, selected?"""
         if not self.exclude or not path:
             return True
         parts = path.split(b"/")
@@ -38,12 +37,12 @@ class Filter:
         return taken_in or not any(_matches(self.exclude, one) for one in above)
 
     def may_pass_below(self, path: bytes) -> bool:
-        """May something in the directory `path` be meant, though that itself is not?"""
+        """May something in the directory `path` be selected, though the directory itself is not?"""
         return bool(self.include) or self.passes(path)
 
 
 def _from_top(pattern: bytes) -> bytes:
-    """A pattern for paths begins with a slash."""
+    """The form that `_matches` takes: a pattern for paths begins with a slash."""
     path = pattern.removeprefix(b"./").rstrip(b"/")
     return b"/" + path.lstrip(b"/") if b"/" in path or path != pattern.rstrip(b"/") else path
 
@@ -57,7 +56,7 @@ def _matches(patterns: Sequence[bytes], path: bytes) -> bool:
 
 
 def _fits(pattern: list[bytes], parts: list[bytes]) -> bool:
-    """Component by component."""
+    """Does the pattern match the path, component by component?"""
     if not pattern:
         return not parts
     if pattern[0] == b"**":

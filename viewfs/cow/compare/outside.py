@@ -1,8 +1,8 @@
-"""Owners, and access control lists that name somebody, whom this user namespace has no number for.
+"""Owners and access control lists with ids that are not mapped in this user namespace.
 
-In a user namespace an entry for such a one is read as “nobody” (-1), a list that has one can't be set (acl(5)), and no
-file can be given to them (user_namespaces(7)). A process that stays outside can do what its user can, so a command
-forks one before it joins a view, and has it pass the lists and owners of single files through.
+In a user namespace an entry of a list with such an id is read as “nobody” (-1), a list that has one can't be set
+(acl(5)), and no file can be given to such an id (user_namespaces(7)). A process that stays outside can do what its user
+can. So a command forks one before it joins a view, and that process gets and sets the lists and owners of single files.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _FAILED = struct.Struct("<i")
 #: The message that is about an owner, and not a list.
 _OWNER = b"owner"
 
-#: To the process that stays outside, in commands that have one.
+#: The socket to the process that stays outside, in commands that have one.
 _helper: socket.socket | None = None
 
 
 def has_strangers(value: bytes) -> bool:
-    """Does a list (linux/posix_acl_xattr.h) name somebody who has no number here?"""
+    """Does a list (linux/posix_acl_xattr.h) name somebody whose id is not mapped here?"""
     entries = (_ENTRY.unpack_from(value, offset) for offset in range(_HEADER, len(value) - _ENTRY.size + 1, 8))
     return any(tag in _WITH_ID and number == _NOBODY for tag, _permissions, number in entries)
 
@@ -78,8 +78,8 @@ def store(path: bytes, key: str, value: bytes) -> bool:
 
 
 def give_owner_of(directory: int, name: bytes, other: int) -> bool:
-    """Give `name` in the open `directory` the owner and group that what is open in `other` has, where those have no
-    number here; False where that can't be done."""
+    """Give `name` in the open `directory` the owner and group of the file that is open in `other`, where those are not
+    mapped here; False where that can't be done."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
         answer = _send(_OWNER, fd, other)

@@ -1,7 +1,7 @@
-"""Directories that were replaced outside: what is in the new one has change times that tell nothing.
+"""Directories that were replaced outside: the change times of what is in the new one tell nothing.
 
-A layer knows which directories its own ones were over, by their inode numbers, from the end of the session that made
-them on. (While that runs the kernel's overlay has them open.)
+At the end of a session the layer's record gets the inode numbers of the lower directories that its own ones are over.
+(While the session runs, the kernel's overlay has the lower directories open.)
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["remember_directories", "replaced_directories"]
 
 
 def _is_lasting(lower: Tree) -> bool:
-    """Do files keep their numbers? Those of file systems without a device need not (network, FUSE, overlays)."""
+    """Do files keep their inode numbers? They need not on file systems without a device (network, FUSE, overlays)."""
     return os.major(os.fstat(lower.root).st_dev) != 0
 
 
 def remember_directories(layer: Layer, lower: Tree) -> None:
-    """Write down which directories of `lower` those of the layer are over, as far as that is new. Raises OSError.
+    """Write down which directories of `lower` those of the layer are over, unless it is known already. Raises OSError.
 
     The caller holds the layer's lock.
     """
@@ -46,7 +46,7 @@ def remember_directories(layer: Layer, lower: Tree) -> None:
 
 
 def replaced_directories(record: LayerRecord, lower: Tree) -> list[bytes]:
-    """Those that are others now. (One that is gone is told of otherwise.)"""
+    """Those that were replaced by another directory. (One that is gone is found in other ways.)"""
     if not record.directories or not _is_lasting(lower):
         return []
 

@@ -22,9 +22,9 @@ __all__ = ["GONE", "Entry", "Tree", "acl_of", "data_extents", "join", "read_entr
 _INSIDE = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_XDEV
 #: PATH_MAX of linux/limits.h, its zero included.
 _PATH_MAX = 4096
-#: What says that a part of the path is not there, or is no directory: a symbolic link is none either.
+#: Errors which say that a part of the path does not exist or is no directory; a symbolic link is none either.
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-#: Attributes that belong to the file; what the machine's security modules keep there belongs to the machine.
+#: Attributes that belong to the file; those of security modules belong to the machine.
 _KEPT_XATTRS = ("user.", "system.posix_acl_")
 
 
@@ -47,18 +47,18 @@ class Entry(NamedTuple):
     size: int
     rdev: int
     nlink: int
-    #: Device and inode number, which say what other names the same file has.
+    #: Device and inode number: names with the same identity are hard links to one file.
     identity: tuple[int, int]
     atime_ns: int
     mtime_ns: int
     ctime_ns: int
     target: bytes = b""
     xattrs: tuple[tuple[str, bytes], ...] = ()
-    #: Access control lists would be among the attributes: not everything that shows files knows of them.
+    #: False if what shows the file knows no access control lists, so that `xattrs` can't have any.
     has_acls: bool = True
 
     def same_xattrs(self, other: Entry) -> bool:
-        """But for access control lists, where one of the two comes from where there are none."""
+        """Are the attributes the same? Access control lists count only if both entries can have them."""
         if self.has_acls and other.has_acls:
             return self.xattrs == other.xattrs
         return self.without_acls() == other.without_acls()
@@ -90,8 +90,8 @@ class Tree:
         """`links`, the upper directory of an overlay, knows which names are one file.
 
         (An overlay without an index gives the names of a file different inode numbers once it has been copied up.)
-        `has_acls`: see `Entry`. `has_secrets`: in a directory that this user may not look into there is nothing, as far
-        as anybody here can tell; otherwise that is an error.
+        `has_acls`: see `Entry`. `has_secrets`: a directory that this user may not look into counts as empty, for nobody
+        here can tell what is in it; otherwise it is an error.
         """
         self._hidden = (*GONE, errno.EACCES) if has_secrets else GONE
         self.root = root
@@ -146,7 +146,7 @@ class Tree:
         return found
 
     def entry(self, path: bytes) -> Entry | None:
-        """What is there; None where nothing is. Raises OSError."""
+        """What is at `path`; None where nothing is. Raises OSError."""
         directory, name = split(path)
         if not path:
             return self._made(_made_of(os.stat(self.root), b"", b"/proc/self/fd/%d" % self.root))
@@ -174,7 +174,7 @@ class Tree:
         return entry if self.has_acls else entry._replace(has_acls=False)
 
     def status(self, path: bytes) -> os.stat_result | None:
-        """What stat(2) tells of it; None where nothing is. Raises OSError."""
+        """What stat(2) tells of `path`; None where nothing is. Raises OSError."""
         directory, name = split(path)
         try:
             if not path:
@@ -232,7 +232,7 @@ def _made_of(status: os.stat_result, target: bytes, path: bytes) -> Entry:
 
 
 def _xattrs(path: bytes, *, follow: bool) -> tuple[tuple[str, bytes], ...]:
-    """`follow`: the path is that of a descriptor itself."""
+    """The attributes that are kept. `follow`: the path is that of a descriptor itself."""
     try:
         found = [
             (key, os.getxattr(path, key, follow_symlinks=follow))

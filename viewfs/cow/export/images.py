@@ -1,6 +1,6 @@
 """Writing a tree as a new image, archive or directory, with the tools that the distribution has for it.
 
-The new one is made beside the place it is for, compared with the tree, and only then given its name.
+The new one is made beside its place, compared with the tree, and only then given its name.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def format_of(path: str, name: str | None) -> Format:
 def write_image(
     tree: Tree, kind: Format, path: str, size: int = 0, owners: Mapping[bytes, Owner] | None = None
 ) -> None:
-    """Make `path`, where nothing is, of `tree`; an ext4 has at least `size` bytes.
+    """Write `tree` to `path`, where nothing is; an ext4 image has at least `size` bytes.
 
-    `owners`: whose files are, where `tree` does not show it; a directory can't be given away, and has the user's.
-    Raises `ViewfsError` and OSError.
+    `owners`: the owners of files where `tree` does not show them. A copy as a directory ignores them, for the user
+    can't give files away. Raises `ViewfsError` and OSError.
     """
     owners = owners or {}
     if kind.name == "directory":
@@ -115,7 +115,7 @@ def _make_archive(tree: Tree, here: str, path: str, owners: Mapping[bytes, Owner
         compression = ["-I", " ".join(compressor)] if compressor else []
         _run(FORMATS["tar"], tree, *command, *compression, "-cf", path, ".")
         return
-    # Through here, for tar can't be told whose single files are.
+    # The archive passes through this process, for tar can't be told the owners of single files.
     with open(path, "xb") as file, tempfile.TemporaryFile() as said:
         packing = _start(tree, [*command, "-cf", "-", "."], stdout=subprocess.PIPE, stderr=said)
         compressing = None
@@ -129,7 +129,7 @@ def _make_archive(tree: Tree, here: str, path: str, owners: Mapping[bytes, Owner
             with packing.stdout:
                 rewrite_archive(packing.stdout, target, owners)
         except (OSError, ViewfsError):
-            packing.kill()  # what it or the compressor says tells more
+            packing.kill()  # the messages of tar or the compressor tell more
             if compressing is not None:
                 compressing.kill()
             if not said.tell():
@@ -145,7 +145,7 @@ def _make_archive(tree: Tree, here: str, path: str, owners: Mapping[bytes, Owner
 
 
 def _compressor(path: str) -> list[str]:
-    """The command that compresses what is to be called so."""
+    """The command that compresses an archive with the name `path`; empty if none does."""
     for suffixes, command in (((".gz", ".tgz"), "gzip"), ((".xz",), "xz"), ((".zst", ".tzst"), "zstd -q")):
         if any(f"{suffix}." in f"{path}." for suffix in suffixes):
             return command.split()
@@ -187,14 +187,14 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     """Start a program that reads `tree` by its descriptor, with power over this user's files.
 
-    No reading is denied by permission bits of one's own files, as it isn't here.
+    Permission bits of the user's own files deny the program nothing, as they deny this process nothing.
     """
     return subprocess.Popen(
         command,
         pass_fds=(tree.root,),
         stdin=stdin,
         preexec_fn=lambda: keep_for_programs(FAKE_ROOT_CAPABILITIES),  # this process has one thread
-        env=os.environ | {"LC_ALL": "C.UTF-8"},  # what it says is read
+        env=os.environ | {"LC_ALL": "C.UTF-8"},  # its messages are read here
         **streams,
     )
 
@@ -216,7 +216,7 @@ def _run(kind: Format, tree: Tree, *command: str) -> None:
 
 
 def mismatches(tree: Tree, image: Tree) -> list[Change]:
-    """What `image` has that `tree` has not, or otherwise; times to the second, which is all that most formats keep."""
+    """Where `tree` and `image` differ; times are compared to the second, which is all that most formats keep."""
     return [
         change
         for change in differences(tree, image, None)
@@ -232,7 +232,7 @@ def _same_second(change: Change) -> bool:
 
 
 def place_durably(made: str, path: str, *, replace: bool) -> None:
-    """Give what was made its name. Raises FileExistsError where something has it and it is not to be replaced."""
+    """Rename `made` to `path`. Raises FileExistsError if `path` exists and `replace` is false."""
     if not replace and os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
     os.rename(made, path)

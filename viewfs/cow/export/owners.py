@@ -1,9 +1,10 @@
-"""Whose the files of a new image are to be, where that is not what the view shows.
+"""The owners of the files of a new image, where the view does not show them.
 
-A view has numbers for its user only, so that what an image has of others is shown as the user's. A new image made of
-that view is to have them again: what the old one has at the same path, unless it was given away in the view. They are
-read from the old image, mounted in a view so that it tells them (`OWNER_XATTR`). mksquashfs(1) can be told of them; an
-ext is given them afterwards, by debugfs(8), and an archive as it passes by.
+A view maps only the ids of its user, so that files of others in an image are shown as the user's. A new image made of
+that view is to have the true owners again: those that the old image has at the same path, unless the owner was changed
+in the view. They are read from the old image, which is mounted in a view so that it tells them (`OWNER_XATTR`).
+mksquashfs(1) can be told of them; an ext image gets them afterwards, by debugfs(8), and a tar archive is rewritten as
+it passes through.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Stored(NamedTuple):
 
 
 def print_owners(directory: int, out: IO[bytes]) -> None:
-    """Write the path, owner and inode number of all that is in an image that tells them, each ended by a zero byte."""
+    """Write, of all that is in an image that tells owners, the path and “uid:gid:inode”, each ended by a zero byte."""
     tree = Tree(directory)
     for path, entry in tree.walk(b""):
         told = os.getxattr(b"/proc/self/fd/%d/%s" % (directory, path or b"."), OWNER_XATTR, follow_symlinks=False)
@@ -57,7 +58,7 @@ def print_owners(directory: int, out: IO[bytes]) -> None:
 
 
 def stored_owners(image: str, module: str) -> dict[bytes, Stored]:
-    """Whose the files in an image are that `module` mounts. Raises `ViewfsError`."""
+    """The owners and inode numbers of the files in an image that `module` mounts, by path. Raises `ViewfsError`."""
     source = image.replace("\\", "\\\\").replace(":", "\\:")
     place = "/.viewfs-image"
     view = ["run", "--mount", f"{source}:{place}:{module},owner=tell", "--"]
@@ -75,7 +76,7 @@ def stored_owners(image: str, module: str) -> dict[bytes, Stored]:
 
 
 def owners_for(tree: Tree, lower: Tree, stored: Mapping[bytes, Stored]) -> dict[bytes, Owner]:
-    """Whose the files of `tree`, which shows `lower` with changes, are to be, where it does not show that itself."""
+    """The owners that files of `tree` are to have where it does not show them; `tree` shows `lower` with changes."""
     found: dict[bytes, Owner] = {}
     for path, entry in tree.walk(b""):
         was, before = stored.get(path), lower.entry(path)
@@ -95,7 +96,7 @@ def set_ext_owners(image: str, owners: Mapping[bytes, Owner]) -> None:
     """Give files of an ext image that is mounted nowhere their owners. Raises `ViewfsError`."""
     there = stored_owners(image, "ext")
     commands = []
-    # (What went while the image was made is not in it; the comparison tells.)
+    # (A file that was removed while the image was made is not in it; the comparison reports it.)
     for inode, owner in {there[path].inode: owner for path, owner in owners.items() if path in there}.items():
         commands += [f"sif <{inode}> uid {owner.uid}", f"sif <{inode}> gid {owner.gid}"]
     done = subprocess.run(
@@ -113,9 +114,9 @@ def set_ext_owners(image: str, owners: Mapping[bytes, Owner]) -> None:
 
 
 def squashfs_definitions(tree: Tree, owners: Mapping[bytes, Owner]) -> bytes:
-    """What mksquashfs(1) is to be told of owners with -pf; the root is not to be told of so.
+    """The definitions that tell mksquashfs(1) the owners (-pf); the root is not among them.
 
-    A name with the end of a line in it can't be.
+    A name with a newline in it can't be told in this way.
     """
     lines = []
     for path, owner in owners.items():

@@ -1,1 +1,1 @@
-"""Layers: where they are, what is written down of them, keeping their states."""
+"""Layers: where they are, what is written down of them, and the states of them that are kept."""

@@ -32,7 +32,7 @@ __all__ = ["Layer", "LayerSet", "clock_ns", "has_changes", "read_text", "write_w
 
 _RECORD = "layer.json"
 _LOCK = ".lock"
-#: Under which name files are in the view for a moment while it is made what it was.
+#: The file that holds the temporary name which files have in the view while it is restored.
 _RESTORING = "restoring"
 #: See `viewfs.cow.commit.journal`.
 JOURNAL = "commit.journal"
@@ -40,9 +40,9 @@ _SCHEMA = 5
 
 
 def clock_ns(directory: int, lower: Tree) -> int:
-    """The time by the clock that change times in the lower tree are of: a server of files may have its own.
+    """The time now by the clock that sets change times in the lower tree: a file server may have a clock of its own.
 
-    It is asked by way of a file in the open `directory`, if that is in the same file system.
+    It is read off a new file in the open `directory`, if that is in the same file system.
     """
     if os.fstat(lower.root).st_dev == os.fstat(directory).st_dev:
         name = f".clock.{secrets.token_hex(4)}"
@@ -71,7 +71,7 @@ def has_changes(layer: int) -> bool:
 
 
 class Layer:
-    """One layer, by its directory, whose descriptor it owns."""
+    """One layer, by the descriptor of its directory, which it owns."""
 
     def __init__(self, fd: int, record: LayerRecord) -> None:
         self.fd = fd
@@ -103,8 +103,8 @@ class Layer:
 
     @contextlib.contextmanager
     def restoring(self, token: bytes) -> Iterator[None]:
-        """Inside the block files are called `token` for a moment in the view; what is left of them is found by it."""
-        # On a disk that is full there may be no room for it; making room is what a discard is for then.
+        """Inside the block files may be called `token` in the view; it is written down, to find them after a crash."""
+        # A full disk may have no room for that; the discard is to make room then.
         with contextlib.suppress(OSError):
             write_whole(self.fd, _RESTORING, token.decode(), durably=not self.record.volatile)
         yield
@@ -112,13 +112,13 @@ class Layer:
             os.unlink(_RESTORING, dir_fd=self.fd)
 
     def forget_interrupted(self) -> None:
-        """All that was changed is gone: nothing is left of a commit or a discard that could be finished."""
+        """Forget an interrupted commit or discard: all changes are gone, so nothing of it is left to finish."""
         for name in (JOURNAL, _RESTORING):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self.fd)
 
     def clear_restoring(self, view: Tree | None) -> None:
-        """Take away what an interrupted restoring has left, in the `view` where there is one. Raises OSError."""
+        """Remove what an interrupted restore has left, through the `view` if there is one. Raises OSError."""
         try:
             token = read_text(self.fd, _RESTORING).encode()
         except FileNotFoundError:
@@ -132,7 +132,7 @@ class Layer:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One process at a time commits, discards or keeps a state."""
+        """Hold the layer's lock: one process at a time commits, discards or keeps a state."""
         fd = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
         try:
             try:
@@ -154,7 +154,7 @@ class Layer:
         self.record = record
 
     def directory(self, name: str, flags: int = os.O_RDONLY) -> int:
-        """A descriptor of a directory in it; the caller closes it."""
+        """A descriptor of a directory in the layer's; the caller closes it."""
         return os.open(name, flags | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
 
     @contextlib.contextmanager
@@ -168,7 +168,7 @@ class Layer:
 
     @property
     def has_acls(self) -> bool:
-        """Our own file system knows of no access control lists."""
+        """Does what shows the layer know access control lists? Our own file system does not."""
         return self.record.backend != "fuse"
 
     def make_directories(self, root: Entry) -> None:
@@ -180,7 +180,7 @@ class Layer:
             set_attributes(self.fd, b"upper", root)
 
     def empty(self) -> None:
-        """Throw away all that was changed since the last state that was kept. No view may have it. Raises OSError."""
+        """Throw away the changes in the upper directory, but no states. No view may have the layer. Raises OSError."""
         with self.open_upper() as upper:
             root = upper.entry(b"")
         assert root is not None
@@ -200,7 +200,7 @@ class LayerSet:
 
     @classmethod
     def of_session(cls, name: str, directory: str, *, create: bool = False) -> LayerSet | None:
-        """Those of session `name` in `directory`; None where there are none and none are made.
+        """The layers of session `name` in `directory`; None if there are none and `create` is false.
 
         A symbolic link of that name is not followed: what is behind it could be thrown away. Raises `ViewfsError`.
         """
@@ -219,7 +219,7 @@ class LayerSet:
             raise explain_os_error("cannot keep layers in", error) from error
 
     def layers(self, unreadable: list[str] | None = None) -> Iterator[Layer]:
-        """All that are there, by path; the caller closes them. `unreadable` gains what is to be said of others."""
+        """All layers, sorted by path; the caller closes them. `unreadable` gets a message on each of the others."""
         found = []
         for name in os.listdir(self.fd):
             try:
@@ -232,7 +232,7 @@ class LayerSet:
         yield from sorted(found, key=lambda layer: layer.record.path)
 
     def _is_unfinished(self, name: str) -> bool:
-        """Was it being made when the machine went down? Then nothing has been in it."""
+        """Was the layer still being made when the machine went down? Then it has never had any changes."""
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         try:
             return _RECORD not in os.listdir(fd) and not has_changes(fd)
@@ -293,7 +293,7 @@ class LayerSet:
             raise
 
     def tidy(self) -> None:
-        """Take away the layers in which nothing is, and the directory if none is left. No session may have it."""
+        """Remove the empty layers, and the directory if none is left. No session may have it."""
         for name in os.listdir(self.fd):
             with contextlib.suppress(OSError, ViewfsError):
                 layer = self._open(name)
@@ -314,7 +314,7 @@ class LayerSet:
     def remove(self) -> None:
         """Throw all of them away. Raises OSError.
 
-        The lock goes last: as long as there is anything, whoever wants to remove it too finds that somebody does.
+        The lock file goes last: as long as anything is left, another process that wants to remove it finds it locked.
         """
         for name in os.listdir(self.fd):
             if name != LOCK_FILE:
@@ -331,7 +331,7 @@ _AT_FDCWD = -100
 
 
 def _directory_name(path: str) -> str:
-    """A name that says to a person which layer it is, and is that of no other path."""
+    """A name that tells a person which layer it is, and that no other path has."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(path)).strip(".-")[:40]
     return f"{last or 'root'}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
 

@@ -39,7 +39,7 @@ class Lower:
 
 
 def identity_of(status: os.stat_result) -> tuple[int, ...]:
-    """What is another one as soon as the file is, or what is in it."""
+    """What differs as soon as the file is another one, or has other content."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -52,7 +52,7 @@ class Checkpoint:
     time_ns: int
     #: The directory below `checkpoints/`.
     directory: str
-    #: Since when changes of the lower tree are in conflict with it (`LayerRecord.opened_ns` of that time).
+    #: `LayerRecord.opened_ns` at that time: later changes of the lower tree are in conflict with this state.
     opened_ns: int
 
     @classmethod
@@ -76,22 +76,22 @@ class LayerRecord:
     checkpoints: tuple[Checkpoint, ...] = ()
     #: As `opened_ns`, for paths that were committed or discarded by themselves since.
     bases: dict[str, int] = field(default_factory=dict)
-    #: What commits wrote in the lower tree, with the change time that it had afterwards: that one is no news.
+    #: What commits wrote in the lower tree, with its change time afterwards: as long as it has that, it is no news.
     touched: dict[str, int] = field(default_factory=dict)
-    #: Files that commits gave names or took some from, by inode number: until when, and what they then were (as
-    #: `journal.Staged` has it). All names of a file have one change time.
+    #: Files to which commits added names, or from which they removed some, by inode number: the time when that was
+    #: done, and the attributes then (as in `journal.Staged`). All names of a file have one change time.
     linked: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    #: Inode numbers of the directories of the lower tree that it has directories over (`cow.replaced`).
+    #: Inode numbers of the lower directories that its own directories are over (`cow.compare.replaced`).
     directories: dict[str, int] = field(default_factory=dict)
     #: What showed it last: the kernel's "overlay", or our own file system ("fuse").
     backend: str = "overlay"
     #: The upper directory has entries that are no changes any more, because they were committed or discarded.
     unsettled: bool = False
-    #: It goes with its session, and need not survive the machine.
+    #: It is removed with its session, and need not survive a crash of the machine.
     volatile: bool = False
     #: It has files of ids that were given to the user besides their own (subuid(5)).
     subordinate: bool = False
-    #: When the tree was written over the image that it is over: what the layer had by then is in that.
+    #: When a new image of the tree was begun that has replaced the lower one: it has what the layer had by then.
     placed_ns: int = 0
 
     def base_ns(self, path: bytes) -> int:
@@ -100,27 +100,27 @@ class LayerRecord:
         return max([self.opened_ns, *(time for base, time in self.bases.items() if is_at_or_below(here, base))])
 
     def is_news(self, path: bytes, entry: Entry) -> bool:
-        """Has somebody changed `entry`, which is at `path` of the lower tree, since the base of that?"""
+        """Has somebody changed `entry`, which is at `path` of the lower tree, since the base time of `path`?"""
         if self.touched.get(os.fsdecode(path)) == entry.ctime_ns or entry.ctime_ns <= self.base_ns(path):
             return False
         return not self.was_linked(entry)
 
     def was_linked(self, entry: Entry) -> bool:
-        """Is its change time that of a commit, which gave it a name or took one away?"""
+        """Does its change time come from a commit that gave it a name or took one away?"""
         until_ns, *attributes = self.linked.get(str(entry.identity[1]), (0,))
         return entry.ctime_ns <= until_ns and attributes == [*entry[:3], entry.size, entry.mtime_ns]
 
     def rebased(self, paths: Sequence[bytes], now_ns: int) -> LayerRecord:
-        """After `paths` (b"": all of it) have been made the same in the lower tree and in the view."""
+        """The record after `paths` (b"": all of it) have been made the same in the lower tree and in the view."""
         if b"" in paths:
             opened_ns = max(self.opened_ns, now_ns)
             after = replace(self, opened_ns=opened_ns, bases={}, directories={}, unsettled=True)
-            # With a state of before that may come back.
+            # A state that was kept needs both when it comes back.
             return after if self.checkpoints else replace(after, touched={}, linked={})
         return replace(self, bases=self.bases | {os.fsdecode(path): now_ns for path in paths}, unsettled=True)
 
     def with_an_older_state(self) -> LayerRecord:
-        """One that was kept has come back: what was changed since its time is in conflict, and not only since now."""
+        """The record after a state that was kept has come back: what was changed outside since then is in conflict."""
         opened_ns = min([self.opened_ns, *(one.opened_ns for one in self.checkpoints)])
         return replace(self, opened_ns=opened_ns, bases={}, unsettled=True)
 
@@ -162,5 +162,5 @@ def _times(value: Any) -> dict[str, int]:
 
 
 def is_state_directory(name: str) -> bool:
-    """Can a directory below `checkpoints/` be called that? (A client says so.)"""
+    """May a directory below `checkpoints/` be called that? (The name comes from a client.)"""
     return re.fullmatch(r"[0-9]+-[A-Za-z0-9._-]{0,60}", name) is not None

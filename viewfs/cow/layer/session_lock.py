@@ -1,7 +1,7 @@
-"""One session at a time has the layers of a name, whatever runtime directories the others look in.
+"""The lock that lets one session at a time use the layers of a name, even if others have other runtime directories.
 
 (cron, su and ssh give a user several, and a home directory may be on several machines.) The lock is flock(2) on a file
-in the directory of the layers. It is held through a descriptor that the session keeps, so that it ends with it.
+in the directory of the layers. The session holds it through a descriptor, so that the lock ends with the session.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ __all__ = ["LOCK_FILE", "is_in_use", "lock_session"]
 
 LOCK_FILE = ".session"
 _TEXT_MAX = 500
-#: Nothing else that somebody has put there is followed, or waited for.
+#: If somebody has put a symbolic link or a pipe there, it is not followed, nor waited for.
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def lock_session(directory: int, name: str, *, where: str, shared: bool = False) -> int:
-    """Lock the layers of session `name`, which are in the open `directory`: a descriptor that holds the lock.
+    """Lock the layers of session `name`, which are in the open `directory`; returns a descriptor that holds the lock.
 
-    `where` says where this session can be found. `shared`: others may look at them meanwhile. Raises `ViewfsError` that
-    names who has it, and OSError.
+    `where` says where this session can be found. `shared`: others may look at the layers meanwhile. Raises
+    `ViewfsError` that names the holder, and OSError.
     """
     while True:
         fd = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=directory)
@@ -40,7 +40,7 @@ def lock_session(directory: int, name: str, *, where: str, shared: bool = False)
                     f"the changes of {name} are in use by {holder}", remedy="end that session, or use another --name"
                 ) from None
             if _is_there(directory, fd):
-                with contextlib.suppress(OSError):  # a disk that is full: who makes room has to lock it first
+                with contextlib.suppress(OSError):  # a full disk: whoever makes room has to take the lock first
                     os.ftruncate(fd, 0)
                     os.pwrite(fd, f"process {os.getpid()} on {os.uname().nodename}, {where}\n".encode(), 0)
                 return fd

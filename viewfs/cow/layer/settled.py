@@ -1,9 +1,9 @@
-"""What a layer has that is no change of the view's: it was committed or discarded while the view was in use.
+"""What a layer has that is no change of the view's, because it was committed or discarded while the view was in use.
 
-The overlay of a view that runs keeps its copies, which must not be touched. If somebody changes such a file outside
-from then on, the two differ, and yet the view has changed nothing. So the layer remembers what was settled, with a mark
-that is another one as soon as the view does anything to it, in a file beside layer.json. It is gone when the layer is
-taken up again and all that is settled is taken out of it (`cow.settling`).
+The overlay of a running view keeps its copies, which must not be touched. If somebody changes such a file outside
+later, copy and original differ, and yet the view has changed nothing. So a file beside layer.json has a mark of each
+entry that was settled; the mark is another one as soon as the view does anything to the entry. That file is removed
+when the layer is taken up again and all that is settled is removed from it (`cow.layer.settling`).
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from viewfs.mounts.overlay import WHITEOUT
 __all__ = ["Settled", "is_whiteout", "own_changes"]
 
 _FILE = "settled.json"
-#: Of a name that was there, and has changed since.
+#: The mark of a name that was there, and has changed since.
 _CHANGED = (0,)
-#: How much of the mark of a directory tells it from others, its attributes left out.
+#: How many numbers of a directory's mark identify it; its attributes follow.
 _OF_DIRECTORY = 2
-#: What a mark tells of a directory. (Its times are those of what is in it.)
+#: What the mark of a directory covers. (Its times change with what is done in it.)
 _OWN = frozenset({"mode", "owner", "times"})
 
 
 def is_whiteout(entry: Entry) -> bool:
-    """Does it say in an upper directory that nothing is there?"""
+    """Is this entry of an upper directory a whiteout?"""
     return (stat.S_ISCHR(entry.mode) and entry.rdev == 0) or (entry.size == 0 and WHITEOUT in dict(entry.xattrs))
 
 
 def _mark(upper: Tree, path: bytes, entry: Entry) -> tuple[int, ...]:
     number = entry.identity[1]
     if is_whiteout(entry):
-        return ()  # they are one file, as a rule, of which the links change
+        return ()  # they are hard links to one file, as a rule, whose link count changes
     if entry.is_directory:
-        # Numbers are used again; the times are those of what is done in it.
+        # Inode numbers are used again, and other times than that of birth change with what is done in it.
         return number, _birth_of(upper, path), entry.mode, entry.uid, entry.gid
     return number, entry.ctime_ns
 
 
 def _birth_of(upper: Tree, path: bytes) -> int:
-    """When a directory was made; where that is not kept, one that nothing is as old as."""
+    """When a directory was made; -1, which matches nothing, where the file system does not keep that."""
     with upper.directory(path) as fd:
         return birth_ns(fd) or -1
 
 
 class Settled:
-    """The marks of one layer, whose lock the caller holds to change them."""
+    """The marks of one layer. To change them the caller holds the layer's lock."""
 
     def __init__(self, layer: Layer) -> None:
-        """As they were written down; none where nothing can be read."""
+        """Reads the marks that were written down; there are none if they can't be read."""
         self._layer = layer
         self._marks: dict[bytes, tuple[int, ...]] = {}
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
@@ -67,7 +67,7 @@ class Settled:
         return bool(self._marks)
 
     def has(self, path: bytes, upper: Tree) -> bool:
-        """Has the view done nothing to what is at `path` of its upper directory since it was settled?"""
+        """Is what is at `path` settled, and has the view done nothing to it in its upper directory since?"""
         known = self._marks.get(path)
         entry = upper.entry(path) if known is not None else None
         if entry is None or known is None:
@@ -75,11 +75,11 @@ class Settled:
         return known == _mark(upper, path, entry) and -1 not in known
 
     def has_all(self, path: bytes, upper: Tree) -> bool:
-        """Has the view done nothing at `path` and below it?"""
+        """Is everything at `path` and below it settled, and has the view done nothing there since?"""
         return path in self._marks and all(self.has(here, upper) for here, _entry in upper.walk(path))
 
     def never_had(self, path: bytes, upper: Tree) -> bool:
-        """Is that a name which the view had not, in a directory of its own that was settled?"""
+        """Is `path` a name that the view never had, in a directory of its own that was settled?"""
         directory = split(path)[0]
         mark = self._marks.get(directory)
         if mark is None or len(mark) < _OF_DIRECTORY or path in self._marks or upper.entry(path) is not None:
@@ -90,7 +90,7 @@ class Settled:
         return _birth_of(upper, directory) == mark[1] != -1
 
     def note(self, upper: Tree, paths: Collection[bytes], is_settled: Callable[[bytes, Entry], bool]) -> None:
-        """Write down what is at and below `paths` of the upper directory, as far as `is_settled`. Raises OSError."""
+        """Mark what is at and below `paths` of the upper directory, as far as it `is_settled`. Raises OSError."""
         for path in paths:
             below = path + b"/" if path else b""
             before = {known: mark for known, mark in self._marks.items() if known == path or known.startswith(below)}
@@ -119,13 +119,13 @@ def own_changes(
     below: bytes = b"",
     unchanged: dict[tuple[int, int], bytes] | None = None,
 ) -> Iterator[Change]:
-    """As `differences` from `lower` to `view`, without those that come from changes outside."""
+    """The `differences` from `lower` to `view`, without those that come from changes outside."""
     settled = Settled(layer)
     found = differences(lower, view, [upper], below, unchanged=unchanged)
     if not settled:
         yield from found
         return
-    #: Below this all is told, or nothing.
+    #: Below `told` every change is the view's; below `dropped` none is.
     told: bytes | None = None
     dropped: bytes | None = None
     for change in found:
@@ -152,6 +152,6 @@ def _is_from_outside(change: Change, settled: Settled, upper: Tree) -> bool:
     if change.kind is Kind.DELETED and settled.never_had(path, upper):
         return True
     if change.new is not None and change.new.is_directory:
-        # It was removed outside, or is another kind of file there; what the view has in it may be new.
+        # The directory was removed outside, or is another kind of file there; what the view has in it may be new.
         return settled.has_all(path, upper)
     return settled.has(path, upper)

@@ -1,7 +1,7 @@
-"""Taking out of a layer what is no change any more, because it was committed or discarded while the view was in use.
+"""Removing from a layer what is no change any more, because it was committed or discarded while the view was in use.
 
-Under an overlay that is mounted the upper directory must not be touched, so that this is done when a layer is taken up
-again, or by a command while no session has it.
+The upper directory of a mounted overlay must not be touched. So this is done when a layer is taken up again, or by a
+command while no session has it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from viewfs.mounts.overlay import OPAQUE, PRIVATE
 
 __all__ = ["note_same", "settle"]
 
-#: Where in the layer a directory is on its way out.
+#: The name in the layer's directory under which a directory is removed.
 _ASIDE = b"settled"
 
 
@@ -42,7 +42,7 @@ def settle(layer: Layer, lower: Tree) -> None:
 
 
 def note_same(layer: Layer, lower: Tree, upper: Tree, paths: Collection[bytes]) -> None:
-    """Write down what at and below `paths` is the same in the lower tree, and can't be taken out now.
+    """Write down what is the same in the lower tree, at and below `paths`: it can't be removed from the layer now.
 
     The caller holds the layer's lock. Raises OSError.
     """
@@ -57,7 +57,7 @@ def note_same(layer: Layer, lower: Tree, upper: Tree, paths: Collection[bytes]) 
 
 
 def _settle_directory(upper: Tree, lower: Tree, top: bytes, layer: int, settled: Settled) -> None:
-    """Each directory after what is in it."""
+    """Settle `top` and what is below it, each directory after its content."""
     waiting: list[tuple[bytes, bool]] = [(top, False)]
     while waiting:
         path, seen = waiting.pop()
@@ -65,12 +65,12 @@ def _settle_directory(upper: Tree, lower: Tree, top: bytes, layer: int, settled:
             _settle_emptied(upper, lower, path)
             continue
         if path != top and is_opaque(upper, path):
-            # It holds all that is seen of it.
+            # Nothing of the lower directory is visible in it.
             changes = list(differences(lower, upper, None, path))
             if all(map(_is_private, changes)):
                 _remove_at_once(upper, path, layer)
                 continue
-            # What came into it outside since it was committed is to be seen from now on.
+            # What was added to it outside since it was committed is to be visible from now on.
             came = any(settled.never_had(change.path, upper) for change in changes if change.new is None)
             if not came or not _make_merged(upper, lower, path, settled):
                 continue
@@ -99,7 +99,7 @@ def _settle_emptied(upper: Tree, lower: Tree, path: bytes) -> None:
 
 
 def _is_private(change: Change) -> bool:
-    """Only what the overlay keeps for itself differs, or times. (In a layer a name of a file is a file of its own.)"""
+    """Do only times or private attributes of overlayfs differ? (In a layer a name of a file is a file of its own.)"""
     if change.old is None or change.new is None or change.aspects - {"xattrs", "times", "links"}:
         return False
     return _same_xattrs(change.old, change.new)
@@ -110,13 +110,13 @@ def _same_xattrs(one: Entry, other: Entry) -> bool:
 
 
 def _shown(entry: Entry) -> Entry:
-    """Without what overlayfs keeps to itself."""
+    """The entry without the private attributes of overlayfs."""
     kept = tuple((key, value) for key, value in entry.xattrs if not key.startswith(PRIVATE.decode()))
     return entry._replace(xattrs=kept)
 
 
 def _make_merged(upper: Tree, lower: Tree, path: bytes, settled: Settled) -> bool:
-    """Have an opaque directory show what is in the lower one too, but for what was deleted in it, if that can be."""
+    """Make an opaque directory a merged one, with whiteouts for what was deleted in it; False if that can't be done."""
     mine = set(upper.names(path))
     with upper.directory(path) as fd, _as_before(fd):
         for name in mine:
@@ -128,13 +128,13 @@ def _make_merged(upper: Tree, lower: Tree, path: bytes, settled: Settled) -> boo
             try:
                 os.mknod(name, stat.S_IFCHR, dir_fd=fd)  # a whiteout (overlayfs.rst)
             except PermissionError:
-                return False  # in an overlay, which keeps those for itself
+                return False  # the layer is in an overlay, which keeps whiteouts for itself
         os.removexattr(fd, OPAQUE)
     return True
 
 
 def _is_same(upper: Tree, mine: Entry, lower: Tree, path: bytes) -> bool:
-    """Is what the layer has at `path`, no directory, in the lower tree too? Raises OSError."""
+    """Is the entry `mine` of the layer, which is no directory, the same at `path` of the lower tree? Raises OSError."""
     other = lower.entry(path)
     if is_whiteout(mine):
         return other is None  # a whiteout of what is gone
@@ -152,9 +152,9 @@ def _same_attributes(mine: Entry, other: Entry) -> bool:
 
 
 def _remove_at_once(upper: Tree, path: bytes, layer: int) -> None:
-    """Remove a directory that hides the lower one: with half of its names it would say that the others were deleted."""
+    """Remove an opaque directory in one step: with half of its names it would say that the others were deleted."""
     directory, name = split(path)
-    remove_tree(layer, _ASIDE)  # of a process that was killed
+    remove_tree(layer, _ASIDE)  # left by a process that was killed
     with upper.directory(directory) as parent, _as_before(parent):
         os.rename(name, _ASIDE, src_dir_fd=parent, dst_dir_fd=layer)
     remove_tree(layer, _ASIDE)
@@ -168,7 +168,7 @@ def _remove(upper: Tree, path: bytes) -> None:
 
 @contextmanager
 def _as_before(directory: int) -> Iterator[None]:
-    """What is done in the block to an open directory leaves its times as they are: the view shows them."""
+    """Set the times of an open directory back after the block, because the view shows them."""
     before = os.fstat(directory)
     yield
     os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -1,8 +1,8 @@
-"""Keeping the state of layers: a copy of the upper directory that later states share their unchanged files with.
+"""Keeping the state of layers: as a copy of the upper directory, whose unchanged files later states share.
 
 The overlay goes on with the upper directory that it has, so that programs which have files or their working directory
-in the view notice nothing. (Freezing that directory and mounting a new overlay would leave them in the old one.) What
-was not changed since the last state that was kept is linked to it, so that a state costs what was changed.
+in the view notice nothing. (Freezing that directory and mounting a new overlay would leave them in the old one.) Files
+that were not changed since the last state that was kept are hard links to it, so that a state costs what was changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from viewfs.linux.files import syncfs
 __all__ = ["keep_state"]
 
 _STATES = "checkpoints"
-#: What was where when the newest state was kept: path → inode and change time in the upper directory.
+#: What the newest state was copied from: path → inode number and change time in the upper directory.
 _MANIFEST = "manifest.json"
 #: How often a state that changes while it is copied is copied again.
 _TRIES = 3
@@ -81,7 +81,7 @@ def _keep_one(layer: Layer, directory: str, progress: Callable[[int], None]) -> 
 
 
 class _Manifest:
-    """What the files of a state were in the upper directory."""
+    """The inode numbers and change times that the files of a state had in the upper directory."""
 
     def __init__(self, directory: bytes | None, files: dict[bytes, tuple[int, int]]) -> None:
         self.directory = directory
@@ -117,7 +117,7 @@ class _Copy:
         self.manifest = _Manifest(place, {})
 
     def bring_up_to_date(self) -> int:
-        """Make the copy what the upper directory is now; how much was not there yet, or not as it is now."""
+        """Make the copy equal to the upper directory; the number of entries that were missing, outdated or removed."""
         changed = 0
         here: set[bytes] = set()
         directories: list[tuple[bytes, Entry]] = []
@@ -172,7 +172,7 @@ class _Copy:
                 os.link(old, name, src_dir_fd=there, dst_dir_fd=parent, follow_symlinks=False)
             return True
         except OSError:
-            return False  # of what is no longer there, or has as many names as it may have
+            return False  # the other is gone, or has as many names as it may have
 
     def _remove(self, path: bytes) -> None:
         directory, name = split(self._at(path))

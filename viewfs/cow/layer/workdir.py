@@ -1,8 +1,8 @@
 """Changing the upper directory of a layer in single steps: there is the old state or the new, and nothing between.
 
 What is new is made in the work directory, beside the upper one and on the same file system, and then put in its place
-by one rename: over a whiteout or a file, or exchanged with a directory. A disk that is full, or a machine that goes
-down, leaves a thing in the work directory and no more.
+by one rename: over a whiteout or a file, or exchanged with a directory. If the disk is full or the machine goes down,
+something may be left in the work directory, and nowhere else.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ def status_of(directory: int, name: bytes) -> os.stat_result | None:
 
 
 def hide_lower(directory: int, name: bytes) -> None:
-    """Have a directory hide what the lower tree has of it (overlayfs.rst, opaque). Raises OSError."""
+    """Make a directory opaque, so that it hides the lower one (overlayfs.rst). Raises OSError."""
     os.setxattr(b"/proc/self/fd/%d/%s" % (directory, name), OPAQUE, b"y", follow_symlinks=False)
 
 
 class WorkDirectory:
-    """The work directory of a layer, whose descriptor it owns."""
+    """The work directory of a layer. Owns its descriptor."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.clear()
 
     def clear(self) -> None:
-        """Take away what was being made when it could not be, or by a process that was killed."""
+        """Remove what an error, or a process that was killed, has left unfinished."""
         for name in (_NEW, _ASIDE):
             remove_tree(self.fd, name)
 
     def put(self, directory: int, name: bytes, make: Callable[[int, bytes], None]) -> None:
-        """Have `make` make something (given a directory and a name), and put it in the place of what is at `name`.
+        """Let `make` make something (given a directory and a name), and put it in the place of what is at `name`.
 
         Raises OSError, nothing having changed.
         """
@@ -79,11 +79,11 @@ class WorkDirectory:
         remove_tree(self.fd, _NEW)
 
     def put_whiteout(self, directory: int, name: bytes) -> None:
-        """Have `name` hide what the lower tree has of it, whatever is there. Raises OSError, nothing having changed."""
+        """Put a whiteout in the place of what is at `name`, if anything. Raises OSError, nothing having changed."""
         self.put(directory, name, lambda place, new: _make_whiteout(place, new, directory))
 
     def take_away(self, directory: int, name: bytes) -> None:
-        """Remove what is at `name` and hides nothing: a directory has nothing but whiteouts in it."""
+        """Remove what is at `name`, which hides nothing; a directory has nothing but whiteouts in it."""
         status = status_of(directory, name)
         if status is None:
             return
@@ -95,10 +95,10 @@ class WorkDirectory:
         remove_tree(self.fd, _ASIDE)
 
     def move(self, directory: int, name: bytes, new_directory: int, new_name: bytes, *, hides: bool) -> None:
-        """Rename, leaving a whiteout if the lower tree has something of that name (`hides`). Raises OSError.
+        """Rename, leaving a whiteout if the lower tree has something of the old name (`hides`). Raises OSError.
 
-        What is at the new name is replaced: a file by a file; a directory with nothing but whiteouts in it, or a
-        whiteout, by whatever it is.
+        What is at the new name is replaced: a file by a file; a whiteout, or a directory that has only whiteouts in it,
+        by whatever is moved there.
         """
         moved, replaced = status_of(directory, name), status_of(new_directory, new_name)
         assert moved is not None
@@ -106,7 +106,7 @@ class WorkDirectory:
             if stat.S_ISDIR(replaced.st_mode):
                 self.put_whiteout(new_directory, new_name)  # it shows as little as before, and leaves nothing to remove
             try:
-                # The whiteout comes to be where one is wanted, or is taken away.
+                # This moves the whiteout to the old name, where it stays if one is needed there.
                 renameat2(directory, name, new_directory, new_name, Rename.EXCHANGE)
             except OSError as error:
                 if error.errno not in _NO_FLAGS:
@@ -133,21 +133,21 @@ class WorkDirectory:
     # -- files that are open and have no name any more: they have one here, by which a successor can open them again
 
     def make_held(self, number: int) -> int:
-        """An empty one, open for reading and writing. Raises OSError."""
+        """Make an empty file of this kind, open for reading and writing. Raises OSError."""
         self.let_go(number)  # what a server was about to make when it died
         return os.open(_held(number), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
 
     def hold(self, number: int, directory: int, name: bytes) -> None:
-        """That file is about to lose its name. Raises OSError."""
-        with contextlib.suppress(FileExistsError):  # the server before has come so far
+        """Give the file at `name`, which is about to lose that, a name here too. Raises OSError."""
+        with contextlib.suppress(FileExistsError):  # the previous server has done it
             os.link(name, _held(number), src_dir_fd=directory, dst_dir_fd=self.fd, follow_symlinks=False)
 
     def open_held(self, number: int, flags: int) -> int:
-        """It once more. Raises OSError."""
+        """Open such a file again. Raises OSError."""
         return os.open(_held(number), flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
 
     def let_go(self, number: int) -> None:
-        """Nobody has it open any more, or it has a name again."""
+        """Remove such a file: nobody has it open any more, or it has a name again."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_held(number), dir_fd=self.fd)
 
@@ -160,12 +160,12 @@ def _held(number: int) -> bytes:
 
 
 def _make_whiteout(place: int, name: bytes, directory: int) -> None:
-    """In one of the two ways that overlayfs knows; it is for `directory`."""
+    """Make a whiteout in one of the two ways that overlayfs knows; it will be put in `directory`."""
     try:
         os.mknod(name, stat.S_IFCHR, dir_fd=place)
         return
     except PermissionError:
-        pass  # another overlay's upper layer: it keeps those for itself
+        pass  # the layer is in another overlay, which keeps whiteouts for itself
     os.setxattr(directory, OPAQUE, HAS_WHITEOUTS)
     os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=place))
     os.setxattr(b"/proc/self/fd/%d/%s" % (place, name), WHITEOUT, b"y", follow_symlinks=False)

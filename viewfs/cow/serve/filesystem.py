@@ -5,7 +5,7 @@ character devices 0/0, a directory that hides the lower one has `user.overlay.op
 `user.overlay.origin`. So all that looks at layers needs to know of one format only. As in the kernel's, a directory
 that is in the lower tree can't be renamed (EXDEV), and a lower file with several names is copied up by one of them.
 
-What it does better: files of owners that the user namespace has no number for are shown as the user's, and so can be
+What it does better: files whose owners are not mapped in the user namespace are shown as the user's, and so can be
 written. What it does worse: every call is a round trip to a Python process.
 """
 
@@ -44,7 +44,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 
 
 class CowFileSystem(CowNames):
-    """`lower` with the changes that are in `upper`, which takes those to come."""
+    """Shows `lower` with the changes that are in `upper`, and makes new changes there."""
 
     cache_seconds = KEPT_SECONDS
     is_changed_here_only = True
@@ -60,11 +60,12 @@ class CowFileSystem(CowNames):
         stand_ins: Collection[bytes] | None = None,
         owner_of: OwnerOf | None = None,
     ) -> None:
-        """Descriptors of the directories, which become this object's. `work` is None where nothing can be written.
+        """`lower`, `upper` and `work` are descriptors of the directories, and become this object's. `work` is None
+        where nothing can be written.
 
-        `durable`: what is copied up survives the machine, as what it was copied from did. `stand_ins`: the user
-        appears as root: these files are shown as empty if they may not be read, and any other is if it is written to.
-        `owner_of` says whose lower files are that belong to somebody without a number here.
+        `durable`: what is copied up survives a crash of the machine, as the original did. `stand_ins`: if it is given,
+        the user appears as root: these files are shown as empty if they may not be read, and any other unreadable file
+        becomes empty when it is written to. `owner_of` tells the owner of a lower file whose owner is not mapped here.
         """
         unreadable = frozenset(path for path in stand_ins or () if _is_unreadable(Tree(lower), path))
         self._tree = MergedTree(Tree(lower), Tree(upper), identities, unreadable, owner_of)
@@ -95,7 +96,7 @@ class CowFileSystem(CowNames):
         return self._tree.attributes(node, status, is_upper=is_upper)
 
     def _gone_attributes(self, node: Node) -> Attributes:
-        """Of what has no name any more: what it is, or was when it had one. Raises ESTALE."""
+        """The attributes of a node without a name: as they are if it is open, or as they were last. Raises ESTALE."""
         if node.handles:
             handle = node.handles[0]
             return self._tree.attributes(node, os.fstat(handle.fd), is_upper=handle.is_upper)
@@ -131,7 +132,7 @@ class CowFileSystem(CowNames):
     # -- copying up
 
     def _copy_up(self, node: Node, *, content: bool = True) -> bytes:
-        """Have the file or directory in the upper directory; its path. Without `content` the file is empty there."""
+        """Copy a file or directory up, unless that is done; its path. Without `content` the copy of a file is empty."""
         work, path = self._work, node.path
         if self._tree.in_upper.status(path) is not None:
             return path
@@ -146,11 +147,11 @@ class CowFileSystem(CowNames):
         return path
 
     def _copy_up_one(self, work: WorkDirectory, node: Node, path: bytes, *, content: bool) -> None:
-        """The directory that it is in is in the upper directory."""
+        """Copy up one node, whose directory is in the upper directory already."""
         entry = self._lower.entry(path)
         if entry is None:
             raise os_error(errno.ESTALE)
-        # Lists that name somebody who has no number here could not be set; a commit leaves those outside as they are.
+        # A list with an id that is not mapped here could not be set; a commit leaves the lists outside as they are.
         uid, gid = self._tree.shown_owner(self._tree.lower_status(node.parent, path), entry)
         entry = entry._replace(xattrs=tuple(entry.without_acls()), has_acls=False, uid=uid, gid=gid)
         if entry.is_file and (not content or (self._is_root and _is_unreadable(self._lower, path))):
@@ -158,8 +159,8 @@ class CowFileSystem(CowNames):
         with parent_of(self._upper, path) as (fd, name):
             before = os.fstat(fd)
             work.put(fd, name, lambda place, new: self._copy(path, entry, place, new))
-            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # nothing has changed for who looks at it
-        # But the change times have, which nobody can set.
+            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # the view shows no change of it
+        # But the change times have changed, which nobody can set.
         self.attributes_changed(node.number)
         if node.parent is not None:
             self.attributes_changed(node.parent.number)
@@ -182,8 +183,8 @@ class CowFileSystem(CowNames):
                 os.setxattr(b"/proc/self/fd/%d/%s" % (place, name), ORIGIN, b"")
 
     def _own_of_gone(self, node: Node) -> int:
-        """A descriptor of a file that has no name any more, and that is not the lower tree's: who changes it changes a
-        copy. Raises ESTALE if nobody has it open."""
+        """A descriptor of a file without a name that may be changed, for a lower file is copied before. Raises ESTALE
+        if nobody has the file open."""
         if not node.handles:
             raise os_error(errno.ESTALE)
         if not node.handles[0].is_upper:
@@ -213,7 +214,7 @@ class CowFileSystem(CowNames):
         if node.is_gone:
             return self._open_gone(node, flags)
         if flags & _WRITING:
-            # The kernel reads what it changes a part of.
+            # For reading too: the kernel reads what it changes only a part of.
             path = self._copy_up(node, content=not flags & os.O_TRUNC)
             fd = self._tree.in_upper.open(path, os.O_RDWR | flags & _KEPT_FLAGS)
             return Handle(node, fd, is_upper=True, flags=os.O_RDWR | flags & os.O_APPEND)
@@ -224,7 +225,7 @@ class CowFileSystem(CowNames):
         return Handle(node, tree.open(node.path, os.O_RDONLY), is_upper=is_upper)
 
     def _open_gone(self, node: Node, flags: int) -> Handle:
-        """Once more what somebody has open, by /proc/PID/fd."""
+        """Open a file without a name that somebody has open already, as through /proc/PID/fd."""
         if flags & _WRITING:
             here, mode = self._own_of_gone(node), os.O_RDWR | flags & _KEPT_FLAGS
         elif node.handles:
@@ -267,7 +268,7 @@ class CowFileSystem(CowNames):
     # -- extended attributes
 
     def _place_of(self, inode: InodeNumber, *, changes: bool = False) -> int | bytes:
-        """What a node is now, as a path or a descriptor that Python's functions for attributes take."""
+        """Where a node is now, as a path or a descriptor that Python's functions for attributes take."""
         node = self._tree.node(inode)
         if node.is_gone:
             if not node.handles:
@@ -331,14 +332,14 @@ class CowFileSystem(CowNames):
         except OSError:
             return LostFile(record)
         status = os.fstat(fd)
-        # What is in the upper directory can have been copied there since.
+        # A file in the upper directory is not compared, for it can have been copied up since.
         if not is_upper and (status.st_dev, status.st_ino) != (opened.device, opened.inode):
             os.close(fd)
             return LostFile(record)
         return Handle(node, fd, is_upper=is_upper, flags=opened.flags)
 
     def _find_opened(self, node: Node, flags: int) -> tuple[int, bool]:
-        """A file that was open, opened again; and whether it is in the upper directory. Raises OSError."""
+        """Open a file again that was open; its descriptor, and whether it is in the upper directory. Raises OSError."""
         if node.held:
             return self._work.open_held(node.number, flags), True
         if node.places:
@@ -370,5 +371,5 @@ def _is_unreadable(lower: Tree, path: bytes) -> bool:
 
 
 def _is_own(name: bytes) -> bool:
-    """An attribute of users, and not one by which overlays remember things."""
+    """Is it an attribute of users, and not a private one of overlays?"""
     return name.startswith(b"user.") and not name.startswith(PRIVATE)

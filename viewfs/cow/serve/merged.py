@@ -1,8 +1,8 @@
 """What a lower tree and the upper directory over it show together, and what the kernel has been told of it.
 
-The rules are overlayfs's (Documentation/filesystems/overlayfs.rst). Files are known by where they are. Walking to each
-directory anew is most of what a look-up takes, so directories are kept open for a moment: no longer than the kernel
-keeps what it is told, for the lower tree may be changed by others.
+The rules are overlayfs's (Documentation/filesystems/overlayfs.rst). Files are identified by where they are. Most of the
+time of a look-up goes into walking to the directory, so directories are kept open for a moment: no longer than the
+kernel keeps what it is told, for the lower tree may be changed by others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from viewfs.mounts.overlay import OPAQUE, WHITEOUT
 
 __all__ = ["KEPT_SECONDS", "MergedTree", "OpenDirectories", "OwnerOf"]
 
-#: The user and group of an open file, of which stat(2) tells that here.
+#: Tells the user and group of an open file, given what stat(2) tells of it here.
 OwnerOf: TypeAlias = Callable[[int, os.stat_result], tuple[int, int]]
 
 #: How long the kernel keeps names and attributes.
@@ -33,7 +33,7 @@ KEPT_SECONDS = 1.0
 _KEPT_OPEN = 200
 #: Directories whose names are kept while they are listed.
 _LISTINGS = 32
-#: Names of one lower file show one inode number, of those from here on.
+#: All names of a lower file show one inode number; such numbers begin here.
 _LINKED = 1 << 31
 
 
@@ -62,7 +62,7 @@ class OpenDirectories:
         return fd
 
     def status(self, path: bytes) -> os.stat_result | None:
-        """What stat(2) tells of it; None where nothing is. Raises OSError."""
+        """What stat(2) tells of `path`; None where nothing is. Raises OSError."""
         directory, _slash, name = path.rpartition(b"/")
         fd = self.get(directory)
         if fd is None:
@@ -102,7 +102,7 @@ class OpenDirectories:
         return os.open(name or b".", flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
 
     def forget(self, path: bytes = b"") -> None:
-        """A directory was made, moved or removed there."""
+        """Close what is kept at and below `path`: a directory was made, moved or removed there."""
         below = path + b"/" if path else b""
         for kept in [kept for kept in self._kept if kept == path or kept.startswith(below)]:
             self._drop(kept)
@@ -135,15 +135,15 @@ class MergedTree:
         self._named: dict[tuple[int, bytes], Node] = {}
         #: Files with several names in the upper directory, by their inode number there.
         self._linked: dict[int, Node] = {}
-        #: Directories that are being listed: the names are asked for in several goes.
+        #: Names in the directories that are being listed: the kernel asks for them in several requests.
         self._listings: OrderedDict[int, list[tuple[int, bytes]]] = OrderedDict()
-        #: To be told what a successor has to know of a node (`lasting.LastingFileSystem.remember`).
+        #: Called with what a successor has to know of a node (`lasting.LastingFileSystem.restore`).
         self.remember: Callable[[InodeNumber, bytes | None], None] | None = None
 
     # -- what the kernel knows
 
     def node(self, inode: InodeNumber) -> Node:
-        """Raises ESTALE."""
+        """The node of an inode number. Raises ESTALE."""
         try:
             return self._nodes[inode]
         except KeyError:
@@ -163,12 +163,12 @@ class MergedTree:
         return self._named.get((parent.number, name))
 
     def note(self, node: Node) -> None:
-        """Something has changed of what a successor has to know of it."""
+        """Record a node: something has changed that a successor has to know of it."""
         if self.remember is not None:
             self.remember(node.number, node.record())
 
     def is_linked(self, node: Node, inode: int) -> None:
-        """A file of the upper directory, where it is `inode`, has several names: all of them are this node."""
+        """Note that the file `inode` of the upper directory has several names, and that all of them are `node`."""
         self._linked[inode] = node
         node.linked = inode
         self.note(node)
@@ -184,7 +184,7 @@ class MergedTree:
         return known
 
     def exchange(self, parent: Node, name: bytes, other_parent: Node, other_name: bytes) -> None:
-        """Each of the two is called what the other was called."""
+        """Exchange the names of two nodes."""
         one, other = self._named[parent.number, name], self._named[other_parent.number, other_name]
         one.places[one.places.index((parent, name))] = other_parent, other_name
         other.places[other.places.index((other_parent, other_name))] = parent, name
@@ -193,20 +193,20 @@ class MergedTree:
         self.note(other)
 
     def unnamed(self) -> Node:
-        """A file that has no name yet."""
+        """A new node, which has no name yet."""
         node = Node(InodeNumber(next(self._numbers)), [])
         self._nodes[node.number] = node
         return node
 
     def give_name(self, node: Node, parent: Node, name: bytes) -> None:
-        """A file has a name now, or one more."""
+        """Give a node a name, or one more."""
         node.places.append((parent, name))
         self._named[parent.number, name] = node
         parent.children += 1
         self.note(node)
 
     def unname(self, parent: Node, name: bytes, last: os.stat_result | None = None) -> None:
-        """A name was removed: the file, which was `last`, lives on by others, or as long as somebody has it open."""
+        """Remove a name. The file, which was `last`, lives on by its other names, or while somebody has it open."""
         node = self._named.get((parent.number, name))
         if node is not None:
             if node.handles and not node.handles[0].is_upper and len(node.places) == 1:
@@ -223,7 +223,7 @@ class MergedTree:
         parent.children -= 1
 
     def rename(self, old_parent: Node, old_name: bytes, parent: Node, name: bytes) -> None:
-        """What was called the one is called the other now."""
+        """Give the node that has the old name the new one."""
         node = self._named.pop((old_parent.number, old_name))
         node.places[node.places.index((old_parent, old_name))] = parent, name
         old_parent.children -= 1
@@ -232,13 +232,13 @@ class MergedTree:
         self.note(node)
 
     def forget(self, inode: InodeNumber) -> list[Node]:
-        """The kernel has. Returns the nodes that are no longer needed."""
+        """Note that the kernel has forgotten `inode`. Returns the nodes that are no longer needed."""
         dropped: list[Node] = []
         unused = [self._nodes[inode]] if inode in self._nodes and inode != ROOT_INODE else []
         while unused:
             node = unused.pop()
             if node.handles or node.children:
-                # It is still in the path of what the kernel has not forgotten, or about to be closed.
+                # It is still in the path of a node that the kernel has not forgotten, or is about to be closed.
                 node.is_forgotten = True
                 continue
             del self._nodes[node.number]
@@ -254,7 +254,7 @@ class MergedTree:
         return dropped
 
     def restore(self, known: Mapping[InodeNumber, bytes]) -> None:
-        """Know again the nodes that the server before has noted."""
+        """Make the nodes again that the previous server has noted."""
         records = {number: NodeRecord.from_bytes(data) for number, data in known.items()}
         for number, record in records.items():
             node = Node(number, [], record.linked, record.merged, last=record.last)
@@ -274,9 +274,9 @@ class MergedTree:
     # -- what is there
 
     def lower_status(self, parent: Node | None, path: bytes) -> os.stat_result | None:
-        """What the lower tree has at `path`, which is in the directory `parent`, if that is seen.
+        """What stat(2) tells of `path`, in the directory `parent`, in the lower tree; None if that is not visible.
 
-        In a directory that may not be looked into there is nothing, as far as anybody here can tell.
+        A directory that may not be looked into counts as empty, for nobody here can tell what is in it.
         """
         if parent is not None and not parent.merged:
             return None
@@ -302,13 +302,13 @@ class MergedTree:
         return os.stat_result((*status[:4], uid, gid, *status[6:]), _extra(status))
 
     def shown_owner(self, status: os.stat_result | None, entry: Entry) -> tuple[int, int]:
-        """Whose a lower file is shown as: what belongs to somebody without a number here is the user's."""
+        """The owner and group that a lower file is shown with: ids that are not mapped here are shown as the user's."""
         known = self._identities
         uid, gid = (entry.uid, entry.gid) if status is None else (status.st_uid, status.st_gid)
         return uid if uid in known.uids else known.uid, gid if gid in known.gids else known.gid
 
     def is_whiteout(self, path: bytes, status: os.stat_result) -> bool:
-        """Says what is at `path` in the upper directory that nothing is?"""
+        """Is what is at `path` in the upper directory a whiteout?"""
         if stat.S_ISCHR(status.st_mode):
             return status.st_rdev == 0
         if status.st_size or not stat.S_ISREG(status.st_mode):
@@ -325,7 +325,7 @@ class MergedTree:
             return False
 
     def found(self, node: Node) -> tuple[os.stat_result, bool]:
-        """What a node is, and whether it is in the upper directory. Raises ENOENT."""
+        """The status of a node, and whether it is in the upper directory. Raises ENOENT."""
         path = node.path
         upper = self.in_upper.status(path)
         if upper is not None:
@@ -361,18 +361,18 @@ class MergedTree:
         return self.attributes(node, status, is_upper=upper is not None)
 
     def attributes(self, node: Node, status: os.stat_result, *, is_upper: bool) -> Attributes:
-        """As the view shows it: what belongs to somebody that the user namespace has no number for is the user's."""
+        """The attributes that the view shows: ids that are not mapped in the user namespace are shown as the user's."""
         known = self._identities
         is_directory = stat.S_ISDIR(status.st_mode)
         node.is_own = is_upper and not (is_directory and node.merged)
-        # (Names of a lower file are nodes of their own: by one of them it can be copied up.)
+        # (Each name of a lower file is a node of its own, for the file can be copied up by one of its names.)
         shown = _LINKED + status.st_ino if status.st_nlink > 1 and not is_directory and not is_upper else 0
         return Attributes(
             node.number,
             status.st_mode,
             status.st_size,
             self._links(node, status, is_directory=is_directory, is_upper=is_upper),
-            # All that is in the upper directory was given its owner here, the overflow id too.
+            # What is in the upper directory was given its owner here, even if that is the overflow id.
             status.st_uid if is_upper or status.st_uid in known.uids else known.uid,
             status.st_gid if is_upper or status.st_gid in known.gids else known.gid,
             status.st_rdev,
@@ -387,11 +387,11 @@ class MergedTree:
     def _links(self, node: Node, status: os.stat_result, *, is_directory: bool, is_upper: bool) -> int:
         if node.is_gone:
             return 0
-        # What a directory of the upper tree counts is not all that is seen in it (1: not counted, as in overlayfs).
+        # The link count of an upper directory leaves out the lower ones in it (1: not counted, as in overlayfs).
         return 1 if is_directory and is_upper and node.merged else status.st_nlink
 
     def names(self, node: Node) -> set[bytes]:
-        """What is in a directory; of one that was removed, nothing."""
+        """The names in a directory; a directory that was removed has none."""
         if node.is_gone:
             return set()
         path = node.path
@@ -400,7 +400,7 @@ class MergedTree:
         except PermissionError:
             if self.in_upper.status(path) is None:
                 raise
-            names = set()  # those that were made here are seen
+            names = set()  # those that were made here are visible
         for name in self.in_upper.names(path):
             here = join(path, name)
             status = self.in_upper.status(here)
@@ -411,10 +411,10 @@ class MergedTree:
         return names
 
     def list(self, node: Node, start: int) -> Iterator[DirectoryEntry]:
-        """What is in a directory, after the cookie `start`."""
+        """The entries of a directory, after the cookie `start`."""
         listing = None if start == 0 else self._listings.get(node.number)
         if listing is None:
-            # By a number that a name keeps, whatever comes and goes beside it.
+            # The cookie comes from the name alone, so that it stays the same whatever other names come and go.
             listing = sorted((3 + (hash(name) & 0x3FFFFFFFFFFFFFFF), name) for name in self.names(node))
             self._listings[node.number] = listing
             if len(self._listings) > _LISTINGS:
@@ -424,12 +424,12 @@ class MergedTree:
             if cookie > start:
                 here = join(path, name)
                 upper = self.in_upper.status(here)
-                # Of a file that is in the upper directory nothing else matters.
+                # A file in the upper directory hides whatever the lower tree has.
                 hidden = upper is not None and not stat.S_ISDIR(upper.st_mode)
                 try:
                     lower = None if hidden else self.lower_status(node, here)
                 except OSError:
-                    # A mount whose server is gone, or that is somebody else's: who looks at it is told.
+                    # A mount whose server is gone, or that is somebody else's: whoever looks it up gets the error.
                     unknown = Attributes(self.child(node, name).number, stat.S_IFDIR)
                     yield DirectoryEntry(name, cookie, unknown, is_known=False)
                     continue
@@ -438,7 +438,7 @@ class MergedTree:
                     yield DirectoryEntry(name, cookie, found)
 
     def close(self) -> None:
-        """Let go of what is kept open, and of the trees."""
+        """Close what is kept open, and the trees."""
         self.in_lower.forget()
         self.in_upper.forget()
         os.close(self.lower.root)

@@ -1,4 +1,4 @@
-"""Names in our own copy-on-write file system: making, linking, renaming and removing what they are of."""
+"""Names in our own copy-on-write file system: making, linking, renaming and removing files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["CowNames", "parent_of"]
 
 
 class CowNames(LastingFileSystem):
-    """The part of `filesystem.CowFileSystem` that names are for."""
+    """The part of `filesystem.CowFileSystem` that handles names."""
 
     _tree: MergedTree
     _upper: Tree
@@ -53,9 +53,9 @@ class CowNames(LastingFileSystem):
         *,
         in_one_step: bool = True,
     ) -> Attributes:
-        """Have `make` make what is called `name` (given a directory and a name), for `owner`; what it is then.
+        """Let `make` make what is called `name` (given a directory and a name), for `owner`; its attributes.
 
-        `in_one_step`: does `make` need no more?
+        `in_one_step`: does `make` take a single step?
         """
         parent = self._tree.node(directory)
         if parent.is_gone:
@@ -85,7 +85,7 @@ class CowNames(LastingFileSystem):
         return found
 
     def _give(self, place: int, name: bytes, above: os.stat_result, owner: tuple[int, int] | None) -> None:
-        """What was just made in a directory that is `above` is `owner`'s, or of the directory's group (inode(7))."""
+        """Give what was just made in the directory `above` to `owner`, or to the group of the directory (inode(7))."""
         if owner is None:
             return
         uid, gid = owner
@@ -97,7 +97,7 @@ class CowNames(LastingFileSystem):
             try:
                 os.chown(name, *wanted, dir_fd=place, follow_symlinks=False)
             except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EPERM):  # somebody without a number here
+                if error.errno not in (errno.EINVAL, errno.EPERM):  # an id that is not mapped here
                     raise
         if inherits and stat.S_ISDIR(made.st_mode):
             os.chmod(name, stat.S_IMODE(made.st_mode) | stat.S_ISGID, dir_fd=place)
@@ -125,7 +125,7 @@ class CowNames(LastingFileSystem):
         fd = self._work.make_held(node.number)
         os.fchmod(fd, stat.S_IMODE(mode))
         self._is_held(node, held=True)
-        # It is there as long as it is open, and the kernel opens it at once.
+        # The file lives as long as it is open, and the kernel opens it at once.
         handle = Handle(node, fd, is_upper=True)
         node.last = os.fstat(fd)
         self._unopened[node.number] = handle
@@ -166,9 +166,9 @@ class CowNames(LastingFileSystem):
         self._tree.note(node)
 
     def _hold(self, node: Node, directory: int, name: bytes) -> None:
-        """`node` is about to lose the name: a successor is to find it, if somebody has it open."""
+        """`node` is about to lose the name: if somebody has it open, keep it in the work directory for a successor."""
         if node.handles and node.handles[0].is_upper and len(node.places) == 1 and not node.held:
-            with contextlib.suppress(OSError):  # then it has none
+            with contextlib.suppress(OSError):  # then a successor can't open it again
                 self._work.hold(node.number, directory, name)
                 self._is_held(node, held=True)
 
@@ -258,7 +258,7 @@ class CowNames(LastingFileSystem):
     # -- what the server before may have done already
 
     def made_already(self, directory: InodeNumber, name: bytes, source: InodeNumber | None = None) -> Attributes | None:
-        """Only by requests that are carried out here anything comes into the upper directory."""
+        """Whatever is in the upper directory was made by a request to this file system."""
         parent = self._tree.node(directory)
         status = self._tree.in_upper.status(path := join(parent.path, name))
         if status is None or self._tree.is_whiteout(path, status):
@@ -283,7 +283,7 @@ class CowNames(LastingFileSystem):
         return True
 
     def _keep(self, node: Node) -> None:
-        """Whoever has looked the name up a moment ago opens the file that it was, until the kernel forgets that."""
+        """Keep the file open until the kernel forgets it: who has just looked its name up may still open it."""
         with contextlib.suppress(OSError):
             is_upper = self._tree.found(node)[1]
             tree = self._tree.in_upper if is_upper else self._tree.in_lower
@@ -294,7 +294,7 @@ class CowNames(LastingFileSystem):
         other, other_status = self._movable(other_parent, other_name)
         path, other_path = self._copy_up(one), self._copy_up(other)
         with parent_of(self._upper, path) as (fd, _one), parent_of(self._upper, other_path) as (other_fd, _other):
-            # Each comes to be where the lower tree may have a directory.
+            # Each moves to a place where the lower tree may have a directory.
             for place, here, moved in ((fd, name, status), (other_fd, other_name, other_status)):
                 if stat.S_ISDIR(moved.st_mode):
                     hide_lower(place, here)
@@ -308,7 +308,7 @@ class CowNames(LastingFileSystem):
 
     def fsyncdir(self, directory: InodeNumber) -> None:
         node = self._tree.node(directory)
-        # And those that it is in: they may have been copied up only now.
+        # And the directories above it: they may have been copied up only now.
         while self._durable and not node.is_gone and self._tree.in_upper.status(node.path) is not None:
             with self._upper.directory(node.path) as fd:
                 os.fsync(fd)

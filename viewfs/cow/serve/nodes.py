@@ -1,6 +1,6 @@
 """What our own copy-on-write file system keeps of files that the kernel knows: where they are, who has them open.
 
-All of it is written down, too, for the server that may have to take over.
+All of it is also written down, for a server that may have to take over.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from viewfs.modules.api.lasting import LastingFile
 __all__ = ["Handle", "HandleRecord", "Node", "NodeRecord"]
 
 
-#: Flags, linked, length of the path in the lower tree (-1: none); then perhaps what it was (`_pack_status`), and its
-#: places: directory, length of the name.
+#: Flags, linked, length of the path in the lower tree (-1: none), and that path; then perhaps the last status
+#: (`_pack_status`), and the places: directory, length of the name, and the name.
 _NODE, _PLACE = struct.Struct("<BQi"), struct.Struct("<QH")
 _STATUS = struct.Struct("<IQQQIIqqqqqqQ")
 _HANDLE = struct.Struct("<QIQQ")
@@ -36,7 +36,7 @@ class NodeRecord(NamedTuple):
     linked: int
     #: See `Node.lower_path`.
     lower_path: bytes | None
-    #: What it was when its last name went.
+    #: Its status when its last name was removed.
     last: os.stat_result | None
     #: Numbers of directories, and names.
     places: Sequence[tuple[int, bytes]]
@@ -107,34 +107,34 @@ class HandleRecord(NamedTuple):
 
 @dataclass
 class Node:
-    """A file or directory that the kernel has been told of, by where it is."""
+    """A file or directory that the kernel has been told of, identified by where it is."""
 
     number: InodeNumber
-    #: Directory and name. More than one only of a file that is in the upper directory by several names; none of the
-    #: root, and of what has no name any more.
+    #: Directory and name. Only a file with several names in the upper directory has more than one place; the root, and
+    #: what has no name any more, have none.
     places: list[tuple[Node, bytes]]
-    #: Of a file with several: its inode number there.
+    #: If it is a file with several names: its inode number in the upper directory.
     linked: int = 0
-    #: Of a directory: what the lower tree has in it is seen.
+    #: If it is a directory: what the lower tree has in it is visible.
     merged: bool = True
-    #: Nothing of the lower tree is seen in it: nobody changes it but who uses the view.
+    #: Nothing of the lower tree is visible in it, so that only users of the view change it.
     is_own: bool = False
     handles: list[Handle] = field(default_factory=list)
-    #: What was opened last, for telling whether it is still the same: the kernel has pages of it then.
+    #: The signature of what was opened last: while it stays the same, pages that the kernel has are valid.
     opened: tuple[int, ...] | None = None
-    #: How many places are in it.
+    #: How many places of other nodes are in it.
     children: int = 0
-    #: What it was when its last name went.
+    #: Its status when its last name was removed.
     last: os.stat_result | None = None
-    #: Of one that has no name any more: the file has one in the work directory, as long as it is open.
+    #: It has no name any more, but the file has one in the work directory as long as it is open.
     held: bool = False
-    #: The same: the lower tree still has it, there.
+    #: It has no name any more, but the lower tree still has the file, at this path.
     lower_path: bytes | None = None
-    #: The kernel has forgotten it, but here something needs it yet.
+    #: The kernel has forgotten it, but something here still needs it.
     is_forgotten: bool = False
 
     def record(self) -> bytes:
-        """For a successor."""
+        """What a successor has to know of it."""
         places = [(directory.number, name) for directory, name in self.places]
         last = self.last if not places else None
         return NodeRecord(self.merged, self.held, self.linked, self.lower_path, last, places).to_bytes()
@@ -151,7 +151,7 @@ class Node:
 
     @property
     def path(self) -> bytes:
-        """Where it is, below the root. Raises ESTALE if it has no name any more: the kernel then looks the name up."""
+        """Where it is, below the root. Raises ESTALE if it has no name any more; the kernel then looks the name up."""
         names: list[bytes] = []
         here = self
         while here.places:
@@ -167,12 +167,12 @@ _GETFLAGS = 0x80086601
 
 
 class Handle(LastingFile):
-    """An open file, which follows it when it is copied up."""
+    """An open file; when the file is copied up, the handle changes over to the copy."""
 
     def __init__(self, node: Node, fd: int, *, is_upper: bool, flags: int = os.O_RDONLY) -> None:
         self._node, self.fd, self.is_upper = node, fd, is_upper
         self._flags = flags
-        # Others may write to the lower tree; to the upper directory only the kernel does, through here.
+        # Others may write to the lower tree; to the upper directory only the kernel writes, through this file system.
         found = () if is_upper else _signature(os.fstat(fd))
         self.keep_cache = node.opened == found
         node.opened = found
@@ -204,7 +204,7 @@ class Handle(LastingFile):
         return int.from_bytes(fcntl.ioctl(self.fd, _GETFLAGS, bytes(8))[:4], "little")
 
     def follow(self, fd: int) -> None:
-        """The file is another one now."""
+        """Change over to `fd`: the file was copied."""
         os.close(self.fd)
         self.fd, self.is_upper = fd, True
 
@@ -214,5 +214,5 @@ class Handle(LastingFile):
 
 
 def _signature(status: os.stat_result) -> tuple[int, ...]:
-    """What is another one when the content may be."""
+    """What differs when the content may differ."""
     return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
