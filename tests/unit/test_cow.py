@@ -27,6 +27,7 @@ from viewfs.cow.export.images import FORMATS, format_of
 from viewfs.cow.layer.layers import LayerSet
 from viewfs.cow.layer.records import LayerRecord, Lower
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
+from viewfs.linux.files import chmod_at
 from viewfs.session.layer_access import select
 
 NAMES = st.binary(min_size=1, max_size=20).filter(lambda name: b"/" not in name and b"\0" not in name)
@@ -309,3 +310,39 @@ def test_a_bar_is_for_people_who_wait(
         told(1_000_000)
         told(1_000_000)
     assert ("staging" in stream.getvalue() and "/4.0 MB" in stream.getvalue()) == seen
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read anything")
+def test_a_file_that_may_not_be_read_is_refused_by_each_of_its_names(tmp_path: Path) -> None:
+    """And one that was taken away again after it was copied is copied anew."""
+    for name in ("source", "target"):
+        (tmp_path / name).mkdir()
+    for name in ("secret", "plain"):
+        (tmp_path / "source" / name).write_text(name)
+        os.link(tmp_path / "source" / name, tmp_path / "source" / f"other-{name}")
+    (tmp_path / "source/secret").chmod(0)
+    with tree(tmp_path / "source") as source, tree(tmp_path / "target") as target:
+        copier = TreeCopier(source, target)
+        for name in (b"secret", b"other-secret"):
+            with pytest.raises(PermissionError):
+                copier.copy(name, name)
+        copier.copy(b"plain", b"plain")
+        os.unlink(tmp_path / "target/plain")
+        copier.removed(b"plain")
+        copier.copy(b"other-plain", b"other-plain")
+        copier.copy(b"plain", b"plain")
+    assert sorted(os.listdir(tmp_path / "target")) == ["other-plain", "plain"]
+    assert (tmp_path / "target/plain").samefile(tmp_path / "target/other-plain")
+
+
+def test_modes_of_what_is_behind_a_link_stay(tmp_path: Path) -> None:
+    (tmp_path / "file").touch(0o600)
+    (tmp_path / "link").symlink_to("file")
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(OSError, match="/proc/self/fd"):
+            chmod_at(fd, b"link", 0o777)
+        chmod_at(fd, b"file", 0o640)
+    finally:
+        os.close(fd)
+    assert (tmp_path / "file").stat().st_mode & 0o7777 == 0o640

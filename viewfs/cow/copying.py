@@ -11,6 +11,7 @@ from typing import Any
 
 from viewfs.cow.compare.outside import ACL_PREFIX, store
 from viewfs.cow.compare.trees import Entry, Tree, acl_of, data_extents, join, split
+from viewfs.linux.files import chmod_at
 from viewfs.linux.ids import overflow_id
 from viewfs.paths import is_at_or_below
 
@@ -83,7 +84,7 @@ def set_attributes(directory: int, name: bytes, entry: Entry) -> None:
     if not stat.S_ISLNK(entry.mode):
         # Access control lists first: if they can't be set, the mode is left as it is. They set the permission bits too.
         set_acls(path, entry)
-        os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=directory)
+        chmod_at(directory, name, stat.S_IMODE(entry.mode))
         _set_xattrs(path, entry)
     os.utime(name, ns=(entry.atime_ns, entry.mtime_ns), dir_fd=directory, follow_symlinks=False)
 
@@ -160,7 +161,7 @@ def _open_for_removal(directory: int, name: bytes) -> int:
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if status.st_mode & 0o700 != 0o700 and stat.S_ISDIR(status.st_mode):
-            os.chmod(name, 0o700, dir_fd=directory)
+            chmod_at(directory, name, 0o700)
         return os.open(name, flags, dir_fd=directory)
     except PermissionError:
         return os.open(name, flags, dir_fd=directory)
@@ -250,6 +251,11 @@ class TreeCopier:
             with self._target.directory(directory) as parent:
                 set_attributes(parent, name, entry)
 
+    def removed(self, place: bytes) -> None:
+        """Note that what was copied to `place` is there no more."""
+        for identity in [key for key, there in self._links.items() if is_at_or_below(there, place)]:
+            del self._links[identity]
+
     def renamed(self, place: bytes, path: bytes) -> None:
         """Note that what was copied to `place` has been renamed to `path`."""
         for identity, there in self._links.items():
@@ -260,13 +266,14 @@ class TreeCopier:
         directory, name = split(place)
         self.directories.add(directory)
         with self._target.directory(directory) as parent:
-            if (entry.nlink > 1 or entry.identity in self._links) and not entry.is_directory:
-                other = self._links.setdefault(entry.identity, place)
-                if other != place:
-                    with self._target.directory(split(other)[0]) as there:
-                        os.link(split(other)[1], name, src_dir_fd=there, dst_dir_fd=parent, follow_symlinks=False)
-                    return
+            other = None if entry.is_directory else self._links.get(entry.identity)
+            if other is not None and other != place:
+                with self._target.directory(split(other)[0]) as there:
+                    os.link(split(other)[1], name, src_dir_fd=there, dst_dir_fd=parent, follow_symlinks=False)
+                return
             copy_node(self._source, path, entry, parent, name, sync=self._sync)
+            if entry.nlink > 1 and not entry.is_directory:
+                self._links[entry.identity] = place
         if entry.is_file:
             self._copied(path, entry)
 

@@ -86,10 +86,11 @@ def _restore(
     undone: list[Change] = []
     refused: list[tuple[Change, str]] = []
     covered: bytes | None = None
+    lost: bytes | None = None
     directories: dict[bytes, Entry] = {}
     for change in changes:
         path = change.path
-        if not selection.has(path):
+        if not selection.has(path) or (lost is not None and is_below(path, lost)):
             continue
         undone.append(change)
         if covered is not None and is_below(path, covered):
@@ -112,6 +113,9 @@ def _restore(
                     copier.copy(path, join(parent, temporary_name))
                 except PermissionError as error:
                     remove_tree(fd, temporary_name)
+                    copier.removed(join(parent, temporary_name))
+                    if covered is not None:  # with all that is in it
+                        covered, lost = None, path
                     readable = error.errno != errno.EACCES and error.strerror
                     refused.append((undone.pop(), readable or "what it had been may not be read"))
                     continue

@@ -13,7 +13,7 @@ from enum import IntFlag
 
 from viewfs.linux.libc import check, function, path_bytes, syscall
 
-__all__ = ["Rename", "Resolve", "birth_ns", "fallocate", "openat2", "pwrite_at", "renameat2", "syncfs"]
+__all__ = ["Rename", "Resolve", "birth_ns", "chmod_at", "fallocate", "openat2", "pwrite_at", "renameat2", "syncfs"]
 
 
 class Resolve(IntFlag):
@@ -64,6 +64,18 @@ def birth_ns(fd: int) -> int:
     (mask,) = struct.unpack_from("=I", buffer)
     seconds, nanoseconds = struct.unpack_from("=qI", buffer, _STATX_BIRTH)
     return seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else 0
+
+
+def chmod_at(directory: int, name: bytes, mode: int) -> None:
+    """chmod(2) of what is called `name` in the open `directory`, which must not be a symbolic link. Raises OSError.
+
+    (chmod with AT_SYMLINK_NOFOLLOW is a system call since Linux 6.6 only, and Python doesn't make it.)
+    """
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
 
 
 def syncfs(fd: int) -> None:

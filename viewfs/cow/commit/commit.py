@@ -36,7 +36,7 @@ from viewfs.cow.copying import TreeCopier, decode_attributes, set_acls
 from viewfs.cow.layer.layers import Layer, clock_ns
 from viewfs.cow.layer.settled import Settled, is_whiteout, own_changes
 from viewfs.errors import ViewfsError
-from viewfs.linux.files import syncfs
+from viewfs.linux.files import chmod_at, syncfs
 from viewfs.linux.ids import overflow_id
 from viewfs.paths import is_at_or_below
 
@@ -184,7 +184,7 @@ class Commit:
     def carry_out(self, progress: Callable[[int], None] = _nothing) -> Outcome:
         """Carry out the plan; `progress` is told the size of each file that has been staged.
 
-        Raises `ViewfsError`, nothing having been changed.
+        Raises `ViewfsError`, nothing having been changed; and OSError when something has: `recover` finishes it.
         """
         journal = Journal(self._layer.fd)
         if not self.plan.steps:
@@ -276,6 +276,7 @@ class Commit:
                     ) from error
                 refused.append((step.path, _reason(error)))
                 give_up(self._lower, step, None)
+                copier.removed(step.temporary)
         if not sync_each:
             with self._lower.directory(b"") as fd:
                 syncfs(fd)
@@ -298,7 +299,7 @@ class Commit:
             with contextlib.suppress(OSError), self._lower.directory(directory) as parent:
                 os.chown(name, -1, new.gid, dir_fd=parent, follow_symlinks=False)
                 if not stat.S_ISLNK(new.mode):
-                    os.chmod(name, stat.S_IMODE(new.mode), dir_fd=parent)
+                    chmod_at(parent, name, stat.S_IMODE(new.mode))
         if (old.uid == new.uid or old.uid != overflow_id("uid")) and (
             old.gid == new.gid or old.gid != overflow_id("gid")
         ):
@@ -309,7 +310,7 @@ class Commit:
                 if not give_owner_of(parent, name, there):
                     self._taken.append(step.path)
                 elif not stat.S_ISLNK(new.mode):
-                    os.chmod(name, stat.S_IMODE(new.mode), dir_fd=parent)  # chown(2) takes set-id bits away
+                    chmod_at(parent, name, stat.S_IMODE(new.mode))  # chown(2) takes set-id bits away
         finally:
             os.close(there)
 
@@ -329,7 +330,7 @@ class Commit:
         directory, name = split(step.temporary)
         with self._lower.directory(directory) as parent:
             set_acls(b"/proc/self/fd/%d/%s" % (parent, name), old)
-            os.chmod(name, stat.S_IMODE(new.mode), dir_fd=parent)
+            chmod_at(parent, name, stat.S_IMODE(new.mode))
 
     def _staged(self, steps: Sequence[Step]) -> dict[bytes, Staged]:
         """What was staged, by temporary name."""

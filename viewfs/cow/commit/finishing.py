@@ -86,7 +86,7 @@ def finish(
     touched |= _directory_times(lower, moments, undone)
     linked = record.linked | _linked_until(moments, clock_ns(layer.fd, lower))
     record = replace(record, bases=bases, touched=touched, linked=linked, directories=known)
-    _hide_lower(layer, [step.path for step in steps if step.operation is Operation.INSTALL])
+    _hide_lower(layer, installed)
     layer.write(record)
     journal.end()
 

@@ -171,7 +171,7 @@ def same_time(old: int, new: int) -> bool:
 def same_content(path: bytes, old: Tree, new: Tree, size: int, new_path: bytes | None = None) -> bool:
     """Do the files at `path` (in `new`, at `new_path`) have the same `size` bytes? Holes on both sides aren't read.
 
-    A file of `old` that may not be read counts as different.
+    A file that may not be read counts as different.
     """
     if not size:
         return True
@@ -180,7 +180,10 @@ def same_content(path: bytes, old: Tree, new: Tree, size: int, new_path: bytes |
     except PermissionError:
         return False
     try:
-        right = new.open(path if new_path is None else new_path)
+        try:
+            right = new.open(path if new_path is None else new_path)
+        except PermissionError:
+            return False
         try:
             for begin, end in _either(data_extents(left, size), data_extents(right, size)):
                 for offset in range(begin, end, _BLOCK):

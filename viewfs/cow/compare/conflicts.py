@@ -133,7 +133,11 @@ def _resembles(one: Tree, path: bytes, other: Tree, other_path: bytes) -> bool:
 
 
 def _lines(tree: Tree, path: bytes) -> set[bytes]:
-    fd = tree.open(path)
+    """Those of a file, as far as they are looked at; none of a file that may not be read."""
+    try:
+        fd = tree.open(path)
+    except PermissionError:
+        return set()
     try:
         return set(os.pread(fd, _LOOKED_AT, 0).split(b"\n")) - {b""}
     finally:

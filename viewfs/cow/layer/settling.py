@@ -38,7 +38,8 @@ def settle(layer: Layer, lower: Tree) -> None:
             layer.write(replace(layer.record, unsettled=False))
             settled.forget()
         if not upper.names(b"") and not layer.record.checkpoints:
-            layer.write(replace(layer.record, opened_ns=clock_ns(layer.fd, lower), bases={}, touched={}, linked={}))
+            empty = replace(layer.record, bases={}, touched={}, linked={}, directories={})
+            layer.write(replace(empty, opened_ns=clock_ns(layer.fd, lower)))
 
 
 def note_same(layer: Layer, lower: Tree, upper: Tree, paths: Collection[bytes]) -> None:

@@ -118,6 +118,8 @@ class WorkDirectory:
                 return
             if not hides:
                 os.unlink(name, dir_fd=directory)
+            elif (left := status_of(directory, name)) is not None and stat.S_ISREG(left.st_mode):
+                _allow_whiteouts(directory)  # it was made for the other directory (`_make_whiteout`)
             return
         if not hides:
             os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=new_directory)
@@ -166,6 +168,14 @@ def _make_whiteout(place: int, name: bytes, directory: int) -> None:
         return
     except PermissionError:
         pass  # the layer is in another overlay, which keeps whiteouts for itself
-    os.setxattr(directory, OPAQUE, HAS_WHITEOUTS)
+    _allow_whiteouts(directory)
     os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=place))
     os.setxattr(b"/proc/self/fd/%d/%s" % (place, name), WHITEOUT, b"y", follow_symlinks=False)
+
+
+def _allow_whiteouts(directory: int) -> None:
+    """Have overlayfs look for whiteouts that are no devices in a directory, unless it is opaque and hides all anyway."""
+    with contextlib.suppress(OSError):
+        if os.getxattr(directory, OPAQUE) == b"y":
+            return
+    os.setxattr(directory, OPAQUE, HAS_WHITEOUTS)
