@@ -218,8 +218,8 @@ def test_a_layer_is_that_of_its_mount_point(tmp_path: Path) -> None:
             layers.layer("/home/a b", Lower("ext", "image"), root, now_ns=9)
         for layer in (one, again, other, *listed):
             layer.close()
-        layers.close()
         layers.remove()
+        layers.close()
         assert not (tmp_path / "state").exists()
 
 

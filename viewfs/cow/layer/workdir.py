@@ -174,7 +174,7 @@ def _make_whiteout(place: int, name: bytes, directory: int) -> None:
 
 
 def _allow_whiteouts(directory: int) -> None:
-    """Have overlayfs look for whiteouts that are no devices in a directory, unless it is opaque and hides all anyway."""
+    """Have overlayfs look for whiteouts that are no devices in a directory; an opaque one hides all anyway."""
     with contextlib.suppress(OSError):
         if os.getxattr(directory, OPAQUE) == b"y":
             return
