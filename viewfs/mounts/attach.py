@@ -1,7 +1,7 @@
 """Making a FUSE mount that is attached nowhere yet, and attaching a mount to a place that is held open.
 
-Attaching takes no path: the place was resolved by whoever asked for it, so that the process with the privilege never
-walks through a file system that a module serves, and so can't be made to wait for one.
+Attaching takes no path: the process that asked for it has resolved the place. So the privileged process never walks
+through a file system that a module serves, and can't be made to wait for one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["attach", "attach_aside", "create_fuse_mount", "open_fuse_device"]
 def open_fuse_device() -> int:
     """A /dev/fuse descriptor, close-on-exec. It must be opened in the user namespace that will mount (fuse.rst).
 
-    Raises `MachineError` that says what is wrong with the device.
+    Raises `MachineError`, which says what is wrong with the device.
     """
     try:
         return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -52,9 +52,9 @@ def create_fuse_mount(
 ) -> int:
     """The descriptor of a detached FUSE mount that `fuse_fd` serves.
 
-    `root_mode` has the type of the root inode, which a mount point must share. `allow_other` means, in a user
-    namespace, the processes of this one and of those below it; permission bits are checked for writable file systems
-    only.
+    `root_mode` has the type of the root inode, which the mount point must have too. In a user namespace, `allow_other`
+    means the processes of that namespace and of those below it. The kernel checks permission bits for writable file
+    systems only.
     """
     context = fsopen("fuse")
     try:
@@ -84,14 +84,14 @@ def create_fuse_mount(
 
 
 def attach(mount_fd: int, place_fd: int) -> None:
-    """Attach a detached mount on top of what `place_fd` (an O_PATH descriptor in this namespace) stands for."""
+    """Attach a detached mount on top of the file of `place_fd`, an O_PATH descriptor in this mount namespace."""
     move_mount(mount_fd, "", place_fd, "", MoveMount.F_EMPTY_PATH | MoveMount.T_EMPTY_PATH)
 
 
 def attach_aside(tree: int) -> str:
-    """Attach a detached mount where nobody looks, so that it is in this mount namespace; the place. Raises OSError.
+    """Attach a detached mount out of the way, so that it is in this mount namespace; returns where. Raises OSError.
 
-    Not on the root: a process that enters the namespace later would find itself in what lies there topmost.
+    It is not attached to the root: a process that enters the namespace later would be in the topmost mount there.
     """
     place = next(directory for directory in ("/sys", "/dev", "/tmp") if os.path.isdir(directory))
     move_mount(tree, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)

@@ -1,13 +1,13 @@
-"""Covering a tree of mounts with another: which mounts lie at and below a path, and putting others in their places.
+"""Covering a tree of mounts with another: finding the mounts at and below a path, and putting others in their places.
 
-A cover is of one mount, so that a tree with mounts below it takes a cover of each. What is not covered comes along as
-it is: the kernel's own file systems, and what is mounted on a single file.
+A cover covers one mount, so a tree with mounts below it needs a cover for each. Some mounts are not covered but kept as
+they are: the kernel's own file systems, and mounts on single files.
 
-Two things the kernel's overlay can't do in a user namespace. It changes nothing that belongs to users whom the
-namespace has no number for (capable_wrt_inode_uidgid of the kernel). And it can't have a directory below which
-something is mounted outside of the view, which the kernel shows to nobody without what is mounted there
-(mount_namespaces(7)). Such a part takes another cover; the directories in it that an overlay can have are parts of
-their own, so that work in them is fast.
+The kernel's overlay can't do two things in a user namespace. It can't change files of users who have no id in the
+namespace (capable_wrt_inode_uidgid of the kernel). And its layer can't be a directory with a mount below it that was
+made outside of the view: the kernel shows such a directory only together with the mount (mount_namespaces(7)). Such a
+part takes another kind of cover. Directories in it that can be layers of an overlay are parts of their own, so that
+work in them is fast.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ __all__ = [
     "visible_below",
 ]
 
-#: File systems that show the kernel rather than keep files (Documentation/filesystems).
+#: File systems that show state of the kernel rather than store files (Documentation/filesystems).
 _KERNELS_OWN = frozenset(
     "autofs binder binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue"
     " nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
 )
-#: A directory with more directories in it is not divided.
+#: A directory with more subdirectories than this is not divided.
 _MANY = 100
-#: So many files are looked at to tell whether all of a tree can be changed in an overlay: some milliseconds.
+#: How many files are checked to tell whether a whole tree can be changed in an overlay, which takes some milliseconds.
 _LOOKED_AT = 2000
-#: What belongs to the machine as it runs.
+#: Directories of the running machine.
 _MACHINES_OWN = frozenset({"/dev", "/proc", "/sys"})
-#: Where the sockets of a machine's services are; and where those of its users are, which is shown as it is.
+#: The directory with the sockets of a machine's services; and that with the sockets of its users, which is not covered.
 _SOCKETS, _USERS_SOCKETS = "/run", "/run/user"
 
 
@@ -72,20 +72,20 @@ class Treatment(Enum):
     COVER = "cover"
     #: It is shown as it is.
     SHOW = "show"
-    #: It is shown, and can't be written: a single file that is mounted.
+    #: It is shown read-only: a mount on a single file.
     GUARD = "guard"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a tree: what is mounted at `path`, by a descriptor that belongs to it."""
+    """One piece of a tree: the mount at `path`, with a descriptor that it owns."""
 
     path: str
     treatment: Treatment
-    #: A detached copy of the mount, or where `is_attached` the directory, with what is mounted below it.
+    #: A descriptor of a detached copy of the mount; or, if `is_attached`, of the directory with the mounts below it.
     tree: int
     is_attached: bool = False
-    #: It is the directory of somebody whom this user namespace has no number for.
+    #: An overlay can't change it or files in it, because their owner has no id in this user namespace.
     is_of_others: bool = False
 
 
@@ -93,22 +93,22 @@ class Part:
 class Division:
     """Which directories are to be parts of their own, although nothing is mounted on them."""
 
-    #: These, whatever they are in.
+    #: These, whatever part they are in.
     always: Sequence[str] = ()
-    #: Of what an overlay can't have: the topmost on the way to one of these that it can.
+    #: In a part that an overlay can't change: on the path to each of these, the topmost directory that it can change.
     within: Sequence[str] = ()
-    #: May a directory be one, in the part at the path that comes first?
+    #: May the directory (second argument) be a part of its own, in the part at the path in the first argument?
     allowed: Callable[[str, str], bool] = lambda _part, _path: True
 
 
 def in_root() -> list[str]:
-    """The directories in the root, but for what belongs to the machine as it runs."""
+    """The directories in the root, except those of the running machine (/dev, /proc, /sys)."""
     with os.scandir("/") as entries:
         return sorted(e.path for e in entries if e.is_dir(follow_symlinks=False) and e.path not in _MACHINES_OWN)
 
 
 def mount_id_at(path: str) -> int | None:
-    """The number of the mount that is to be seen at `path`; None where it can't be looked at."""
+    """The id of the mount that is visible at `path`; None if that can't be opened."""
     try:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -121,22 +121,22 @@ def mount_id_at(path: str) -> int | None:
 
 
 class Opened(NamedTuple):
-    """What there is of a tree."""
+    """The parts of a tree."""
 
-    #: Itself first; a directory comes before what lies in it.
+    #: The root of the tree comes first, and each directory before what lies in it.
     parts: list[Part]
-    #: Mounts that can't be looked at, with the reason: they stay as they are.
+    #: Mounts that can't be opened, with the reason: they stay as they are.
     left_alone: list[tuple[str, str]]
 
 
 def open_parts(
     root: str, table: Sequence[MountEntry], cover: str, shown: Sequence[str] = (), division: Division | None = None
 ) -> Opened:
-    """What is seen at and below `root`, in parts.
+    """What is visible at and below `root`, in parts.
 
-    `cover` is the source of mounts that are covers. (Another view's are file systems like others.) The directories
-    `shown` stay as they are. Raises `UsageError` where `root` is in a file system that can't be covered, or is covered
-    already, and OSError.
+    `cover` is the source of mounts that are covers. (Covers of another view are file systems like others.) The
+    directories in `shown` stay as they are. Raises OSError, and `UsageError` if `root` is in a file system that can't
+    be covered, or is covered already.
     """
     holding = next((entry for entry in table if entry.mount_id == mount_id_at(root)), None)
     if holding is None or holding.fs_type in _KERNELS_OWN:
@@ -195,7 +195,7 @@ def _open_directories(
         for number, entry in enumerate(below):
             point = entry.mount_point
             if point in known or any(is_below(point, other) for other in points[:number]):
-                continue  # it comes with that one
+                continue  # it is part of the mount above it
             known.add(point)
             try:
                 if root == "/" and point in _MACHINES_OWN:
@@ -213,7 +213,7 @@ def _reason(error: OSError) -> str:
 
 
 def _with_all(path: str, left_alone: list[tuple[str, str]]) -> int:
-    """What is mounted at `path` with all that is mounted below, or alone where something there can't be had."""
+    """The mount at `path` with all mounts below it; or without them if they can't be cloned."""
     try:
         return open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)
     except OSError as error:
@@ -238,7 +238,7 @@ def _open_directory(path: str) -> Part:
 
 
 def _sockets_in(directory: str) -> list[str]:
-    """Sockets and FIFOs, which are none any more when they are seen through a cover, as far as a short look goes."""
+    """Sockets and FIFOs, which do not work through a cover. Only the first files are checked (`_LOOKED_AT`)."""
     found, looked_at, waiting = [], 0, [directory]
     while waiting and looked_at < _LOOKED_AT:
         here = waiting.pop(0)
@@ -259,19 +259,19 @@ def _sockets_in(directory: str) -> list[str]:
 
 
 def _is_everybodys(status: os.stat_result) -> bool:
-    """In a directory for everybody (/tmp) each has what they made."""
+    """Is it a directory for everybody, such as /tmp, in which each user has their own files?"""
     everybodys = stat.S_ISVTX | stat.S_IWOTH
     return status.st_mode & everybodys == everybodys
 
 
 def _is_own(status: os.stat_result) -> bool:
-    """Can an overlay of a directory be changed? Copying up takes a number for its owner, and one for its group."""
+    """Can an overlay of a directory be changed? Copying it up needs an id here for its owner, and for its group."""
     known = has_number("uid", status.st_uid) and has_number("gid", status.st_gid)
     return known or _is_everybodys(status)
 
 
 def _has_foreign(directory: str) -> bool:
-    """Is something of users or groups without a number in it, as far as a short look goes?"""
+    """Does it contain files of users or groups without an id here? Only the first files are checked (`_LOOKED_AT`)."""
     looked_at = 0
     waiting = [directory]
     device = os.stat(directory).st_dev
@@ -297,7 +297,7 @@ def _has_foreign(directory: str) -> bool:
 
 
 def _first_own(directory: str, path: str) -> str | None:
-    """The first directory on the way from `directory` to `path`, which lies in it, that is this user's own."""
+    """The first directory on the path from `directory` down to `path` that can be changed in an overlay."""
     here = directory
     for name in path[len(directory.rstrip("/")) + 1 :].split("/"):
         here = os.path.join(here, name)
@@ -320,13 +320,13 @@ def _is_directory(path: str) -> bool:
 
 
 def can_be_covered(entry: MountEntry, cover: str) -> bool:
-    """Is it a directory's mount, of a file system that keeps files, and not covered yet?"""
+    """Is the mount on a directory, of a file system that stores files, and not a cover itself?"""
     is_kernels = entry.fs_type in _KERNELS_OWN or entry.source == cover
     return not is_kernels and stat.S_ISDIR(os.stat(entry.mount_point, follow_symlinks=False).st_mode)
 
 
 def _as_it_is(entry: MountEntry) -> Part:
-    """A mount that is not covered: of a device or of the kernel's own, as it is; of another file, to be read only."""
+    """A mount that is not covered: on a device or of the kernel's own, unchanged; on another file, read-only."""
     path = entry.mount_point
     is_directory = stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode)
     tree = open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)
@@ -337,13 +337,13 @@ def _as_it_is(entry: MountEntry) -> Part:
 
 
 def _unreachable_below(root: str, table: Sequence[MountEntry]) -> list[tuple[str, str]]:
-    """What is mounted below `root` and can't be looked at: in a directory of others, or of a server that is gone."""
+    """Mounts below `root` that can't be opened: in a directory of another user, or of a server that is gone."""
     found = []
     for point in sorted({entry.mount_point for entry in table if is_below(entry.mount_point, root)}):
         try:
             os.close(os.open(point, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # else something hides it
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # these mean that another mount hides it
                 found.append((point, _reason(error)))
     return found
 
@@ -351,7 +351,7 @@ def _unreachable_below(root: str, table: Sequence[MountEntry]) -> list[tuple[str
 def visible_below(
     root: str, table: Sequence[MountEntry], seen: Callable[[str], int | None] = mount_id_at
 ) -> list[MountEntry]:
-    """What is mounted below `root` and not hidden by something else; parents come before what lies in them."""
+    """The mounts below `root` that no other mount hides; parents come before what lies in them."""
     by_id = {entry.mount_id: entry for entry in table}
     points = {entry.mount_point for entry in table if is_below(entry.mount_point, root)}
     found = [by_id.get(seen(point) or -1) for point in sorted(points, key=lambda point: point.split("/"))]
@@ -359,9 +359,9 @@ def visible_below(
 
 
 def assemble(parts: Sequence[tuple[str, int]]) -> int:
-    """One detached tree of detached mounts, each to be at its place in the first. Raises OSError.
+    """Make one detached tree of detached mounts: the first, with each other one at its path in it. Raises OSError.
 
-    A place that is not there (any more) is left out.
+    A mount whose path does not exist (any more) is left out.
     """
     (root, top), *others = parts
     attach_aside(top)

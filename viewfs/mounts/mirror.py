@@ -1,15 +1,15 @@
-"""A directory of the host as a file system of the view that has some names more: mount points that nobody else sees.
+"""A directory of the host as a file system of the view with additional names: mount points that nobody else sees.
 
-Everything in it is done to the directory itself, so that names that come, go and are replaced are seen on both sides
-at once, and what is written is where it should be. A file is known by a descriptor (O_PATH) and told by its inode
-number, so that one that was replaced is another.
+Every operation is carried out on the directory itself, so that both sides see at once which names are added, removed
+and replaced, and data are written to the host's files. The server has a descriptor (O_PATH) of each file and
+distinguishes files by device and inode number, so that a file that replaced another is a different one.
 
-The directories in it are not served: they are bound over their names, and native. What is a mount point can't be
-removed (EBUSY). But the mount goes as soon as a look-up finds another inode in its place (d_invalidate in the kernel's
-fs/dcache.c). So a directory that is empty is given another number, is served from then on, and can be removed.
+The directories in it are not served: they are bind-mounted over their names, and have native speed. A mount point can't
+be removed (EBUSY). But the kernel unmounts it when a look-up returns another inode for its name (d_invalidate in the
+kernel's fs/dcache.c). So an empty directory is given another number, is served from then on, and can be removed.
 
-A server that takes over opens files again by their places. What has been removed or replaced meanwhile it does not
-find: whoever has that open gets ESTALE.
+A server that takes over reopens files by directory and name. It does not find files that have been removed or replaced
+meanwhile: programs that have them open get ESTALE.
 """
 
 from __future__ import annotations
@@ -39,30 +39,31 @@ __all__ = ["MIRROR_SOURCE", "MirrorFileSystem"]
 
 #: What the mount table shows as the source.
 MIRROR_SOURCE = "viewfs-mirror"
-#: (The kernel's idea of where a file ends may be old: what is appended goes where it ends then.)
+#: Flags of open(2) that are passed on. (With O_APPEND, appending goes to the actual end of the file; the size that
+#: FUSE knows may be old.)
 _KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
-#: Files that are kept open, at most, beside those that programs have open.
+#: Descriptors of files that are kept open, at most, besides those of files that programs have open.
 _KEPT_OPEN = 1000
 _CLOSED = -2
-#: What a successor is told of a file of the host: device and inode, directory and name; of one of the view's own names,
-#: zeros and the name; of an open file, its node and how it was opened.
+#: What is recorded for a successor. For a file of the host: device and inode, directory, and then its name; for one of
+#: the view's own names: zeros, and then the name; for an open file: its node and the flags of its open.
 _NODE = struct.Struct("<QQQ")
 _OPENED = struct.Struct("<QI")
-#: Under this number, over which names something is bound.
+#: The record with this number has the names over which something is bound.
 _NAMES = InodeNumber((1 << 62) - 1)
 
 
 @dataclass
 class _Node:
-    """What the kernel knows: a file of the host, or a name of the view's own (`fd` is -1)."""
+    """An inode that the kernel knows: a file of the host, or one of the view's own names (`fd` is -1)."""
 
     number: InodeNumber
-    #: Of a file that has not been used for long it is closed, and opened again by its place.
+    #: The descriptor. It is closed when the file has not been used for long, and reopened by the file's place.
     fd: int
     key: tuple[int, int] | bytes
     #: Directory and name.
     place: tuple[InodeNumber, bytes] | None = None
-    #: Descriptors that programs have of it.
+    #: How many times programs have it open.
     opened: int = 0
 
 
@@ -98,10 +99,10 @@ class _Handle(LastingFile):
 
 
 class MirrorFileSystem(LastingFileSystem):
-    """The open directory `top`, with `own` names besides, of which those that are true are directories."""
+    """The open directory `top`, with the additional names in `own`: directories if the value is true, else files."""
 
     def __init__(self, top: int, own: Mapping[bytes, bool], bound: Collection[bytes] = ()) -> None:
-        """`own` may change. `bound`: names over which what they stand for is mounted."""
+        """`own` may change. `bound`: names over which the host's directory of that name is bind-mounted."""
         self._own = own
         self._bound = set(bound)
         self._made_ns = time.time_ns()
@@ -111,7 +112,7 @@ class MirrorFileSystem(LastingFileSystem):
         root = _Node(ROOT_INODE, top, (status.st_dev, status.st_ino))
         self._nodes: dict[InodeNumber, _Node] = {ROOT_INODE: root}
         self._known: dict[tuple[int, int] | bytes, _Node] = {root.key: root}
-        #: Those that are open, the root apart; what was used last comes last.
+        #: The nodes with an open descriptor, except the root, least recently used first.
         self._open: OrderedDict[InodeNumber, _Node] = OrderedDict()
         self._tell: Callable[[InodeNumber, bytes | None], None] = lambda inode, what: None
         os.umask(0)
@@ -155,7 +156,7 @@ class MirrorFileSystem(LastingFileSystem):
             raise os_error(errno.ESTALE) from None
 
     def _host(self, inode: InodeNumber) -> int:
-        """The descriptor of a file of the host. Raises EROFS for the view's own names, in which there is nothing."""
+        """The descriptor of a file of the host. Raises EROFS for the view's own names, which are empty."""
         node = self._node(inode)
         if node.fd == -1:
             raise os_error(errno.EROFS)
@@ -166,7 +167,7 @@ class MirrorFileSystem(LastingFileSystem):
         return node.fd
 
     def _reopen(self, node: _Node) -> None:
-        """Raises ESTALE if something else has its place now: the kernel then looks the name up."""
+        """Raises ESTALE if another file has its place now, or none: the kernel then looks the name up again."""
         assert node.place is not None
         directory, name = node.place
         try:
@@ -238,8 +239,8 @@ class MirrorFileSystem(LastingFileSystem):
         return Attributes(node.number, mode, 0, 1, os.getuid(), os.getgid(), 0, *times)
 
     def _attributes(self, node: _Node, status: os.stat_result) -> Attributes:
-        """What belongs to somebody without a number here is shown as the user's: the kernel lets nobody write to what
-        is nobody's. It is the host that says who may."""
+        """Ids that have no mapping here are shown as the user's, because the kernel lets nobody write to files with
+        unmapped ids. The host decides who may."""
         return Attributes(
             node.number,
             status.st_mode,
@@ -270,7 +271,7 @@ class MirrorFileSystem(LastingFileSystem):
         names = {os.fsencode(name) for name in os.listdir(self._place(directory))} if node.fd != -1 else set()
         if directory == ROOT_INODE:
             names |= set(self._own)
-        # By a number that a name keeps, whatever comes and goes beside it.
+        # The cookie of a name depends on the name alone, so it stays the same when other names are added or removed.
         for cookie, name in sorted((1 + (hash(name) & 0x3FFFFFFFFFFFFFFF), name) for name in names):
             if cookie > start:
                 try:
@@ -299,7 +300,7 @@ class MirrorFileSystem(LastingFileSystem):
             return _Handle(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), node, flags)
         accessed = flags
         if accessed & os.O_ACCMODE == os.O_WRONLY:
-            accessed = accessed & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads what it changes a part of
+            accessed = accessed & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads a page before it changes a part of it
         place = self._place(node.number)
         try:
             return _Handle(os.open(place, accessed | os.O_NONBLOCK | os.O_CLOEXEC), node, flags)
@@ -373,7 +374,7 @@ class MirrorFileSystem(LastingFileSystem):
             self._moved(directory, name)
 
     def _moved(self, directory: InodeNumber, name: bytes) -> None:
-        """What has this name now had another."""
+        """Record the new place of the file that was renamed to `name`."""
         try:
             status = os.stat(name, dir_fd=self._host(directory), follow_symlinks=False)
         except OSError:

@@ -1,8 +1,8 @@
 """Making an overlay (Documentation/filesystems/overlayfs.rst) that is attached nowhere yet, without privilege.
 
-Layers are given as descriptors and told to the kernel as /proc/self/fd paths, which need no escaping and can't be moved
-away underneath. In a user namespace overlayfs keeps what it has to remember in attributes `user.overlay.*` (option
-`userxattr`), and so follows no redirects: renaming a directory that a lower layer has is EXDEV, and mv(1) copies.
+Layers are given as descriptors and passed to the kernel as /proc/self/fd paths, which need no escaping, and stay valid
+if a layer is moved. In a user namespace overlayfs stores its state in attributes `user.overlay.*` (option `userxattr`),
+and so follows no redirects: renaming a directory of a lower layer fails with EXDEV, and mv(1) copies it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from viewfs.linux.mount import (
 
 __all__ = ["HAS_WHITEOUTS", "OPAQUE", "ORIGIN", "PRIVATE", "WHITEOUT", "OverlayRefusedError", "create_overlay"]
 
-#: Attributes that overlayfs keeps to itself with `userxattr`.
+#: The prefix of the attributes that overlayfs hides, with `userxattr`.
 PRIVATE = b"user.overlay."
-#: Says y of a directory whose lower ones are not to be seen.
+#: Is “y” on a directory that hides those of the same path in lower layers.
 OPAQUE = PRIVATE + b"opaque"
-#: What an empty file has that says of its name that it was deleted, where no device node can be made; the directory
-#: that it is in has the value of `OPAQUE` that says so.
+#: Marks an empty file as a whiteout (its name was deleted), where no device node can be made. The directory with the
+#: file has `HAS_WHITEOUTS` as the value of `OPAQUE`.
 WHITEOUT = "user.overlay.whiteout"
 HAS_WHITEOUTS = b"x"
 #: A file that has it was copied up from a lower layer.
@@ -38,7 +38,7 @@ ORIGIN = "user.overlay.origin"
 
 
 class OverlayRefusedError(MachineError):
-    """The kernel makes no overlay of these directories."""
+    """The kernel refuses to make an overlay of these directories."""
 
 
 def create_overlay(
@@ -51,9 +51,9 @@ def create_overlay(
 ) -> int:
     """The descriptor of a detached overlay of directories that are open in this mount namespace, the topmost first.
 
-    `upper` takes what is written, `work` is an empty directory beside it; without them nothing can be written. `source`
-    is what the mount table shows. `volatile`: nothing is synced, neither by programs nor for each file that is copied
-    up, which would cost a hundred times the copy of a small one. Raises `OverlayRefusedError`.
+    Writes go to `upper`, and `work` is an empty directory next to it; without them the overlay is read-only. `source`
+    is what the mount table shows. `volatile`: nothing is synced, neither when programs ask for it nor for each file
+    that is copied up, which would take a hundred times as long as copying a small one. Raises `OverlayRefusedError`.
     """
     context = fsopen("overlay")
     try:
@@ -65,8 +65,8 @@ def create_overlay(
             if volatile:
                 fsconfig_flag(context, "volatile")
         fsconfig_flag(context, "userxattr")
-        # Whatever the kernel was built to do: a lower file with two names is copied up by the name that is written,
-        # and always whole.
+        # Whatever the kernel's defaults are: writing to a lower file with two names copies up only the name that is
+        # written to, and always with its data.
         for option in ("index", "metacopy"):
             with contextlib.suppress(OSError):
                 fsconfig_string(context, option, "off")

@@ -1,7 +1,7 @@
-"""The root of a view, and what every directory of the view's own begins as: one that shows what another showed.
+"""The root of a view, and the basis of all directories of the view's own: making a directory show another's entries.
 
-A directory is shown by a recursive bind of each child; symbolic links are copied. `skeleton` has the whole design. This
-is the part of it that every view is made with, so it imports little.
+Each child is shown by a recursive bind mount; symbolic links are copied. `skeleton` describes the whole design. This is
+the part that every view needs, so it imports little.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["SKELETON_SOURCE", "WHOLE", "build_root", "make_entry", "replace_root
 
 #: What the mount table shows as the source of a skeleton.
 SKELETON_SOURCE = "viewfs-skeleton"
-#: Where a skeleton has what it covers as it is, if anything in that needs its neighbours.
+#: The name in a skeleton under which it has the whole directory that it covers, if an entry there needs its neighbours.
 WHOLE = ".viewfs"
 #: Major and minor number of /dev/ptmx (Documentation/admin-guide/devices.txt).
 _PTMX = os.makedev(5, 2)
@@ -64,7 +64,7 @@ def build_root(*, fresh_proc: bool) -> None:
         flags = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC
         mount("proc", f"{aside}/proc", "proc", flags)
     os.chdir(aside)
-    # Both the same: the old root comes to lie on the new one and is taken off it (pivot_root(2), NOTES).
+    # With the same directory twice, the old root is stacked on the new one, and then unmounted (pivot_root(2), NOTES).
     pivot_root(".", ".")
     umount2(".", UmountFlags.DETACH)
     mount_setattr(AT_FDCWD, "/", 0, set_attributes=MountAttr.RDONLY)
@@ -77,7 +77,7 @@ def build_root(*, fresh_proc: bool) -> None:
 def replace_root(tree: int) -> None:
     """Make a detached tree the root of this mount namespace, in which nothing else runs yet. Raises OSError.
 
-    A process that has its working directory in the old one could not tell where that is any more.
+    (A process with its working directory in the old root could not tell the path of that any more.)
     """
     working_directory = os.getcwd()
     os.chdir(attach_aside(tree))
@@ -90,7 +90,7 @@ def replace_root(tree: int) -> None:
 
 
 def show_children(old: int, new: str, opened: dict[str, int], *, leave_out: frozenset[str] = frozenset()) -> None:
-    """Make directory `new` show what directory `old` (a descriptor) shows; `opened` has trees that are open already."""
+    """Make directory `new` show what directory `old` (a descriptor) shows; `opened` has trees already open, by name."""
     if (whole := opened.get(WHOLE)) is not None:
         os.mkdir(os.path.join(new, WHOLE), 0o755)
         move_mount(whole, "", AT_FDCWD, os.path.join(new, WHOLE), MoveMount.F_EMPTY_PATH)
@@ -117,7 +117,7 @@ def show_children(old: int, new: str, opened: dict[str, int], *, leave_out: froz
 
 
 def _makes_terminals(entry: os.DirEntry[str]) -> bool:
-    """Is it the device that looks for a devpts beside itself, in the mount that it was opened in (pts(4))?"""
+    """Is it ptmx, which looks for a devpts next to itself, in the mount through which it was opened (pts(4))?"""
     try:
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def _makes_terminals(entry: os.DirEntry[str]) -> bool:
 
 
 def whole_of(directory: int) -> dict[str, int]:
-    """All of a directory as a tree, if anything in it needs its neighbours; to be taken before anything covers it."""
+    """The whole directory as a tree, if an entry needs its neighbours; call this before something covers it."""
     with os.scandir(directory) as entries:
         if not any(map(_makes_terminals, entries)):
             return {}

@@ -1,17 +1,17 @@
 """Directories of the view's own, so that any path can become a mount point and the host never gains an entry.
 
-A skeleton is a tmpfs that shows what a directory showed: a recursive bind of each child, symbolic links copied. What is
-bound keeps working in both directions; only the directory itself, the list of its names, belongs to the view. The root
-is a skeleton from the start, and another is put over the parent of a mount point that does not exist.
+A skeleton is a tmpfs that shows what a directory showed: each child by a recursive bind mount, symbolic links copied.
+Changes below the children are seen on both sides; only the directory itself, the list of its names, belongs to the
+view. The root is a skeleton from the start, and another is put over the parent of a mount point that does not exist.
 
-A skeleton is sealed (mounted read-only) once it is built: a new file made in it would be lost with the view, and
-"read-only file system" is better news than that. What can be written below its children can be written as before.
+A skeleton is sealed (mounted read-only) once it is built: a new file in it would be lost with the view, so the error
+"read-only file system" is better. The children can be written to as before.
 
 A directory with very many children is covered with a kernel overlay instead, one mount for all of them; what is
-below it can then only be read.
+below it is then read-only.
 
-It is assembled in a mount namespace of its own, cloned from there as a detached tree, and moved into the view in one
-step, so that no process of the view sees it half built.
+A skeleton is assembled in a mount namespace of its own, cloned from there as a detached tree, and moved into the view
+in one step, so that no process of the view sees it half built.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ __all__ = [
     "writable_skeleton",
 ]
 
-#: With more children than that a directory is covered with an overlay: every later epoch copies the mount table.
+#: A directory with more children than this is covered with an overlay: every later epoch copies the mount table.
 _CROWD = 1000
 
 
@@ -77,22 +77,22 @@ def _opened_directory(path: str) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class MountPointPlan:
-    """How `path` comes to be a mount point: what exists, what is made."""
+    """How to make `path` a mount point: what exists, and what has to be made."""
 
     path: str
     #: The directory that must gain an entry, and the names to make in it; empty where `path` exists.
     parent: str = ""
     missing: tuple[str, ...] = ()
-    #: `parent` is to be covered, by a skeleton or a mirror; otherwise it is on one already, or `is_changeable`.
+    #: `parent` has to be covered, by a skeleton or a mirror; otherwise it is in one already, or `is_changeable`.
     needs_skeleton: bool = False
-    #: The user may write to `parent`, so that it is served (`mirror`), and not frozen.
+    #: The user may write to `parent`, so it is served by a `mirror` rather than sealed.
     is_mirror: bool = False
-    #: `parent` is the root, and copy-on-write: what is made in it is a change like others.
+    #: `parent` is the root, and copy-on-write: an entry that is made in it is a change like any other.
     is_changeable: bool = False
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> MountPointPlan:
-        """The inverse of `dataclasses.asdict`, after a journey as JSON."""
+        """The inverse of `dataclasses.asdict`, for a value that was sent as JSON."""
         return cls(**value | {"missing": tuple(value["missing"])})
 
     def __str__(self) -> str:
@@ -108,8 +108,8 @@ def plan_mount_point(path: str, table: list[MountEntry], mirrors: Collection[str
 
     `mirrors` are directories that are served already.
 
-    Symbolic links are followed, so the plan's `path` may differ from the one given. Raises `UsageError` where a
-    component is not a directory, and for the root, which processes would not see change.
+    Symbolic links are followed, so the plan's `path` may differ from the one given. Raises `UsageError` if a component
+    is not a directory, and for the root, because processes would not see a mount there.
     """
     if os.path.exists(path):
         path = os.path.realpath(path)
@@ -133,13 +133,13 @@ def plan_mount_point(path: str, table: list[MountEntry], mirrors: Collection[str
         return MountPointPlan(path, parent, tuple(missing), is_changeable=changeable)
     if parent in mirrors:
         return MountPointPlan(path, parent, tuple(missing), is_mirror=True)
-    # As access(2) has it: by who the user is, and not by this process's privilege.
+    # access(2) checks the real user's permission, not this process's privilege.
     writable = os.access(parent, os.W_OK | os.X_OK)
     return MountPointPlan(path, parent, tuple(missing), needs_skeleton=True, is_mirror=writable)
 
 
 def _source_of(directory: str, table: list[MountEntry]) -> str | None:
-    """What the mount that `directory` (canonical) lies in was made from."""
+    """The source of the mount that `directory` (a canonical path) is in."""
     covering = [entry for entry in table if is_at_or_below(directory, entry.mount_point)]
     deepest = max((len(entry.mount_point) for entry in covering), default=0)
     topmost = [entry for entry in covering if len(entry.mount_point) == deepest][-1:]
@@ -148,7 +148,7 @@ def _source_of(directory: str, table: list[MountEntry]) -> str | None:
 
 @contextmanager
 def scratch_namespace(live_namespace: int) -> Iterator[None]:
-    """Inside, this process has a copy of the view to build in; afterwards it is back in `live_namespace`."""
+    """In the block, this process is in a copy of the view to build in; afterwards it is back in `live_namespace`."""
     unshare(CloneFlags.NEWNS)
     try:
         yield
@@ -161,8 +161,8 @@ def scratch_namespace(live_namespace: int) -> Iterator[None]:
 def make_mount_point(plan: MountPointPlan, *, is_directory: bool, live_namespace: int) -> Skeleton | None:
     """Carry `plan` out in the live view; `remove_mount_point` undoes it. Needs CAP_SYS_ADMIN.
 
-    The mount point becomes a directory or an empty regular file. A new skeleton is returned, to be kept up to date.
-    Raises `ViewfsError`, having changed nothing.
+    The mount point becomes a directory or an empty regular file. A new skeleton is returned, and has to be kept up to
+    date. Raises `ViewfsError`, having changed nothing.
     """
     if not plan.missing:
         return None
@@ -181,9 +181,9 @@ def make_mount_point(plan: MountPointPlan, *, is_directory: bool, live_namespace
 
 
 def remove_mount_point(plan: MountPointPlan) -> None:
-    """Take away what `make_mount_point` made, nothing being mounted there any more.
+    """Remove what `make_mount_point` made, when nothing is mounted there any more.
 
-    Nothing but the view's own directories is ever touched, whatever has become of the path in the meantime.
+    Only the view's own directories are ever changed, whatever has become of the path in the meantime.
     """
     if not plan.missing:
         return
@@ -201,10 +201,11 @@ def remove_mount_point(plan: MountPointPlan) -> None:
 
 
 class Skeleton:
-    """One that shows what a directory shows, names that come and go there included. It owns its descriptors."""
+    """A skeleton that follows its directory: names that are added and removed there. It owns its descriptors."""
 
     def __init__(self, below: int, top: int, writable: int, shown: Iterable[str]) -> None:
-        """The directory below, the skeleton on it, and a mount of that which can be written; names that are `shown`."""
+        """Descriptors of the directory `below`, of the skeleton on `top` of it, and of a `writable` mount of the
+        skeleton; `shown` are the names of the directory that it shows."""
         self._below, self._top, self._writable = below, top, writable
         self._shown = set(map(os.fsencode, shown))
         #: Readable when names have changed.
@@ -212,14 +213,14 @@ class Skeleton:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """What it needs open."""
+        """The descriptors that it needs."""
         return self._below, self._top, self._writable, self.changes
 
     def update(self) -> None:
-        """Wait until names have changed in the directory below, and follow. Raises OSError."""
+        """Wait until names have changed in the directory below, and show the changes. Raises OSError."""
         for name in changed_names(self.changes):
             for each in [*map(os.fsencode, os.listdir(self._below)), *self._shown] if name is None else [name]:
-                with contextlib.suppress(OSError):  # of what changes at this moment there will be more to read
+                with contextlib.suppress(OSError):  # if the name changes again at this moment, another event follows
                     self._follow(each)
 
     def _follow(self, name: bytes) -> None:
@@ -230,7 +231,7 @@ class Skeleton:
                 _remove(os.fsdecode(name), self._writable)
             self._shown.discard(name)
         elif _exists(name, self._writable):
-            return  # a mount point of the view's, which stays
+            return  # a mount point of the view, which stays
         try:
             status = os.stat(name, dir_fd=self._below, follow_symlinks=False)
         except FileNotFoundError:
@@ -256,7 +257,7 @@ def _exists(name: bytes, directory: int) -> bool:
 
 
 def _cover(plan: MountPointPlan, live_namespace: int, *, is_directory: bool) -> Skeleton | None:
-    """Put a directory of the view's own on `plan.parent` that shows the same, and the missing names besides."""
+    """Cover `plan.parent` with a directory of the view's own that shows the same names and the missing ones."""
     directory = plan.parent
     status = os.stat(directory)
     below = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -290,13 +291,12 @@ def _cover(plan: MountPointPlan, live_namespace: int, *, is_directory: bool) -> 
 
 
 def _lay_over(directory: str, old: int) -> None:
-    """Instead of a bind for each child, an overlay of what is mounted on `directory` over `old`: one mount, read-only.
+    """Instead of a bind mount for each child, make a read-only overlay of the mount on `directory` over `old`.
 
-    What is mounted on children of `old` is not part of an overlay, so those are bound over it.
+    Mounts on children of `old` are not part of an overlay, so they are bound over it.
     """
     mounted = {point[len(directory) + 1 :] for point in mount_points() if is_below(point, directory)}
-    # By the last name of each: only direct children; what is mounted further down comes along with its parent
-    # directory.
+    # Only the first component of each path: a mount further down is part of the tree of the child.
     trees = {name: open_tree(old, name, OpenTree.CLONE | AT_RECURSIVE) for name in {m.split("/")[0] for m in mounted}}
     context = fsopen("overlay")
     try:
@@ -343,7 +343,7 @@ def remove_entry(name: str, skeleton: int) -> None:
 
 @contextmanager
 def writable_skeleton(path: str) -> Iterator[int | None]:
-    """What `_writable` gives of the skeleton at `path`; None where there is none (any more)."""
+    """As `_writable` for the skeleton at `path`; None if there is none (any more)."""
     is_one = _source_of(path, mount_table()) == SKELETON_SOURCE
     if not is_one:
         yield None
@@ -354,7 +354,7 @@ def writable_skeleton(path: str) -> Iterator[int | None]:
 
 @contextmanager
 def _writable(skeleton: str) -> Iterator[int]:
-    """A descriptor of the sealed skeleton's tmpfs through which it can be written: a detached mount of its own."""
+    """A descriptor of a writable detached mount of a sealed skeleton's tmpfs."""
     clone = open_tree(AT_FDCWD, skeleton, OpenTree.CLONE)
     try:
         mount_setattr(clone, "", AT_EMPTY_PATH, clear=MountAttr.RDONLY)
@@ -374,7 +374,7 @@ def _remove_empty(names: tuple[str, ...], directory: int) -> None:
 
 
 def _remove(name: str, directory: int) -> None:
-    """Remove a mount point that was made, with the directories made above it."""
+    """Remove an entry that was made for a mount point, with all that was made in it."""
     try:
         os.unlink(name, dir_fd=directory)
     except OSError as error:

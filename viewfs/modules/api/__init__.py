@@ -2,12 +2,11 @@
 
 A file system is nodes and bytes. It is asked about inode numbers and answers with `Attributes`, directory entries and
 bytes; it knows nothing of FUSE, of processes or of mounts. A method that computes its answer is a plain `def`; one that
-may have to wait for something is an `async def`, runs on trio, and is cancelled when its caller is interrupted. (A
-plain method is answered in the serving loop itself, which is the fastest way there is, and holds up the other
-requests.)
+may have to wait for something is an `async def`, runs on trio, and is cancelled when its caller is interrupted. (The
+serving loop calls a plain method itself, which is the fastest way and holds up other requests until it returns.)
 
-A module raises `OSError` with the errno that the caller shall see. Whatever else it raises is logged with its
-traceback and becomes EIO for that one call.
+A module raises `OSError` with the errno that the caller shall see. Any other exception is logged with its traceback,
+and that one call fails with EIO.
 """
 
 from __future__ import annotations
@@ -45,35 +44,35 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-#: What a method returns: the answer itself (a plain `def`), or a promise of it (an `async def`).
+#: What a method returns: the answer itself (a plain `def`), or an awaitable of it, called a promise (an `async def`).
 Answer: TypeAlias = _T | Awaitable[_T]
 #: Bytes in memory, whoever owns it.
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class FileRange(NamedTuple):
-    """Bytes that are in an open file, and need not come into memory to be passed on."""
+    """Bytes of an open file, which can be passed on without being read into memory."""
 
     fd: int
     offset: int
     size: int
 
 
-#: Content that is read: in one, or as a list of pieces, which spares joining them.
+#: What a read returns: one piece, or a list of pieces, which saves joining them.
 Content: TypeAlias = Buffer | FileRange | list[Buffer | FileRange]
 
 InodeNumber = NewType("InodeNumber", int)
 
-#: What tells the ids that an image stores for a file, as “uid:gid”, where the option `owner` is “tell”. It is read by
-#: who knows of it, and never listed, so that nobody copies it.
+#: The extended attribute with the ids that an image stores for a file, as “uid:gid”, if the option `owner` is “tell”.
+#: It can be read by its name but is never listed, so that no program copies it.
 OWNER_XATTR = b"viewfs.owner"
 
-#: The inode number that a file system's root has if it doesn't say otherwise.
+#: The inode number of a file system's root, unless the file system sets `root`.
 ROOT_INODE = InodeNumber(1)
 
 
 class Attributes(NamedTuple):
-    """What stat(2) tells of an inode. Times are nanoseconds since 1970, which may be negative."""
+    """What stat(2) returns for an inode. Times are nanoseconds since 1970, and may be negative."""
 
     ino: InodeNumber
     #: Type and permission bits together, as in `stat.st_mode`.
@@ -83,7 +82,7 @@ class Attributes(NamedTuple):
     nlink: int = 1
     uid: int = 0
     gid: int = 0
-    #: A device number as `os.makedev` makes it; 0 for what is no device.
+    #: A device number as `os.makedev` makes it; 0 if the inode is not a device.
     rdev: int = 0
     atime_ns: int = 0
     mtime_ns: int = 0
@@ -92,27 +91,28 @@ class Attributes(NamedTuple):
     blocks: int = 0
     #: The preferred size of a read, in bytes.
     blksize: int = 4096
-    #: The number that stat(2) shows, where that is not `ino`: 0 for the same.
+    #: The inode number that stat(2) shows, if it differs from `ino`; else 0.
     shown_ino: int = 0
 
 
 class DirectoryEntry(NamedTuple):
-    """One name of a directory. `cookie` is where to go on after it: never 0, and stable while the directory is."""
+    """One name of a directory. A listing continues after `cookie`, which is never 0, and is stable while the directory
+    does not change."""
 
     name: bytes
     cookie: int
     attributes: Attributes
-    #: False: of `attributes` only the number and the type are right, and the kernel has to ask for the others. (So a
-    #: name can be listed whose inode is damaged, and whoever looks at it is told.)
+    #: False: only the inode number and the type in `attributes` are right, and the kernel has to ask for the others.
+    #: (So a name can be listed even if its inode is damaged; only asking for its attributes fails.)
     is_known: bool = True
 
 
-#: A name of a directory, the cookie behind it, the inode's number, and the type bits of its mode.
+#: A name of a directory, its cookie, its inode number, and the type bits of its mode.
 Name: TypeAlias = tuple[bytes, int, int, int]
 
 
 class FileSystemStatistics(NamedTuple):
-    """What statfs(2) tells, in units of `block_size` bytes."""
+    """What statfs(2) returns; blocks are of `block_size` bytes."""
 
     block_size: int = 4096
     blocks: int = 0
@@ -142,7 +142,7 @@ class OpenFile:
 
     #: Bypass the page cache: for content whose length is not known beforehand, and that may differ at each open.
     direct_io: bool = False
-    #: What the kernel has in its page cache since the file was open before is still right.
+    #: The pages that the kernel has cached since the file was last open are still right.
     keep_cache: bool = False
 
     def read(self, offset: int, size: int) -> Answer[bytes]:
@@ -153,18 +153,18 @@ class OpenFile:
         raise os_error(errno.EBADF)
 
     def write_at(self, offset: int, data: bytes) -> Answer[int]:
-        """The same, and never appended, though the file be open for that: a page of a mapping (mmap(2))."""
+        """Write at `offset` even if the file is open with O_APPEND: the data are a page of a mapping (mmap(2))."""
         return self.write(offset, data)
 
     def lseek(self, offset: int, whence: int) -> Answer[int]:
-        """Where data or a hole begins, from `offset` on: `whence` is SEEK_DATA or SEEK_HOLE (lseek(2)).
+        """Where the next data or hole from `offset` on begins: `whence` is SEEK_DATA or SEEK_HOLE (lseek(2)).
 
-        Where it isn't implemented the kernel takes all of a file for data.
+        If it isn't implemented, the kernel takes the whole file for data.
         """
         raise os_error(errno.ENOSYS)
 
     def fallocate(self, mode: int, offset: int, length: int) -> Answer[None]:
-        """Reserve room, make a hole, or what else fallocate(2) has a `mode` for."""
+        """Reserve space, punch a hole, or whatever else fallocate(2) has a `mode` for."""
         raise os_error(errno.ENOSYS)
 
     def get_flags(self) -> Answer[int]:
@@ -172,15 +172,15 @@ class OpenFile:
         raise os_error(errno.ENOTTY)
 
     def flush(self) -> Answer[None]:
-        """A descriptor is closed; an error here is what close(2) returns."""
+        """Called when a descriptor is closed; close(2) returns the error that this raises."""
         return None
 
     def fsync(self, *, data_only: bool) -> Answer[None]:
-        """Nothing to do where writing is at once."""
+        """Called for fsync(2); there is nothing to do if writes take effect at once."""
         return None
 
     def release(self) -> Answer[None]:
-        """The last descriptor is gone."""
+        """Called when the last descriptor is closed."""
         return None
 
 
@@ -189,7 +189,7 @@ def _unsupported() -> OSError:
 
 
 class CacheCounts(Protocol):
-    """A cache that counts how often what it was asked for was there, and was not."""
+    """A cache that counts its hits and misses."""
 
     hits: int
     misses: int
@@ -206,26 +206,27 @@ class FileSystem:
     cache_seconds: float = 0.0
     #: No extended attributes anywhere, so that the kernel need ask only once.
     no_xattrs: bool = False
-    #: The longest name that it can have, in bytes: more than 255 where names are kept in another encoding.
+    #: The longest name that it can have, in bytes: more than 255 if names are stored in another encoding.
     name_max: int = 255
-    #: Any thread may call its methods, and several at once; looked at where `immutable`. All of them are plain then.
+    #: Several threads may call its methods at once, and all of them are plain. Looked at only if `immutable`.
     concurrent: bool = False
     #: Caches of blocks of the source that count `hits` and `misses`, for `viewfs stats`.
     caches: Sequence[CacheCounts] = ()
-    #: Listings have names alone, if `names` gives them: who wants more asks for each.
+    #: Set by the host (`-o listing=names`): listings have names without attributes, if `names` gives them; the kernel
+    #: asks for the attributes that a program needs.
     lists_names_alone: bool = False
-    #: Where `concurrent`: so many bytes behind what somebody reads from one end to the other are read ahead, for what
-    #: `read` keeps of them; 0 where it keeps nothing.
+    #: If `concurrent`: how many bytes the host reads ahead in a file that is read sequentially, to have them in the
+    #: cache of `read`; 0 if `read` caches nothing.
     read_ahead: int = 0
-    #: Where `concurrent`, to be called before what takes longer than 100 µs or so and lets other threads run meanwhile,
-    #: such as decompressing: the host lets another thread answer then.
+    #: If `concurrent`: call this before work that takes longer than 100 µs or so and lets other threads run meanwhile,
+    #: such as decompressing. The host then lets another thread answer requests.
     about_to_work: Callable[[], None] = staticmethod(lambda: None)
 
     def getattr(self, inode: InodeNumber) -> Answer[Attributes]:
         raise _unsupported()
 
     def lookup(self, directory: InodeNumber, name: bytes) -> Answer[Attributes | None]:
-        """The inode that `name` stands for in `directory`; None where there is no such name."""
+        """The inode that `name` stands for in `directory`; None if there is no such name."""
         raise _unsupported()
 
     def readdir(self, directory: InodeNumber, start: int) -> Answer[Iterable[DirectoryEntry]]:
@@ -236,7 +237,7 @@ class FileSystem:
         raise _unsupported()
 
     def names(self, directory: InodeNumber, start: int) -> Iterable[Name] | None:
-        """What `readdir` gives without attributes; None where that is no less work. Looked at where `concurrent`."""
+        """What `readdir` gives, without attributes; None if that saves no work. Called only if `concurrent`."""
         return None
 
     def read(self, inode: InodeNumber, offset: int, size: int) -> Answer[Content]:
@@ -247,28 +248,28 @@ class FileSystem:
         raise _unsupported()
 
     def open(self, inode: InodeNumber, flags: int) -> Answer[OpenFile | None]:
-        """An `OpenFile` to read and write through, or None where `read` needs nothing but the inode number."""
+        """An `OpenFile` to read and write through, or None if `read` needs nothing but the inode number."""
         return None
 
     def listxattr(self, inode: InodeNumber) -> Answer[Iterable[bytes]]:
         return ()
 
     def getxattr(self, inode: InodeNumber, name: bytes) -> Answer[bytes | None]:
-        """The value, or None where the inode has no attribute of that name."""
+        """The value, or None if the inode has no attribute of that name."""
         return None
 
     def statfs(self) -> Answer[FileSystemStatistics]:
         return FileSystemStatistics()
 
     def close(self) -> None:
-        """The file system is unmounted, and no other process's view has it either."""
+        """Called when the file system is unmounted in every view."""
 
 
 class WritableFileSystem(FileSystem):
     """A file system that can be changed. The kernel checks permission bits before it asks (default_permissions)."""
 
-    #: To be called where attributes of an inode change that the kernel keeps, by something that it does not know of: a
-    #: write to another name of the file, say. It then asks again.
+    #: Call this when attributes of an inode that the kernel may have cached change in a way that the kernel does not
+    #: see, such as a write to another name of the file. The kernel then asks for them again.
     attributes_changed: Callable[[InodeNumber], None] = staticmethod(lambda inode: None)
 
     def setattr(self, inode: InodeNumber, changes: Mapping[str, int]) -> Answer[Attributes]:
@@ -308,7 +309,7 @@ class WritableFileSystem(FileSystem):
         raise os_error(errno.EOPNOTSUPP)
 
     def fsyncdir(self, directory: InodeNumber) -> Answer[None]:
-        """The names in a directory are to survive the machine (fsync(2) of a directory)."""
+        """Make the names in a directory durable (fsync(2) of a directory)."""
         return None
 
     def write(self, inode: InodeNumber, offset: int, data: bytes) -> Answer[int]:
@@ -322,9 +323,9 @@ class WritableFileSystem(FileSystem):
         raise os_error(errno.ENOTSUP)
 
     def keeps(self, inode: InodeNumber) -> bool:
-        """Is it changed through this mount only? Then the kernel may keep its attributes and its name, and of a
-        directory what names it has not, for ever, whatever `cache_seconds` says. It knows what it does itself.
-        (Never a promise.)
+        """Is the inode changed through this mount only? Then the kernel may cache its attributes, its name and, for a
+        directory, which names it does not have, for ever, whatever `cache_seconds` says: the kernel knows of the
+        changes that go through it. (Never a promise.)
         """
         return False
 
@@ -347,42 +348,43 @@ class Identities:
 class Mounting:
     """What a module is told when it is to be mounted."""
 
-    #: What was given as the source, opened; None where the module takes none.
+    #: The source, opened; None if the module takes none or none was given.
     source: Source | None
     #: The source as the user wrote it, for messages.
     source_name: str
-    #: Where it will stand in the view.
+    #: Its path in the view.
     mount_point: str
     identities: Identities
     #: Every declared option, by name: the given value, or else its default.
     options: Mapping[str, Any] = field(default_factory=dict)
-    #: Of a device module that keeps something: what outlives its server.
+    #: Of a device module that keeps state (`DeviceModule.keeps`): the memory that outlives its server.
     kept: Kept | None = None
 
 
 class Module:
     """A loadable module: subclass it, name it, declare its options, and return a file system from `open`."""
 
-    #: What `-t` and `insmod` call it.
+    #: The name by which `-t` and `insmod` find it.
     name: ClassVar[str]
     #: Declared options, in the order in which they are shown.
     options: ClassVar[tuple[Option[Any], ...]] = ()
-    #: Where `insmod` puts it if no place is given.
+    #: Where `insmod` mounts it if no mount point is given.
     mount_point: ClassVar[str | None] = None
-    #: The module is made of a source (an image, an archive) rather than of nothing.
+    #: The module needs a source (an image, an archive).
     takes_source: ClassVar[bool] = False
-    #: The option that names the source where none is given otherwise; a module that takes none may have one so.
+    #: The option that names the source if none is given otherwise. A module without `takes_source` can have this too:
+    #: its source is optional then.
     source_option: ClassVar[str | None] = None
     #: The source is opened for writing too, if that is allowed (see `sources.FileSource.writable`).
     writes_source: ClassVar[bool] = False
-    #: The module goes on reading the view after `open`. Without it its server is sealed off: no path can be opened.
+    #: The module reads the view after `open` too. Without this its server is sealed off and can't open any path.
     uses_view: ClassVar[bool] = False
     #: The module may open network connections.
     uses_network: ClassVar[bool] = False
 
     @classmethod
     def memory(cls, options: Mapping[str, Any]) -> int:
-        """Bytes that `options` ask it to keep in memory: they do not count to what its server may use besides."""
+        """Bytes that `options` ask it to keep in memory; they do not count towards its server's memory limit."""
         return 0
 
     @classmethod
@@ -392,14 +394,14 @@ class Module:
 
     @classmethod
     def probe_damaged(cls, source: Source) -> bool:
-        """Asked where no module knows a source by its beginning: is there enough of the rest to read it?
+        """Can `source` be read although its beginning is damaged? Asked if no module recognizes it by its beginning.
 
         As `probe`, but it may take a tenth of a second.
         """
         return False
 
     def describe(self, mounting: Mounting) -> Mapping[str, str]:
-        """What `viewfs inspect` shows of a source: what it is called, and what it is. Raises as `open` does."""
+        """What `viewfs inspect` shows of a source, as headings and values. Raises as `open` does."""
         return {}
 
     def open(self, mounting: Mounting) -> FileSystem:

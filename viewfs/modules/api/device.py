@@ -3,9 +3,10 @@
 A `CharDevice` is the device; every open(2) of it makes a `DeviceFile`, which lives until the last descriptor of that
 open is closed. Each method gets the `Call`: who calls, and with which flags. As everywhere, a method that knows its
 answer is a plain `def`, and one that has to wait an `async def`, which is cancelled when its caller is interrupted.
-`CharDevice.when` is both: the answer if it is there, EAGAIN for a caller who does not want to wait, else the wait.
+`CharDevice.when` does either: it returns the answer if there is one, raises EAGAIN for a caller that does not want to
+wait, and waits otherwise.
 
-Devices have no queues to wake: they say `changed()`, and whoever waits in read(2), poll(2) or epoll(7) looks again.
+Devices have no wait queues: they call `changed()`, and all that wait in read(2), poll(2) or epoll(7) check again.
 """
 
 from __future__ import annotations
@@ -60,13 +61,13 @@ WRITABLE = PollEvents.OUT | PollEvents.WRNORM
 
 
 class CallerMemory:
-    """The memory of the process that waits for an answer: for the pointers in an ioctl's structure.
+    """The memory of the calling process, for following the pointers in an ioctl's structure.
 
-    It can be used until the answer is given: the caller stands still until then, and afterwards the addresses may mean
-    anything. (process_vm_readv(2); other threads of the process may still change what is read.)
+    It can be used until the call is answered: the calling thread waits until then, and afterwards the addresses may
+    mean anything. (process_vm_readv(2); other threads of the process may still change what is read.)
     """
 
-    #: Bytes in one go, at most: what a caller says is long need not be.
+    #: Bytes of one transfer, at most: the length that a caller gives may be wrong.
     LIMIT = 16 << 20
 
     def __init__(self, call: Call) -> None:
@@ -94,7 +95,7 @@ class CallerMemory:
             self._reaching(process_vm_readv, address, into)
 
     def write(self, address: int, data: Buffer) -> None:
-        """Put `data` at `address`. Raises OSError: EFAULT if it does not fit into what may be written."""
+        """Put `data` at `address`. Raises OSError: EFAULT if not all of that memory can be written."""
         if len(data):
             self._check(address, len(data))
             self._reaching(process_vm_writev, address, data)
@@ -103,7 +104,7 @@ class CallerMemory:
         try:
             transfer(self._call.tid, address, what)
         except (PermissionError, ProcessLookupError) as error:
-            # A program that keeps everybody out of its memory, or that no process number of ours stands for.
+            # The program denies access to its memory, or has no process number in our pid namespace.
             raise os_error(errno.EFAULT) from error
 
 
@@ -136,19 +137,19 @@ class Call:
         is_32bit: bool = False,
         has_memory: bool = False,
     ) -> None:
-        #: The thread that calls, by its number in the session's pid namespace; 0 for one that has none there.
+        #: The calling thread, by its number in the session's pid namespace; 0 if it has none there.
         self.tid = tid
         #: Its file system user and group, as the session sees them.
         self.uid = uid
         self.gid = gid
         #: The open file's flags at the time (O_NONBLOCK, O_APPEND, …), as in open(2).
         self.flags = flags
-        #: Where in the file, for devices that are no streams; bytes.
+        #: The position in the file, in bytes, for devices that are not streams.
         self.offset = offset
-        #: A program of 32 bits: its structures and pointers are smaller.
+        #: The caller is a 32-bit program: its structures and pointers are smaller.
         self.is_32bit = is_32bit
         self.is_over = False
-        #: A server that has died had begun this call, and what it changed was set back, but for the caller's memory.
+        #: An earlier server had begun this call and died. What it had changed was undone, except the caller's memory.
         self.is_again = False
         #: Set by the host.
         self.note_progress: Callable[[int], None] | None = None
@@ -158,7 +159,7 @@ class Call:
 
     @property
     def pid(self) -> int:
-        """The process that calls; 0 if it can't be told (see `thread_group_of`). Looked up when it is asked for."""
+        """The calling process; 0 if it is not known (see `thread_group_of`). Looked up when it is first asked for."""
         if self._group is None:
             self._group = thread_group_of(self.tid) if self.tid and not self.is_over else 0
         return self._group
@@ -169,8 +170,8 @@ class Call:
 
     @property
     def progress(self) -> int:
-        """How far a call has come that waits in the middle, in units of its own: 0 at first, and what it was set to
-        last though another server carries it on."""
+        """How far a call that waits midway has come, in units of its own: 0 at first, then the value that was set last,
+        even if another server continues the call."""
         return self._progress
 
     @progress.setter
@@ -190,7 +191,7 @@ class Call:
 class DeviceFile:
     """One open of a device. The methods here are those of a device that can do nothing but be opened."""
 
-    #: Command → how it is answered; made from the methods that `ioctl` marks.
+    #: Command → its handler, from the methods that `ioctl` marks.
     ioctls: ClassVar[Mapping[int, IoctlHandler]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -203,12 +204,12 @@ class DeviceFile:
     def __init__(self, device: Any, call: Call) -> None:
         self.device = device
         self.flags = call.flags
-        #: Of `remember`, by number.
+        #: What was given to `remember`, by number.
         self.remembered: dict[int, bytes] = {}
 
     def remember(self, state: bytes | None, number: int = 0) -> None:
-        """Have `CharDevice.reopen` of another server know `state` (None: nothing any more) of this file, under that
-        number (of 32 bits). For modules that keep something (`DeviceModule.keeps`)."""
+        """Store `state` of this file under `number` (32 bits), for `CharDevice.reopen` in a later server; None deletes
+        it. For modules that keep state (`DeviceModule.keeps`)."""
         if state is None:
             self.remembered.pop(number, None)
         else:
@@ -216,39 +217,39 @@ class DeviceFile:
         self.keep(number, state)
 
     def read(self, call: Call, size: int) -> Answer[Buffer]:
-        """Up to `size` bytes; none is the end. Raises OSError."""
+        """Up to `size` bytes; no bytes mean the end of the file. Raises OSError."""
         raise os_error(errno.EINVAL)
 
     def write(self, call: Call, data: bytes) -> Answer[int]:
-        """How many of the bytes were taken. Raises OSError."""
+        """Returns how many of the bytes were taken. Raises OSError."""
         raise os_error(errno.EINVAL)
 
     def poll(self) -> PollEvents:
-        """What would not have to wait now. `CharDevice.changed` says that this may have changed."""
+        """The events that are ready now. When this may have changed, the device calls `CharDevice.changed`."""
         return READABLE | WRITABLE
 
     def flush(self, call: Call) -> Answer[None]:
-        """A descriptor is closed; an error here is what close(2) returns."""
+        """Called when a descriptor is closed; close(2) returns the error that this raises."""
         return None
 
     def fsync(self, call: Call, *, data_only: bool) -> Answer[None]:
-        """Make what was written last."""
+        """Make what was written durable."""
         return None
 
     def release(self) -> Answer[None]:
-        """The last descriptor is gone. Nobody learns of an error here."""
+        """Called when the last descriptor is closed. No caller sees an error that this raises."""
         return None
 
 
 class CharDevice:
-    """A device: what all who open it share."""
+    """A device: what all its open files share."""
 
-    #: What an open makes.
+    #: The class of its open files.
     file: type[DeviceFile] = DeviceFile
-    #: Without positions: lseek(2) and pread(2) are ESPIPE, and a reader that waits holds up nobody on the same
-    #: descriptor. A device with positions finds them in `Call.offset`.
+    #: Without positions: lseek(2) and pread(2) fail with ESPIPE, and a reader that waits does not hold up other calls
+    #: on the same descriptor. A device with positions finds them in `Call.offset`.
     stream: bool = True
-    #: Bytes, as stat(2) and lseek(2) show them; for devices with positions.
+    #: Its size in bytes, as stat(2) and lseek(2) show it; for devices with positions.
     size: int = 0
     #: Permission bits.
     permissions: int = 0o666
@@ -256,14 +257,14 @@ class CharDevice:
     exclusive: bool = False
     busy: int = errno.EBUSY
 
-    #: Reading, writing and ioctls can be done twice as well as once, so that nobody has to know whether one was done
-    #: when its server died.
+    #: Reads, writes and ioctls have the same effect if they are done twice, so that after the death of a server it
+    #: doesn't matter whether one was done.
     repeatable: bool = False
 
     _lot: ParkingLot | None = None
-    #: Set by the host: pollers are to look again.
+    #: Set by the host: makes pollers check again.
     wake_pollers: Callable[[], None] = staticmethod(lambda: None)
-    #: Set by the host: a call goes on after waiting, or is about to wait.
+    #: Set by the host: called when a call continues after waiting, and when it is about to wait.
     step_begins: Callable[[], None] = staticmethod(lambda: None)
     step_ends: Callable[[], None] = staticmethod(lambda: None)
 
@@ -272,27 +273,27 @@ class CharDevice:
         return self.file(self, call)
 
     def reopen(self, call: Call, remembered: Mapping[int, bytes]) -> DeviceFile:
-        """A file that is open since a server before this one: with which flags `call` says, and what it remembers by
-        number. Raises OSError if it can't go on, whose calls then are ENODEV until it is opened again."""
+        """Continue a file that an earlier server had open: `call` has its flags, `remembered` what it stored, by
+        number. Raises OSError if it can't continue; calls on it then fail with ENODEV until it is opened again."""
         raise os_error(errno.ENODEV)
 
     async def run(self) -> None:
-        """What goes on while nobody calls: override it for a device that becomes ready by itself. It is cancelled
-        when the device is taken away."""
+        """The device's background task: override it for a device that becomes ready by itself. It is cancelled when
+        the device is taken away."""
 
     def close(self) -> None:
-        """The device is taken away, and nobody has it open."""
+        """Called when the device is taken away and nobody has it open."""
 
     def changed(self) -> None:
-        """Something has changed that a waiting call or poll(2) may be waiting for."""
+        """Announce a change that a waiting call or poll(2) may be waiting for."""
         if self._lot is not None:
             self._lot.unpark_all()
         self.wake_pollers()
 
     def when(self, call: Call, ready: Callable[[], bool], act: Callable[[], T]) -> Answer[T]:
-        """What `act` returns, as soon as `ready()`: at once, or after waiting. Between the two nothing else happens.
+        """What `act()` returns, called once `ready()` is true: at once, or after waiting. Nothing else runs in between.
 
-        Raises BlockingIOError where the caller would have to wait and does not want to.
+        Raises BlockingIOError if the caller would have to wait and does not want to.
         """
         if ready():
             return act()
@@ -305,7 +306,8 @@ class CharDevice:
         return act()
 
     async def until(self, ready: Callable[[], bool]) -> None:
-        """Wait for `changed()` until `ready()`. Cancelled if the caller is interrupted or the device taken away."""
+        """Wait until `ready()` is true, which each `changed()` checks. Cancelled if the caller is interrupted or the
+        device is taken away."""
         from trio.lowlevel import ParkingLot
 
         if self._lot is None:
@@ -331,10 +333,10 @@ _COMMON_OPTIONS = (
 
 
 class DeviceModule(Module):
-    """A loadable module that is one device, or several. It is put at /dev/NAME unless a place is given."""
+    """A loadable module that is one device, or several. It is mounted at /dev/NAME unless a mount point is given."""
 
     #: It reads and writes memory of the processes that call it: `Call.memory`. Its server keeps CAP_SYS_PTRACE in the
-    #: session, and may reach into every process of the view.
+    #: session, and can access the memory of every process of the view.
     uses_caller_memory: ClassVar[bool] = False
 
     @classmethod
@@ -344,12 +346,12 @@ class DeviceModule(Module):
 
     @classmethod
     def keeps(cls, options: Mapping[str, Any]) -> int | None:
-        """How many bytes of memory (`Mounting.kept`) its devices need to go on where their server dies; None: they
-        don't, and what was open then is ENODEV until it is opened again."""
+        """How many bytes of memory (`Mounting.kept`) its devices need to survive the death of their server. None: they
+        don't survive it, and calls on files that were open then fail with ENODEV until they are opened again."""
         return None
 
     def kept(self, mounting: Mounting) -> Kept:
-        """What its devices keep; of a module that keeps nothing beyond its server too. Raises as `Kept` does."""
+        """The memory of its devices, even if that does not outlive the server. Raises as `Kept` does."""
         return mounting.kept or Kept(self.keeps(mounting.options) or 0)
 
     def __init_subclass__(cls) -> None:
@@ -360,7 +362,7 @@ class DeviceModule(Module):
             cls.options = (*cls.__dict__.get("options", ()), *_COMMON_OPTIONS)
 
     def open_devices(self, mounting: Mounting) -> CharDevice | Mapping[str, CharDevice]:
-        """The device; or several, by what is appended to the place for each ("" for one at the place itself).
+        """The device; or several, by the suffix that each adds to the mount point ("" for the mount point itself).
 
         Raises `DamagedSourceError` or `UsageError` with what the user is to be told.
         """

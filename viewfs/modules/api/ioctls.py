@@ -1,8 +1,8 @@
-"""ioctl(2) commands: building their numbers, and saying which method of an open file answers which.
+"""ioctl(2) commands: building their numbers, and declaring which method of an open file answers which command.
 
-A number carries a direction, the size of the structure that the argument points to, a letter for the driver and a
-number (asm-generic/ioctl.h, which x86 and arm64 share). The kernel copies the structure in and out by what the number
-says; it is all that a device sees of the caller unless it may reach into its memory.
+A command encodes a direction, the size of the structure that the argument points to, a letter for the driver and a
+number (asm-generic/ioctl.h, which x86 and arm64 share). The kernel copies the structure in and out as the command says;
+a device sees no other memory of the caller unless its module says `uses_caller_memory`.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class IoctlHandler(NamedTuple):
 def ioctl(command: int, structure: type[Any] | None = None) -> Callable[[_F], _F]:
     """Mark a method of a `DeviceFile` as the answer to `command`; several marks make it answer several.
 
-    The method is called as `method(call, argument)`. The argument is a `structure`, filled in with what the caller
-    gave, and sent back as the method leaves it, as the command's number says; without a structure it is the number
-    that the caller gave. What the method returns (None is 0) is what ioctl(2) returns.
+    The method is called as `method(call, argument)`. With a `structure`, the argument is an instance of it: filled in
+    with what the caller gave, and copied back as the method leaves it, if the command says so. Without one, it is the
+    number that the caller gave. ioctl(2) returns what the method returns (None is 0).
 
-    Raises `TypeError` where the structure is not of the size that the number says.
+    Raises `TypeError` if the structure does not have the size that the command says.
     """
     expected = 0 if structure is None else ctypes.sizeof(structure)
     if size_of(command) != expected:
@@ -92,7 +92,7 @@ def ioctl(command: int, structure: type[Any] | None = None) -> Callable[[_F], _F
 
 
 def handlers_of(cls: type[Any]) -> dict[int, IoctlHandler]:
-    """What the methods of a class answer, inherited ones included. Raises `TypeError` if two answer the same."""
+    """The handlers of a class by command, inherited ones included. Raises `TypeError` if two answer the same."""
     found: dict[int, IoctlHandler] = {}
     for name in dir(cls):
         for command, structure in getattr(getattr(cls, name, None), "_ioctls", ()):

@@ -1,9 +1,9 @@
-"""Memory of a device that outlives its server: what the next server needs to go on where this one dies.
+"""Memory of a device that outlives its server: what the next server needs to continue where this one dies.
 
-It is made before the server shuts itself in, and has a size that does not change. The registers are set back by a
-server that takes over while a call was being carried out, and the call is made again: so what a device keeps in the
-registers was changed by a call, or was not. Memory is not set back, so a device writes where nothing counts yet, and
-then moves a register. In between a device must not wait.
+It is made before the server seals itself off, and its size does not change. If a server dies during a call, its
+successor restores the registers as they were before the call, and the call is made again: so a call changes the
+registers completely or not at all. Memory is not restored, so a device first writes to memory that no register refers
+to yet, and then changes a register. It must not wait in between.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Kept", "memory_file"]
 
 _REGISTERS = 32
 _REGISTER_BYTES = _REGISTERS * 8
-#: In front of the memory: a page with the registers and with what they were, and the answer to the last call.
+#: In front of the memory: a page with the registers and their saved values, and the answer to the last call.
 _ANSWER_AT = mmap.PAGESIZE
 _MEMORY_AT = _ANSWER_AT + (1 << 20) + mmap.PAGESIZE
 
@@ -26,8 +26,8 @@ class Kept:
     first."""
 
     def __init__(self, size: int, fd: int | None = None) -> None:
-        """`fd` is of `create`; without one nothing outlives anybody. Raises OSError, OverflowError and ValueError where
-        there is no such memory."""
+        """`fd` is from `create`; without it the memory does not outlive this process. Raises OSError, OverflowError and
+        ValueError if there is no such memory."""
         if fd is None:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             page = mmap.mmap(-1, _MEMORY_AT, flags)
@@ -46,15 +46,15 @@ class Kept:
         return memory_file("viewfs-device", _MEMORY_AT + size)
 
     def begin(self) -> None:
-        """A call is about to be carried out."""
+        """Save the registers, before a call is carried out."""
         self._before[:] = self._now
 
     def undo(self) -> None:
-        """It was not finished."""
+        """Restore the registers, because the call was not finished."""
         self._now[:] = self._before
 
     def put_answer(self, parts: list[bytes | bytearray | memoryview]) -> int:
-        """Remember what it was answered; how long that is, in bytes."""
+        """Store the answer to the call; returns its length in bytes."""
         length = 0
         for part in parts:
             self._answer[length : length + len(part)] = part
@@ -66,8 +66,8 @@ class Kept:
 
 
 def memory_file(name: str, size: int) -> int:
-    """A descriptor of a file in memory that nobody can make larger or smaller, so that what is mapped of it stays
-    (F_ADD_SEALS of fcntl(2)). Raises OSError and OverflowError."""
+    """A descriptor of a memory file whose size nobody can change, so that mappings of it stay valid (F_ADD_SEALS of
+    fcntl(2)). Raises OSError and OverflowError."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.truncate(fd, size)

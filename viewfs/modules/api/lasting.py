@@ -1,4 +1,4 @@
-"""Writable file systems that have all that matters on a disk, so that another server can go on where one has died."""
+"""Writable file systems whose data are on disk, so that another server can continue where one has died."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["LastingFile", "LastingFileSystem", "LostFile"]
 
 
 class LastingFile(OpenFile):
-    """An open file that a successor opens again."""
+    """An open file that a successor can reopen."""
 
     @abstractmethod
     def record(self) -> bytes:
@@ -21,7 +21,7 @@ class LastingFile(OpenFile):
 
 
 class LostFile(LastingFile):
-    """One that a successor could not open again: each call fails."""
+    """An open file that a successor could not reopen: each call fails."""
 
     def __init__(self, what: bytes) -> None:
         self._what = what
@@ -45,38 +45,38 @@ class LostFile(LastingFile):
 class LastingFileSystem(WritableFileSystem):
     """A file system whose server can be replaced: what it tells `remember` is given to its successor's `restore`.
 
-    Its methods are plain: none is a promise.
+    Its methods are plain: none returns a promise.
 
-    A successor does again what was begun when the server died. Where that can't be done twice, it is asked whether it
-    was done.
+    A successor carries out again the request that had begun when the server died. If that fails because it may have
+    been done already, `made_already` or `moved_already` is asked whether it was.
     """
 
-    #: Nobody else changes its files: what was appended when the server died is where the file had ended.
+    #: Nobody else changes its files: so data that were being appended when the server died can be written again at the
+    #: old end of the file.
     is_changed_here_only: bool = False
 
     @abstractmethod
     def restore(
         self, known: Mapping[InodeNumber, bytes], remember: Callable[[InodeNumber, bytes | None], None]
     ) -> None:
-        """Know again what the server before remembered; called once, before all else.
+        """Restore what the previous server gave to `remember`, by inode number; called once, before all else.
 
-        `remember` is to be called with what a successor has to know of an inode, each time that this changes (None:
-        nothing any more).
+        Call `remember` with what a successor has to know about an inode, each time that it changes; None deletes it.
         """
 
     @abstractmethod
     def reopen(self, record: bytes) -> LastingFile:
-        """A file that the server before had open: the same, or a `LostFile`."""
+        """The file that the previous server had open, reopened from its `record`; a `LostFile` if that fails."""
 
     def made_already(
         self, directory: InodeNumber, name: bytes, source: InodeNumber | None = None
     ) -> Answer[Attributes | None]:
-        """The inode that `name` stands for, if it was made through this mount; None if that can't be told.
+        """The inode that `name` stands for, if it was made through this mount; None if that is not known.
 
         `source`: the inode that `name` was made a link to.
         """
         return None
 
     def moved_already(self, directory: InodeNumber, name: bytes, new_directory: InodeNumber, new_name: bytes) -> bool:
-        """There is no such name any more: was it renamed through this mount? (False: it can't be told.)"""
+        """`name` does not exist any more: was it renamed through this mount? (False: that is not known.)"""
         return False

@@ -1,7 +1,6 @@
 """File systems made of a few objects: directories, files whose content is computed when they are opened, links.
 
-For modules that have something to say rather than something to store. `computed_file` is the whole of a one-file
-module.
+For modules that show information rather than store files. A module of one file needs nothing but `computed_file`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Content = Callable[[], "bytes | str | Awaitable[bytes | str]"]
 
 
 class Node:
-    """A node of the tree. Permission bits only; the type is the class's."""
+    """A node of the tree. It is given its permission bits; the type bits are those of its class."""
 
     type_bits: int = 0
 
@@ -78,8 +77,8 @@ class _Opened(OpenFile):
 class NodeFileSystem(FileSystem):
     """The tree below `top`, which may also be a single file.
 
-    The inode number of a name comes from where it is, whichever node stands behind it at the time: a server that takes
-    over gives the same.
+    The inode number of a name is computed from its directory and the name, whichever node it stands for at the time: so
+    a server that takes over gives the same numbers.
     """
 
     no_xattrs = True

@@ -144,7 +144,7 @@ def choice(name: str, values: Iterable[str], default: str, help: str) -> Option[
 def parse_options(
     module: str, declared: Iterable[Option[Any]], given: Mapping[str, str | None], *, besides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Every declared option with its value. `besides`: names of options that are taken too, by somebody else.
+    """Every declared option with its value. `besides`: names of further options, which are handled elsewhere.
 
     Raises `UsageError` for an option that `module` does not have, and for a value that is not of its type.
     """

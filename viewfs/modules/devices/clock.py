@@ -17,7 +17,7 @@ _SECOND = 1_000_000_000
 
 
 class _File(DeviceFile):
-    """A read from the beginning looks at the clock; others go on in what that one saw."""
+    """A read from offset 0 takes the time; reads from other offsets continue in the same line."""
 
     device: _Device
 
@@ -52,7 +52,7 @@ class _Device(CharDevice):
         self._rate = rate
 
     def now_ns(self) -> int:
-        """What time it is, in nanoseconds since 1970. Steps of the machine's own clock do not show."""
+        """The time in nanoseconds since 1970. Steps of the machine's own clock do not change it."""
         passed = time.monotonic_ns() - self._counted_from
         return self._began_ns + self._offset_ns + round(passed * self._rate)
 

@@ -12,8 +12,8 @@ from viewfs.modules.api.device import Call, CharDevice, DeviceFile, DeviceModule
 
 __all__ = ["Full", "Null", "Zero"]
 
-#: Memory that has been written to: an answer from pages that nobody has touched is EIO for the caller if the server is
-#: killed while the kernel fetches them.
+#: A bytearray, whose memory has been written to: if a reply pointed to untouched pages, the caller would get EIO if the
+#: server is killed while the kernel fetches them.
 _ZEROS = memoryview(bytearray(1 << 20))
 
 

@@ -1,7 +1,7 @@
 """Disks: devices with positions and a size, over memory or a part of a file.
 
-Whoever looks with stat(2) finds a regular file of the right size, which is what mkfs and its like go by; BLKGETSIZE64
-is there for those who ask.
+stat(2) shows a regular file of the right size, which mkfs and similar programs use; for those that ask for it there is
+BLKGETSIZE64.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from viewfs.modules.framework.sources import FileSource
 
 __all__ = ["Disk", "FileSectors", "MemorySectors", "Sectors"]
 
-#: linux/fs.h; it is said to be for a size_t, which is smaller in a program of 32 bits, but eight bytes are stored.
+#: linux/fs.h declares it for a size_t, which is smaller in a 32-bit program; but eight bytes are stored.
 BLKGETSIZE64 = _IOR(0x12, 114, ctypes.c_uint64)
 
 
 class Sectors(Protocol):
-    """What a disk consists of. Offsets and sizes lie within it."""
+    """The storage of a disk. Callers keep offsets and sizes within it."""
 
     size: int
     writable: bool
@@ -38,7 +38,7 @@ class Sectors(Protocol):
 
 
 class MemorySectors:
-    """Memory, which is taken as it is written."""
+    """Memory; pages are allocated when they are written."""
 
     writable = True
 
@@ -47,8 +47,8 @@ class MemorySectors:
         self._memory = memory
 
     def read(self, offset: int, size: int) -> Buffer:
-        # A copy: an answer from pages that this server has not touched yet is EIO for the caller if it is killed while
-        # the kernel fetches them.
+        # A copy: if the reply pointed to pages that this server has not touched yet, the caller would get EIO if the
+        # server is killed while the kernel fetches them.
         return bytes(self._memory[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> int:
@@ -118,4 +118,4 @@ class Disk(CharDevice):
         return _File(self, call)
 
     def reopen(self, call: Call, remembered: Mapping[int, bytes]) -> DeviceFile:
-        return _File(self, call)  # which has nothing of its own
+        return _File(self, call)  # an open file has no state

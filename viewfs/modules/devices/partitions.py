@@ -1,7 +1,7 @@
 """A disk image's partitions as devices: /dev/disk is all of it, /dev/disk1 the first partition, and so on.
 
-Numbers are Linux's: the slot in the table for MBR and GPT, and from 5 on for logical partitions of an MBR. The tables
-are read by The Sleuth Kit (pytsk3), after the server has been shut in.
+Numbers are those of Linux: the slot in the table for MBR and GPT, and from 5 on for logical partitions of an MBR. The
+Sleuth Kit (pytsk3) reads the tables, after the server has been sealed off.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _numbered(volume: pytsk3.Volume_Info, size: int) -> Iterator[Partition]:
     logical = 5
     for part in volume:
         if part.flags != pytsk3.TSK_VS_PART_FLAG_ALLOC:
-            continue  # the table itself, and space that nothing has
+            continue  # the table itself, and space that no partition uses
         if is_mbr and part.table_num > 0:
             number, logical = logical, logical + 1
         else:

@@ -1,7 +1,7 @@
-"""/dev/pipe: a bounded stream between processes, as a FIFO is one (fifo(7), pipe(7)).
+"""/dev/pipe: a bounded stream between processes, like a FIFO (fifo(7), pipe(7)).
 
-Unlike a FIFO it can be opened by one side alone, and then waits for the other: what is written stays until it is read.
-A reader's end comes when the last writer is gone and everything is read; writers are never told that nobody reads.
+Unlike a FIFO, it can be opened by one side alone: what is written stays until it is read. A reader gets end of file
+when the last writer is gone and everything is read; writers never learn that nobody reads.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from viewfs.modules.api.options import size
 
 __all__ = ["Pipe"]
 
-#: As much goes in at once or not at all (pipe(7), PIPE_BUF).
+#: A write of at most this many bytes is atomic (pipe(7), PIPE_BUF).
 _ATOMIC = 4096
 
 
 _FILE = struct.Struct("<Q?")
-#: Where the oldest byte is, how many there are, and how many writers there are and were.
+#: Registers: the position of the oldest byte, the number of bytes, the number of writers now, and of writers ever.
 _HEAD, _LENGTH, _WRITERS, _WRITERS_EVER = range(4)
 
 
@@ -33,11 +33,11 @@ class _File(DeviceFile):
     device: _Device
 
     def __init__(self, device: _Device, call: Call, before: bytes | None = None) -> None:
-        """`before`: what the same file remembered when another server had it."""
+        """`before`: what this file stored with `remember` in an earlier server."""
         super().__init__(device, call)
         mode = call.flags & os.O_ACCMODE
         self._reads, self._writes = mode != os.O_WRONLY, mode != os.O_RDONLY
-        # Writers that have come so far and are gone are not this reader's.
+        # Writers that were gone before this open do not count for its end of file.
         self._gone_before = device.writers_ever - device.writers
         self._has_read = False
         if before is not None:
@@ -98,7 +98,7 @@ class _File(DeviceFile):
         except trio.Cancelled:
             if not done:
                 raise
-            # What has gone in can't be taken back: the interrupted write(2) was a short one (signal(7)).
+            # What was written can't be taken back: the interrupted write(2) returns a short count (signal(7)).
         return done
 
     def poll(self) -> PollEvents:
@@ -142,7 +142,7 @@ class _Device(CharDevice):
         return self.kept.registers[_WRITERS_EVER]
 
     def take(self, size: int) -> bytes:
-        """The oldest bytes, and they are not in it any more."""
+        """Remove the oldest bytes, up to `size`, and return them."""
         registers, memory = self.kept.registers, self.kept.memory
         head, size = registers[_HEAD], min(size, registers[_LENGTH])
         data = bytes(memory[head : head + size])
@@ -152,7 +152,7 @@ class _Device(CharDevice):
         return data
 
     def put(self, data: bytes) -> None:
-        """There must be room for it."""
+        """Append `data`; there must be room for it."""
         registers, memory = self.kept.registers, self.kept.memory
         tail = (registers[_HEAD] + registers[_LENGTH]) % self.capacity
         first = data[: self.capacity - tail]

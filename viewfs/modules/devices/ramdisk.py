@@ -1,4 +1,4 @@
-"""/dev/ramdisk: a disk in memory, or one whose sectors are a file."""
+"""/dev/ramdisk: a disk in memory, or one whose sectors are those of a file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """/dev/random: random bytes; with a seed the same ones in every run, for programs that shall be reproducible.
 
-With a seed the first open gives one sequence, the second another, and so on: each the keystream of AES-256 in counter
-mode (NIST SP 800-38A, 6.5) whose key is the SHA-256 of the seed and whose upper counter half is the number of the open.
+With a seed, each open gives another sequence: the keystream of AES-256 in counter mode (NIST SP 800-38A, 6.5), with the
+SHA-256 of the seed as the key and the number of the open, counted from 0, as the upper half of the counter.
 """
 
 from __future__ import annotations

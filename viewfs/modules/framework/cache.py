@@ -1,4 +1,4 @@
-"""Keeping what was expensive to make, within bounds, for several threads at once."""
+"""Bounded caches for values that are expensive to make. Several threads may use one at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 
 class Cache(Generic[K, V]):
-    """The most recently used values, of at most `limit` in weight together."""
+    """The most recently used values, whose weights add up to at most `limit`."""
 
     def __init__(self, limit: int) -> None:
         self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
@@ -53,8 +53,8 @@ class _Flight:
 class SingleFlightCache(Cache[K, V]):
     """A `Cache` that knows how to make its values, and makes each once, however many threads ask for it meanwhile.
 
-    `make` runs outside the lock, so that values of different keys are made side by side. Its OSError goes to all that
-    asked, and is forgotten. `weigh` gives the weight of a value.
+    `make` runs outside the lock, so that values of different keys are made at the same time. Its OSError is raised for
+    all who asked, and is not kept. `weigh` gives the weight of a value.
     """
 
     def __init__(self, limit: int, make: Callable[[K], V], weigh: Callable[[V], int]) -> None:
@@ -62,7 +62,7 @@ class SingleFlightCache(Cache[K, V]):
         self._make = make
         self._weigh = weigh
         self._flights: dict[K, _Flight] = {}
-        #: How often a value was there, or on its way, when it was asked for; and how often it had to be made.
+        #: How often a value was there, or being made, when it was asked for; and how often it had to be made.
         self.hits = 0
         self.misses = 0
 

@@ -8,15 +8,15 @@ __all__ = ["damaged", "encrypted", "missing"]
 
 
 def damaged(what: str) -> OSError:
-    """Bytes that are there contradict the format or their checksum."""
+    """Bytes of the image contradict the format or their checksum."""
     return OSError(errno.EUCLEAN, what)
 
 
 def missing(what: str) -> OSError:
-    """Bytes that should be there are not: the image ends before them."""
+    """Bytes are missing: the image ends before them."""
     return OSError(errno.EIO, what)
 
 
 def encrypted(what: str) -> OSError:
-    """What would be needed is an fscrypt key: the errno is the one the kernel gives without it (fscrypt.rst)."""
+    """An fscrypt key would be needed: the errno is the one that the kernel gives without it (fscrypt.rst)."""
     return OSError(errno.ENOKEY, f"{what} is encrypted (feature encrypt), and keys can't be given")

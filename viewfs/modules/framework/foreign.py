@@ -1,8 +1,8 @@
 """Modules that speak FUSE themselves: file systems written for pyfuse3, and programs in any language.
 
-They are given a descriptor of /dev/fuse that is mounted already. pyfuse3, libfuse 3, go-fuse and fuser take it when the
-mount point that they are told is `/dev/fd/N`. Older libraries know a directory only, and ask fusermount(1) for a mount:
-a helper of that name gives them the descriptor. All else is as for any module: epoch, cage, `viewfs lsmod`, `viewfs
+They are given a descriptor of /dev/fuse that is mounted already. pyfuse3, libfuse 3, go-fuse and fuser use it if they
+are given `/dev/fd/N` as the mount point. Older libraries take only a directory, and ask fusermount(1) for a mount: a
+helper of that name gives them the descriptor. All else is as for any module: epoch, cage, `viewfs lsmod`, `viewfs
 umount`.
 """
 
@@ -27,32 +27,32 @@ from viewfs.modules.api.options import Option, flag, integer, text
 
 __all__ = ["ForeignModule", "ProgramModule", "is_pyfuse3_class", "module_of_operations", "module_of_program"]
 
-#: What stands for the mount point in a program's arguments: as its library takes it, or a directory in any case.
+#: Placeholders for the mount point in a program's arguments: in the form that its library takes, or as a directory.
 _PLACE, _DIRECTORY = "{}", "{dir}"
 
 
 class ForeignModule(Module):
-    """It serves a descriptor of /dev/fuse itself."""
+    """A module that serves a descriptor of /dev/fuse itself."""
 
-    #: It may change what is in it.
+    #: The file system can be written to.
     writable: ClassVar[bool] = True
-    #: Becoming another program ends what a sealed server may do.
+    #: It is served by another program, which is executed inside the cage.
     is_program: ClassVar[bool] = False
 
     def load(self) -> None:
-        """Import what serving takes, while all of it can be read."""
+        """Import what serving takes, while it can still be read."""
 
     def prepare(self, mounting: Mounting) -> None:
-        """What is done before it is mounted: by a program outside of the cage, by others in it. Raises `ViewfsError`,
+        """Called before mounting: outside of the cage for a program, inside for others. Raises `ViewfsError`,
         OSError."""
 
     def serve(self, fuse_fd: int) -> None:
-        """Until it is unmounted. Raises `ViewfsError`, OSError."""
+        """Serve until the file system is unmounted. Raises `ViewfsError`, OSError."""
         raise NotImplementedError
 
     @property
     def root_mode(self) -> int:
-        """The type of its root."""
+        """The mode of its root, for the type bits."""
         return stat.S_IFDIR | 0o755
 
 
@@ -60,7 +60,7 @@ class ForeignModule(Module):
 
 
 def is_pyfuse3_class(value: object) -> bool:
-    """Is it a class of operations? (Nothing is imported to find that out.)"""
+    """Is it a class of pyfuse3 operations? (Nothing is imported to find that out.)"""
     if not inspect.isclass(value):
         return False
     return any(base.__name__ == "Operations" and base.__module__.startswith("pyfuse3") for base in value.__mro__[1:])
@@ -69,8 +69,8 @@ def is_pyfuse3_class(value: object) -> bool:
 def module_of_operations(operations: type[Any], name: str) -> type[ForeignModule]:
     """A module that serves `operations`.
 
-    The parameters of its constructor are the module's options. Of `Module` it may have `uses_view`, `uses_network` and
-    `mount_point`, and `writable` besides; one that says nothing of the first two may use the view.
+    The parameters of its constructor are the module's options. The class may have the attributes `uses_view`,
+    `uses_network` and `mount_point` of `Module`, and `writable`; by default it may use the view but not the network.
     """
     options = tuple(map(_option, _parameters(operations)))
     return type(
@@ -102,7 +102,7 @@ _REQUIRED = object()
 
 
 def _option(parameter: inspect.Parameter) -> Option[Any]:
-    """An option by the type of the parameter's default, or by what is annotated."""
+    """An option whose type is that of the parameter's annotation or default."""
     default = _REQUIRED if parameter.default is parameter.empty else parameter.default
     kind = parameter.annotation if parameter.annotation in (int, "int", bool, "bool") else type(default)
     said = "the constructor's"
@@ -157,13 +157,14 @@ class _Pyfuse3Module(ForeignModule):
 # -- programs
 
 
-#: Directories that a program hardly needs, best first: in its own mount namespace one has the helper.
+#: Directories that a program hardly needs, best first. In its own mount namespace the helper is mounted on one of them.
 _PLACES = ("/sys/fs/fuse/connections", "/mnt", "/media", "/srv")
 _NAMES = ("fusermount3", "fusermount")
-#: Where libraries look before they look in PATH.
+#: Where libraries look for fusermount(1) before they search PATH.
 _FUSERMOUNTS = tuple(f"{directory}/{name}" for directory in ("/bin", "/usr/bin", "/usr/local/bin") for name in _NAMES)
-#: What fusermount(1) does for who asks it to mount: the descriptor goes over the socket that a variable names. It comes
-#: over another one, for neither the environment nor open descriptors need have been left.
+#: What fusermount(1) does for a program that asks it to mount: it sends the descriptor over the socket that an
+#: environment variable names. The helper gets the descriptor over another socket, because the program may have cleared
+#: its environment and closed its descriptors.
 _HELPER = """
 import os
 import sys
@@ -176,12 +177,12 @@ if "_FUSE_COMMFD" in os.environ and not {"-u", "-z"} & set(sys.argv):
     (given,) = server.recvmsg(1, CMSG_SPACE(4))[1]
     asked.sendmsg([b"\\0"], [given])
 """
-#: Seconds after which it is looked whether a program still serves anything, and for which it may go on when not.
+#: Seconds between checks whether the program still has a mount to serve, and how long it may go on without one.
 _LOOK_SECONDS, _GRACE_SECONDS = 1.0, 5.0
 
 
 class ProgramModule(ForeignModule):
-    """A program that serves it."""
+    """A program that serves the file system."""
 
     is_program = True
     uses_view = True
@@ -244,8 +245,9 @@ class ProgramModule(ForeignModule):
             raise ViewfsError(f"{self.name} ended: {how}", remedy="see `viewfs log`")
 
     def _attend(self, program: int, fuse_fd: int, listener: socket.socket) -> int:
-        """Until nothing is left that was started, which may have gone to the background, or there is nothing to serve
-        any more: the exit status. (With this process, the first of its pid namespace, all others end.)"""
+        """Wait until the program and all its children have ended (it may run in the background), or nothing is mounted
+        any more; returns the exit status. (When this process, the first of its pid namespace, ends, so do all others.)
+        """
         ended, telling = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -272,16 +274,16 @@ class ProgramModule(ForeignModule):
 
 
 def _is_over(fuse_fd: int) -> bool:
-    """Is there no mount any more that it could serve?"""
+    """Does nothing use the connection of `fuse_fd` any more?"""
     poll = select.poll()
     poll.register(fuse_fd, 0)
     return any(event & select.POLLERR for _fd, event in poll.poll(0))
 
 
 def module_of_program(program: str, arguments: Sequence[str], working_directory: str, *, network: bool) -> type[Module]:
-    """The module that is a program with these arguments, `{}` among them standing for the mount point.
+    """The module that runs a program with these arguments, in which `{}` stands for the mount point.
 
-    Raises `UsageError` where there is no such program, or no `{}`.
+    Raises `UsageError` if there is no such program, or no `{}`.
     """
     if not any(_PLACE in argument or _DIRECTORY in argument for argument in arguments):
         raise UsageError(
@@ -311,6 +313,6 @@ def _find(program: str, working_directory: str) -> str | None:
 
 
 def _is_of_libfuse_2(executable: str) -> bool:
-    """Is it linked with that library? (Its name is in the program's dynamic string table, elf(5).)"""
+    """Is the program linked with libfuse 2? (The library's name is then in its dynamic string table, elf(5).)"""
     with open(executable, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content[:4] == b"\x7fELF" and content.find(b"\0libfuse.so.2\0") >= 0

@@ -1,4 +1,4 @@
-"""What readers of images have in common as file systems: a volume answers, and nothing in it ever changes."""
+"""The file system that all readers of images share: it passes requests on to a volume, which never changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ImageFileSystem", "Volume"]
 
 
 class Volume(Protocol):
-    """An image that has been opened. Any thread may call it; damage is OSError."""
+    """An image that has been opened. Any thread may call it; it raises OSError where the image is damaged."""
 
     @property
     def root(self) -> int:
@@ -35,7 +35,7 @@ class Volume(Protocol):
     def lookup(self, directory: int, name: bytes) -> int | None: ...
 
     def entries(self, directory: int, start: int) -> Iterable[tuple[bytes, int, int, int]]:
-        """Name, cookie, inode number and the format's number for a type, of the names after cookie `start`."""
+        """Name, cookie, inode number and the format's type number of each name after cookie `start`."""
 
     def read_pieces(self, inode: int, offset: int, size: int) -> Content: ...
 
@@ -51,7 +51,7 @@ class ImageFileSystem(FileSystem):
 
     immutable = True
     concurrent = True
-    #: What the format's number for a type is as type bits of a mode; here, those of dirent.h (DT_*).
+    #: Turns the format's type number into type bits of a mode; here, for the numbers of dirent.h (DT_*).
     type_bits: Callable[[int], int] = staticmethod(lambda kind: kind << 12)
 
     def __init__(
@@ -61,7 +61,7 @@ class ImageFileSystem(FileSystem):
         *,
         tells_owners: bool = False,
     ) -> None:
-        """`translate` gives inodes the owners that they shall have in the view; see `OWNER_XATTR` for the other."""
+        """`translate` gives inodes the owners that they shall have in the view. `tells_owners`: see `OWNER_XATTR`."""
         self._volume = volume
         self._tells_owners = tells_owners
         self.root = InodeNumber(volume.root)
@@ -83,7 +83,7 @@ class ImageFileSystem(FileSystem):
             try:
                 entry = DirectoryEntry(name, cookie, attributes(inode))
             except OSError:
-                # A name whose inode is damaged is shown; whoever looks at it is told what is wrong.
+                # A name whose inode is damaged is listed all the same; stat(2) then fails with the error.
                 unknown = Attributes(InodeNumber(inode), self.type_bits(kind))
                 entry = DirectoryEntry(name, cookie, unknown, is_known=False)
             yield entry
@@ -100,8 +100,8 @@ class ImageFileSystem(FileSystem):
         return self._volume.readlink(inode)
 
     def listxattr(self, inode: InodeNumber) -> Iterable[bytes]:
-        # What no program of a view may read, for it would take the privilege of the whole machine (xattr(7)), is not
-        # listed: a copier would fail on it.
+        # trusted.* is not listed: reading it takes a privilege over the whole machine (xattr(7)), which no program of a
+        # view has, so a program that copies files would fail on it.
         return [name for name in self._volume.xattrs(inode) if not name.startswith(b"trusted.")]
 
     def getxattr(self, inode: InodeNumber, name: bytes) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Modules whose work the kernel does: no FUSE, no server, native speed.
+"""Modules that make a mount of the kernel's own: no FUSE, no server, native speed.
 
 They run in the worker that mounts, with its privilege, so only built-in modules may be of this kind.
 """
@@ -17,7 +17,7 @@ class KernelModule(Module):
 
     #: Its source is a path of the view, of any kind, rather than bytes.
     takes_path: ClassVar[bool] = False
-    #: It shows other mounts, whose files say nothing of it by their device.
+    #: It shows other mounts, so the device number of a file does not tell that the file belongs to it.
     shows_others: ClassVar[bool] = False
 
     def mount(self, mounting: Mounting) -> int:

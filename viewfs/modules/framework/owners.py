@@ -1,4 +1,4 @@
-"""Whose the files of an image are in a view: the ids that it stores, translated to those that the view has."""
+"""Who owns the files of an image in a view: the ids that it stores, translated to those that the view has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OWNER = choice(
 
 
 class Owners(NamedTuple):
-    """What to show for a user and for a group that are stored."""
+    """Which ids to show for a stored user id and a stored group id."""
 
     user: Callable[[int], int]
     group: Callable[[int], int]
@@ -42,7 +42,7 @@ class Owners(NamedTuple):
         user, group = self.user(attributes.uid), self.group(attributes.gid)
         if user == attributes.uid and group == attributes.gid:
             return attributes
-        # Several times as fast as `_replace`, and done for each file that is listed.
+        # Several times as fast as `_replace`; this runs for each file that is listed.
         return tuple.__new__(Attributes, (*attributes[:4], user, group, *attributes[6:]))
 
 

@@ -1,7 +1,7 @@
-"""What a source is that no module mounts, by its magic number, and what to do with it instead.
+"""Recognizing a source that no module mounts, by its magic number, and telling what to do with it instead.
 
-The table is in the order in which it is gone through: what wraps something else before what could be in it. A signature
-is bytes at an offset (in bytes), as the format's own specification gives them.
+The table is searched from first to last: a format that wraps another comes before those that it may contain. A
+signature is bytes at an offset (in bytes), as the format's own specification gives them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SECTOR_SIZES = (512, 4096)
 _MBR_TABLE = 446
 _MBR_ENTRIES = 4
 _GPT_ENTRIES = 128
-#: Types of MBR partitions that are lists of others, or stand for a GPT.
+#: Types of MBR partitions that contain other partitions, or protect a GPT.
 _EXTENDED = (0x05, 0x0F, 0x85)
 _PROTECTIVE = 0xEE
 _LOOKED_AT = 4096
@@ -36,7 +36,7 @@ class _Signature(NamedTuple):
     kind: str
     offset: int
     magic: bytes
-    #: With NAME for the source.
+    #: NAME stands for the source.
     remedy: str
 
 
@@ -156,7 +156,7 @@ def _is_hfs(block: bytes) -> bool:
 
 
 def recognize(source: Source, name: str) -> Recognized | None:
-    """What `source`, which is called `name`, is by its magic number; None if that is not known. Raises OSError."""
+    """The kind of `source`, called `name`, by its magic number; None if that is not known. Raises OSError."""
     for signature in _SIGNATURES:
         if source.pread(len(signature.magic), signature.offset) == signature.magic:
             return Recognized(signature.kind, signature.remedy.replace("NAME", name))
@@ -177,7 +177,7 @@ def recognize(source: Source, name: str) -> Recognized | None:
 
 
 def recognize_nondescript(source: Source) -> Recognized | None:
-    """What `source` is if it has no magic number. Raises OSError."""
+    """The kind of a source without a magic number; None if that is not known. Raises OSError."""
     if not source.size:
         return Recognized("an empty file", "there is nothing in it to mount")
     head = source.pread(_LOOKED_AT, 0)
@@ -217,7 +217,7 @@ def _gpt(source: Source) -> Iterator[int]:
 
 
 def _mbr(source: Source) -> Iterator[int]:
-    """Where partitions begin, in bytes, if the first sector has a table that can be one."""
+    """Where partitions begin, in bytes, if the first sector has a plausible partition table."""
     boot = source.pread(512, 0)
     if len(boot) < 512 or boot[510:] != b"\x55\xaa":
         return
@@ -234,7 +234,7 @@ def _mbr(source: Source) -> Iterator[int]:
 
 
 def _size(count: int) -> str:
-    """As the option `offset` takes it."""
+    """A number of bytes as the option `offset` takes it."""
     for unit, shift in (("G", 30), ("M", 20), ("K", 10)):
         if count and count % (1 << shift) == 0:
             return f"{count >> shift}{unit}"

@@ -1,5 +1,5 @@
-"""Finding modules: built in, then installed (entry points of the group `viewfs.modules`), then the user's own by name;
-or by what says where it is: the path of a .py file, that and `:Class`, or `package.module:Class`."""
+"""Finding modules: by name among the built-in ones, the installed ones (entry points of the group `viewfs.modules`) and
+the user's own, in this order; or by place: the path of a .py file, `file.py:Class`, or `package.module:Class`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ __all__ = [
 ]
 
 ENTRY_POINT_GROUP = "viewfs.modules"
-#: What a file of the user's own can be called, without its suffix.
+#: Names that a file of the user's own can have, without its suffix.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
-#: Name → where its class is, imported when it is asked for.
+#: Name → place of the class, which is imported when it is asked for.
 BUILT_IN = {
     "bind": "viewfs.modules.trees.bind:Bind",
     "clock": "viewfs.modules.devices.clock:Clock",
@@ -58,7 +58,7 @@ BUILT_IN = {
     "vfat": "viewfs.modules.formats.fat.module:Vfat",
     "zero": "viewfs.modules.devices.constant:Zero",
 }
-#: Those of them that know a source by its content. (Importing all the others to find that out would take long.)
+#: The built-in modules that recognize a source by its content. (To find them by importing all would take long.)
 KNOW_CONTENT = ("ext", "squashfs", "exfat", "vfat")
 
 
@@ -110,7 +110,7 @@ def find_module(name: str, places: Sequence[str] = ()) -> Found:
 
 
 def forget_code(name: str) -> None:
-    """Have `find_module` read the code of `name` again, which may have changed."""
+    """Make `find_module` read the code of module `name` again, because it may have changed."""
     place = BUILT_IN.get(name) or next((one.value for one in _entry_points() if one.name == name), "")
     package = place.partition(":")[0].rpartition(".")[0]
     own = package if package.count(".") > 1 else place.partition(":")[0]  # not what all modules have in common
@@ -133,7 +133,7 @@ class Listed:
 
     @classmethod
     def of(cls, found: Found, name: str | None = None) -> Listed:
-        """`name`: what it is asked for by, if not by its own."""
+        """`name`: the name that the module is found by, if that is not its own."""
         module = found.module
         summary = (module.__doc__ or "").strip().partition("\n")[0]
         options = [
@@ -150,13 +150,13 @@ class Listed:
 
 
 def _plain(option: Option[Any]) -> Any:
-    """The default of an option, as JSON can have it."""
+    """The default of an option, as a value that JSON has."""
     return option.default if isinstance(option.default, bool | int | float | str) else option.show(option.default)
 
 
 def available(places: Sequence[str] = ()) -> Iterator[Listed]:
-    """Every module that can be named: built-in ones first, then installed ones, then those that are files in `places`;
-    what doesn't load is left out. (Files are loaded in processes of their own, for they can do anything.)"""
+    """Every module that has a name: built-in ones first, then installed ones, then the files in `places`. Modules that
+    don't load are left out. (Each file is loaded in a process of its own, because its code can do anything.)"""
     names = []
     for found in _all(BUILT_IN):
         names.append(found.module.name)
@@ -206,14 +206,14 @@ def _names_in(places: Sequence[str]) -> Iterator[str]:
 
 
 def source_takers() -> list[Found]:
-    """The modules that know a source by its content, imported: built-in ones, and of others what takes one."""
+    """The modules that may recognize a source by its content: the built-in ones, and installed ones that take one."""
     return [found for found in _all(KNOW_CONTENT) if found.module.takes_source]
 
 
 def probe(source: Source, source_name: str, takers: list[Found]) -> Found:
-    """The first of `takers` that knows `source` by its content.
+    """The first of `takers` that recognizes `source` by its content.
 
-    Raises `DamagedSourceError` if none does, with what it is instead if that is known.
+    Raises `DamagedSourceError` if none does; the message says what the source is instead, if that is known.
     """
     for found in takers:
         if found.module.probe(source):
@@ -236,12 +236,12 @@ def probe(source: Source, source_name: str, takers: list[Found]) -> Found:
     )
 
 
-#: What was installed when it was last looked at, and what the directories of packages looked like then.
+#: The installed entry points when they were last read, by the modification times of the directories in sys.path.
 _installed: dict[tuple[tuple[str, int], ...], list[importlib.metadata.EntryPoint]] = {}
 
 
 def _entry_points() -> list[importlib.metadata.EntryPoint]:
-    """Those of installed packages. (To read what all of them say takes longer than a mount.)"""
+    """The entry points of installed packages. (They are cached: reading all of them takes longer than a mount.)"""
     looks = tuple((path, _changed_ns(path)) for path in sys.path)
     if looks not in _installed:
         import importlib.metadata
@@ -259,7 +259,7 @@ def _changed_ns(path: str) -> int:
 
 
 def look_at_installed() -> None:
-    """Have what is installed in memory, for processes that are forked from this one."""
+    """Read the entry points now, so that processes forked from this one have them in memory."""
     _entry_points()
 
 
@@ -278,7 +278,7 @@ def _load_file(path: str, class_name: str | None = None) -> type[Module]:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is not a Python module")
     loaded = importlib.util.module_from_spec(spec)
-    sys.modules[name] = loaded  # where dataclasses and their like look up the module that a class is of
+    sys.modules[name] = loaded  # dataclasses and others look up the module of a class here
     try:
         spec.loader.exec_module(loaded)
     except (Exception, SystemExit) as error:

@@ -1,4 +1,4 @@
-"""What a mount is made of, as bytes that can be read at an offset."""
+"""Sources of mounts: bytes that can be read at an offset."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EI
 class FileSource:
     """An open file, read with pread(2) rather than mapped.
 
-    A file that somebody truncates, or whose own file system fails, is then an errno for one request, where a mapping
-    would be SIGBUS for the whole server.
+    If somebody truncates the file, or its own file system fails, one request then fails with an errno; with a mapping,
+    the whole server would get SIGBUS.
     """
 
     def __init__(self, fd: int, size: int, *, writable: bool = False) -> None:
@@ -46,7 +46,7 @@ class FileSource:
         return b"".join(parts)
 
     def pwrite(self, data: Buffer, offset: int) -> int:
-        """Write at `offset`; how many bytes were taken. Raises OSError, EBADF where it is not `writable`."""
+        """Write at `offset`; returns how many bytes were taken. Raises OSError: EBADF if it is not `writable`."""
         return os.pwrite(self.fd, data, offset)
 
     def sync(self) -> None:
@@ -58,7 +58,7 @@ class FileSource:
 
 
 def checked_offset(source: Source, offset: int, name: str) -> int:
-    """`offset`, at which a file system begins in a source. Raises `UsageError` if that lies behind its end."""
+    """`offset`, at which a file system begins in `source`. Raises `UsageError` if it is not within the source."""
     if offset and offset >= source.size:
         raise UsageError(
             f"{name} has {source.size} bytes, and no file system at offset {offset}",
@@ -68,20 +68,20 @@ def checked_offset(source: Source, offset: int, name: str) -> int:
 
 
 class Section:
-    """A source from some offset on: where a file system is that does not begin with the file."""
+    """A source from some offset on, for a file system that does not begin at the beginning of a file."""
 
     def __init__(self, source: Source, offset: int, size: int | None = None) -> None:
-        """`size` in bytes; as far as the source goes if it is None or more than there is."""
+        """`size` in bytes; up to the end of the source if it is None or more than there is."""
         self._read = source.pread
         self._fd = source.fd if isinstance(source, FileSource) else None
         #: Where it begins in the source.
         self.offset = offset
         there = max(source.size - offset, 0)
-        #: Bytes that are there.
+        #: How many bytes there are.
         self.size = there if size is None else min(size, there)
 
     def pread(self, size: int, position: int) -> bytes:
-        """Exactly `size` bytes. Raises OSError(EIO) where they are not all there."""
+        """Exactly `size` bytes. Raises OSError(EIO) if not all of them are there."""
         if position < 0 or position + size > self.size:
             raise missing(f"the image ends before byte {position + size}")
         data = self._read(size, self.offset + position)
@@ -90,7 +90,7 @@ class Section:
         return data
 
     def span(self, size: int, position: int) -> Buffer | FileRange:
-        """As `pread`, but what is in an open file is only pointed to; if it is not there, that shows later."""
+        """As `pread`, but bytes of an open file are returned as a `FileRange`; reading that may fail later."""
         fd = self._fd
         if fd is None or position < 0 or position + size > self.size:
             return self.pread(size, position)
@@ -122,7 +122,7 @@ def open_source(path: str, *, writing: bool = False) -> FileSource:
     flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     writable = False
     try:
-        # As access(2) sees it: this process's privilege would open a file of one's own though it has no w.
+        # access(2) is asked because this process's privilege would open the user's own files even without w.
         if writing and os.access(path, os.W_OK):
             try:
                 fd = os.open(path, os.O_RDWR | flags)

@@ -1,1 +1,1 @@
-"""File systems that are made of nothing, or of other trees."""
+"""File systems that need no source, or show other trees."""

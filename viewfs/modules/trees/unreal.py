@@ -23,5 +23,5 @@ class Unreal(KernelModule):
     def mount(self, mounting: Mounting) -> int:
         if os.path.lexists(mounting.mount_point) and not os.path.isdir(mounting.mount_point):
             raise UsageError(f"cannot mount on {mounting.mount_point}: it is not a directory")
-        # Taken before it is attached, so there is nothing of itself in it.
+        # Cloned before it is attached, so the clone does not contain itself.
         return open_tree(AT_FDCWD, "/", OpenTree.CLONE | AT_RECURSIVE)

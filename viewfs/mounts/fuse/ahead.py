@@ -1,15 +1,15 @@
-"""Doing what will be asked for before anybody asks for it.
+"""Sending and decompressing data before the kernel asks for them.
 
-A round trip costs more than most of what it brings: two context switches, against a copy. So the small files of a
-directory that was listed go into the kernel's page cache unasked (FUSE_NOTIFY_STORE), once one of them is read. Each
-file that is read is credit for some more: who only lists gets none, and what is wasted is bounded.
+For small files, a round trip costs more than the data: two context switches, compared with a copy. So once a small file
+of a listed directory is read, the server stores others in the kernel's page cache unasked (FUSE_NOTIFY_STORE). Each
+file that is read gives credit for some more: a program that only lists directories gets none, and waste is bounded.
 
-What follows in a file that is read from one end to the other is decompressed ahead, into the server's own cache, where
-the file system says so (`FileSystem.read_ahead`). It is not stored: the kernel reads ahead of such a reader itself, and
-a store takes as long as an answer.
+If a file is read sequentially, its next part is decompressed ahead into the server's own cache, as far as the file
+system says (`FileSystem.read_ahead`). It is not stored in the page cache: the kernel reads ahead for such a reader
+itself, and a store takes as long as an answer.
 
-A thread of its own does it, and never one that answers requests: storing into a page that a reader has locked waits for
-the answer to that reader.
+A separate thread does this, never one that answers requests: storing into a page that a reader has locked waits for the
+answer to that reader.
 """
 
 from __future__ import annotations
@@ -32,56 +32,56 @@ __all__ = ["Ahead"]
 
 log = logging.getLogger("viewfs.fuse")
 
-#: Files of at most so many bytes are sent whole.
+#: Files of at most this many bytes are sent ahead.
 _SMALL = 64 << 10
-#: Bytes that may be sent unasked for each small file that was asked for, and at most at any time.
+#: Bytes that may be sent unasked for each small file that is read, and the largest credit at any time.
 _CREDIT, _CREDIT_MAX = 2 << 20, 8 << 20
 #: A file takes whole pages of the kernel's cache.
 _PAGE = 4096
-#: Listed files that are remembered, in batches as they were listed.
+#: How many batches of listed files are remembered.
 _BATCHES = 64
-#: After so many reads that follow one another a file is taken to be read to its end.
+#: After this many consecutive reads, a file is expected to be read to its end.
 _STREAK = 3
 _STREAMS = 64
-#: Reads after which a file is looked at again that has turned out not to be compressed.
+#: If a file turns out not to be compressed, it is not read ahead again for this many reads.
 _NOT_COMPRESSED = 64
 #: Bytes that are decompressed at once.
 _PIECE = 128 << 10
 
 
 class _Unmounted(Exception):
-    """There is nobody left to send to."""
+    """The file system is unmounted: nothing more can be sent."""
 
 
 class _Batch:
-    """The small files of a directory, in its order: what was listed in one reply."""
+    """The small files that were listed in one reply, in the order of the directory."""
 
     def __init__(self, files: list[tuple[InodeNumber, int]]) -> None:
         self.files = files
         self.places = {node: place for place, (node, _size) in enumerate(files)}
-        #: The first that has not been sent.
+        #: The index of the first file that has not been sent.
         self.next = 0
         self.waiting = False
 
 
 class _Stream:
-    """How far one file has been read, and decompressed."""
+    """How far one file has been read, and decompressed ahead."""
 
     def __init__(self, end: int) -> None:
         self.waiting = False
         self.restart(end)
 
     def restart(self, end: int) -> None:
-        #: Where the next read begins, if it goes on.
+        #: Where the next read begins, if the file is read sequentially.
         self.next = end
         self.streak = 1
-        #: Up to where it has been decompressed, and up to where it should be.
+        #: Up to where the file has been decompressed, and up to where it should be.
         self.done = 0
         self.until = 0
 
 
 class Ahead:
-    """What is sent ahead over one descriptor. `listed` and `read` are called by the threads that serve it."""
+    """Sends ahead over one descriptor. The threads that serve it call `listed` and `read`."""
 
     def __init__(self, file_system: FileSystem, fd: int, counters: Row) -> None:
         self._fs = file_system
@@ -97,19 +97,19 @@ class Ahead:
         self._thread.start()
 
     def close(self) -> None:
-        """No more is sent."""
+        """Stop sending."""
         self._work.put(None)
         self._thread.join()
         self._transmitter.close()
 
     def run_later(self, work: Callable[[], object]) -> None:
-        """Something else to be done by the thread that sends."""
+        """Run `work` in the thread that sends."""
         self._work.put(work)
 
     # What the threads that serve have seen
 
     def listed(self, entries: Iterable[DirectoryEntry]) -> None:
-        """The kernel has been told of these, and knows them from now on."""
+        """Note that the kernel was given these entries, and knows their inodes."""
         files = [
             (entry.attributes.ino, entry.attributes.size)
             for entry in entries
@@ -130,11 +130,11 @@ class Ahead:
                 self._send_batch(batch)
 
     def read(self, node: InodeNumber, offset: int, size: int) -> None:
-        """The kernel has asked for these bytes."""
+        """Note that the kernel has asked for these bytes."""
         batch = self._of.get(node)
         if batch is not None:
             with self._lock:
-                # The reader goes on to the next one; what is sent should not be what it is asking for just then.
+                # The reader will ask for the next file at the same time, so sending begins with the one after that.
                 batch.next = max(batch.next, batch.places[node] + 2)
                 self._credit = min(self._credit + _CREDIT, _CREDIT_MAX)
                 self._send_batch(batch)
@@ -175,7 +175,7 @@ class Ahead:
             except _Unmounted:
                 return
             except OSError:
-                pass  # what can't be read is an errno for whoever asks for it
+                pass  # the error is reported when the data are asked for
             except Exception:
                 log.exception("sending ahead failed")
 
@@ -188,12 +188,12 @@ class Ahead:
             batch.waiting = False
 
     def _take_next(self, batch: _Batch) -> tuple[InodeNumber, int] | None:
-        """The next file to be sent, with its size, if there is one and credit for it. (Readers move `next` as well.)"""
+        """The next file to send, with its size, if there is one and credit for it. (Readers advance `next` as well.)"""
         with self._lock:
             if batch.next >= len(batch.files):
                 return None
             node, size = batch.files[batch.next]
-            taken = -(-size // _PAGE) * _PAGE  # of the kernel's memory; what it takes to send is not less for less
+            taken = -(-size // _PAGE) * _PAGE  # the kernel's memory; sending a part of a page costs as much as all
             if taken > self._credit:
                 return None
             batch.next += 1
@@ -206,13 +206,13 @@ class Ahead:
                 stream.done = start + _PIECE
                 content = cast(Content, self._fs.read(node, start, _PIECE))
                 if all(isinstance(piece, FileRange) for piece in pieces_of(content)):
-                    stream.streak = -_NOT_COMPRESSED  # the file lies there as it is, or a part of it, or it has ended
+                    stream.streak = -_NOT_COMPRESSED  # this part is not compressed, or it is the end of the file
                     return
         finally:
             stream.waiting = False
 
     def _store(self, node: InodeNumber, offset: int, size: int) -> None:
-        content = cast(Content, self._fs.read(node, offset, size))  # it is concurrent, so it makes no promises
+        content = cast(Content, self._fs.read(node, offset, size))  # concurrent, so the answer is not a promise
         pieces = pieces_of(content)
         length = length_of(pieces)
         if length:

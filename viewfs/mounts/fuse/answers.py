@@ -1,4 +1,4 @@
-"""A file system's answers, given at once or promised, as the bodies of replies."""
+"""Turning a file system's answers, given at once or as promises, into the bodies of replies."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ Body = bytes | list[Buffer | FileRange] | None
 
 
 def then(answer: Answer[T], finish: Callable[[T], Body]) -> Answer[Body]:
-    """What `finish` makes of an answer, now or when the promise is kept."""
-    # (Asking for the method is several times as fast as asking whether it is an Awaitable.)
+    """What `finish` makes of an answer: now, or when the promise is kept."""
+    # (Checking for the method is several times as fast as checking whether it is an Awaitable.)
     if hasattr(answer, "__await__"):
         return finish_later(cast(Awaitable[T], answer), finish)
     return finish(answer)
 
 
 async def finish_later(answer: Awaitable[T], finish: Callable[[T], Body]) -> Body:
-    """The same of what is a promise."""
+    """As `then`, for a promise."""
     return finish(await answer)
 
 
 def done(_value: Any = None) -> bytes:
-    """The body of a reply that says no more than that."""
+    """The empty body of a reply that reports success."""
     return b""
 
 
 def as_bytes(value: object) -> bytes:
-    """What a module gave as bytes. Raises TypeError: None, for one, would be a request that nobody answers."""
+    """A module's answer as bytes. Raises TypeError for other types: with None, for one, no reply would be sent."""
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(f"bytes expected, not {type(value).__name__}")
     return bytes(value)
 
 
 def as_pieces(value: object) -> bytes | list[Buffer | FileRange]:
-    """What a module gave as the content of a file, not copied. Raises TypeError."""
+    """A module's answer to a read as content, without copying it. Raises TypeError for other types."""
     if type(value) is bytes:
         return value
     if type(value) is list:
@@ -48,12 +48,12 @@ def as_pieces(value: object) -> bytes | list[Buffer | FileRange]:
     return [_piece(value)]
 
 
-#: What needs no second look.
+#: Types of pieces that need no further check.
 _PIECES = frozenset({bytes, bytearray, FileRange})
 
 
 def _piece(value: object) -> Buffer | FileRange:
     if not isinstance(value, bytes | bytearray | memoryview | FileRange):
         raise TypeError(f"bytes expected, not {type(value).__name__}")
-    # What it is long must be in bytes.
+    # len() must be in bytes.
     return value.cast("B") if isinstance(value, memoryview) and value.itemsize != 1 else value

@@ -21,7 +21,7 @@ _GETFLAGS, _GETFLAGS_32 = 0x80086601, 0x80046601
 
 
 class Changing:
-    """What `Operations` has for them."""
+    """The handlers of these requests, for `Operations`."""
 
     _fs: FileSystem
     _writable: WritableFileSystem | None
@@ -45,7 +45,7 @@ class Changing:
     def _opened(self, opened: OpenFile | None) -> bytes: ...
 
     def changing_handlers(self) -> dict[int, Callable[[Request], Answer[Body]]]:
-        """By opcode."""
+        """The handlers by opcode."""
         return {
             Opcode.LSEEK: self._lseek,
             Opcode.FALLOCATE: self._fallocate,
@@ -69,7 +69,7 @@ class Changing:
     def _lseek(self, request: Request) -> Answer[Body]:
         handle, offset, whence = request.fields[:3]
         if not handle:
-            raise os_error(errno.ENOSYS)  # the kernel then takes all of it for data
+            raise os_error(errno.ENOSYS)  # the kernel then takes the whole file for data
         return then(self._open_file(handle).lseek(offset, whence), protocol.encode_position)
 
     def _fallocate(self, request: Request) -> Answer[Body]:
@@ -82,7 +82,7 @@ class Changing:
         return then(self._changes.fsyncdir(self._inode(request.node)), done)
 
     def _ioctl(self, request: Request) -> Answer[Body]:
-        """FS_IOC_GETFLAGS alone, whose argument is said to be a long and is an int."""
+        """Only FS_IOC_GETFLAGS; its argument is declared as a long but is an int."""
         handle, _flags, command = request.fields[:3]
         if command not in (_GETFLAGS, _GETFLAGS_32) or not handle:
             raise os_error(errno.ENOTTY)
@@ -123,7 +123,7 @@ class Changing:
         return self._open_made(self._changes.create(directory, name, mode, request.uid, request.gid), flags)
 
     def _tmpfile(self, request: Request) -> Answer[Body]:
-        """The same, without a name."""
+        """Make a regular file without a name and open it."""
         flags, mode = request.fields[:2]
         made = self._changes.tmpfile(self._inode(request.node), mode, request.uid, request.gid)
         return self._open_made(made, flags & ~os.O_TMPFILE)

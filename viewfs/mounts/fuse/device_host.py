@@ -1,11 +1,11 @@
 """Serving character devices over one /dev/fuse descriptor.
 
-One thread, with trio in it; but an event loop costs more than a request does, so it is used only while it has
-something to do. As long as nothing waits (no read that has no data yet, nothing that a device does by itself) the
-thread blocks in poll(2) until the next request, answers it, and that was all: one poll, one read, one write.
+There is one thread, with trio. But an event loop costs more than a request does, so it is used only while it has
+something to do. As long as no call waits and no device has a background task, the thread blocks in poll(2) until the
+next request and answers it: one poll, one read, one write.
 
-A device can be taken away while programs have it open, as one that is unplugged: whoever holds the other end of the
-control descriptor closes it, and from then on every call is ENODEV, those that wait included.
+A device can be taken away while programs have it open, like one that is unplugged: the holder of the other end of the
+control descriptor closes it, and from then on every call fails with ENODEV, including those that wait.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ log = logging.getLogger("viewfs.fuse")
 
 
 class Lasting(NamedTuple):
-    """What outlives a server of devices that keep something."""
+    """What outlives a server of devices that keep state."""
 
     ledger: FixedLedger
     kept: Kept
 
     @classmethod
     def of(cls, ledger: int, kept: int, size: int) -> Lasting:
-        """By descriptors of `FixedLedger.create` and `Kept.create`, which are closed. Nothing is read: what another
-        server has written there is for one that is shut in."""
+        """From descriptors of `FixedLedger.create` and `Kept.create`, which are closed. Nothing is read yet: data that
+        another server has written are only read once this process is sealed off."""
         try:
             return cls(FixedLedger(ledger), Kept(size, kept))
         finally:
@@ -50,7 +50,7 @@ class Lasting(NamedTuple):
             os.close(kept)
 
     def settle(self) -> None:
-        """Set back what another server has begun and not finished."""
+        """Undo the step that another server has begun and not finished."""
         before = self.ledger.last()
         if before is not None and before.answer is None:
             self.kept.undo()
@@ -69,8 +69,7 @@ def serve_devices(
     """Answer the kernel over `fd` until nobody has the devices mounted or open any more.
 
     `devices` by name; one called "" is the root of the mount itself. `control` becomes readable when they are taken
-    away. `has_memory`: this process may reach into its callers' memory. `lasting`: what was open in another server
-    goes on.
+    away. `has_memory`: this process may access its callers' memory. `lasting`: continue files of another server.
     """
     os.set_blocking(fd, False)
     gc.freeze()
@@ -102,7 +101,7 @@ class _DeviceServer(Server):
         super().__init__(operations, fd, counters.rows[0])
         self._devices = operations
         self._control = control
-        #: What devices do by themselves, and has not come to its end.
+        #: The devices whose background task is running.
         self._running = [device for device in devices if type(device).run is not CharDevice.run]
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -134,7 +133,7 @@ class _DeviceServer(Server):
         return bool(self.waiting or self._running)
 
     def _wait_alone(self) -> None:
-        """Until there is a request, in this thread: there is nothing else to do for it."""
+        """Block this thread until there is a request; it has nothing else to do."""
         for fd, _event in self._poll.poll():
             if fd == self._control and not self._devices.withdrawn:
                 self._withdraw()

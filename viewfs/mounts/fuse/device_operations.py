@@ -1,11 +1,11 @@
 """FUSE requests as calls of character devices.
 
-A device is a regular file to the kernel (no other kind may have a server behind it), opened with FOPEN_DIRECT_IO, so
-that every read(2) and write(2) comes here as it is. A stream is opened with FOPEN_STREAM besides, which takes the
-file position and its lock away: with that lock, a thread that waits for input would hold up the one that writes.
+To the kernel, a device is a regular file (no other kind can be served by FUSE), opened with FOPEN_DIRECT_IO, so that
+every read(2) and write(2) comes here unchanged. A stream is also opened with FOPEN_STREAM, which removes the file
+position and its lock: with that lock, a thread that waits for input would block one that writes.
 
-A read of more than fits into one request comes as several, of which a stream's later ones have an offset. Those must
-not wait: the caller has something already.
+A read that is too long for one request comes as several requests; for a stream, all but the first have an offset. Those
+must not wait, because the caller already has some data.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Body = bytes | list[Buffer | FileRange] | None
 #: Bytes of one read or write, at most; longer ones come in parts.
 _MAX_TRANSFER = 1 << 20
 _NOW = (0, 0)
-#: What is answered though the device is gone.
+#: Requests that are answered even after the device was taken away.
 _WITHOUT_DEVICE = frozenset({Opcode.RELEASE, Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.DESTROY})
 
 
@@ -51,9 +51,9 @@ class Opened:
     node: InodeNumber
     device: CharDevice
     file: DeviceFile
-    #: Of open(2).
+    #: The flags of open(2).
     flags: int
-    #: The kernel's name for it where somebody polls, and what for since the last time that they were woken.
+    #: The kernel's poll handle if somebody polls it, and the events polled for since the last wake-up.
     poll_handle: int | None = None
     awaited: PollEvents = PollEvents.NONE
 
@@ -69,7 +69,7 @@ class _Node:
 
 
 class DeviceOperations:
-    """One or several devices. `dispatch` is the interface; what it gives is as `operations.Operations` does."""
+    """One or several devices. `dispatch` is the interface, with the same results as that of `operations.Operations`."""
 
     caches = ()
     buffer_size = _MAX_TRANSFER + 4096
@@ -87,10 +87,10 @@ class DeviceOperations:
             number: _Node(device, number) for number, device in zip(self._names.values(), devices.values(), strict=True)
         }
         self.opened: dict[int, Opened] = {}
-        # No number that the server of the same devices before may have given.
+        # Handles that an earlier server of the same devices can't have used.
         self._next_handle = itertools.count(time.time_ns())
         self._made_ns = time.time_ns()
-        #: Taken away: nothing is answered any more but ENODEV.
+        #: The devices were taken away: calls fail with ENODEV.
         self.withdrawn = False
         self._handlers: dict[int, Callable[[Request], Answer[Body]]] = {
             Opcode.INIT: self._init,
@@ -117,7 +117,7 @@ class DeviceOperations:
             device.wake_pollers = self._waker(device)
 
     def dispatch(self, request: Request) -> Answer[Body]:
-        """The body of the reply, or a promise of it. Raises OSError; whatever a device raises comes out."""
+        """The body of the reply, or a promise of it. Raises OSError, and any exception that a device raises."""
         handler = self._handlers.get(request.opcode)
         if handler is None:
             raise os_error(errno.ENOSYS)
@@ -128,13 +128,13 @@ class DeviceOperations:
         return handler(request)
 
     def withdraw(self) -> None:
-        """From now on there is no such device. Whoever polls is woken, to find that out."""
+        """Take the devices away: calls fail with ENODEV from now on. Pollers are woken, so that they notice."""
         self.withdrawn = True
         for opened in self.opened.values():
             self.wake(opened)
 
     def close(self) -> None:
-        """Release what is open still, and let the devices go."""
+        """Release the files that are still open, and close the devices."""
         for opened in self.opened.values():
             try:
                 answer = opened.file.release()
@@ -162,7 +162,7 @@ class DeviceOperations:
     def _answer(
         self, call: Call, method: Callable[..., Any], *arguments: Any, finish: Callable[[Any], Body]
     ) -> Answer[Body]:
-        """What `method` answers `call`, finished; the call is over before the caller goes on."""
+        """Call `method`, and return what `finish` makes of its answer. `call` is over before the reply is sent."""
         try:
             answer = method(call, *arguments)
             if isinstance(answer, Awaitable):
@@ -189,7 +189,7 @@ class DeviceOperations:
             raise os_error(errno.EISDIR if number == protocol.ROOT_NODE else errno.ESTALE) from None
 
     def attributes(self, number: int) -> Attributes:
-        """What stat(2) tells of node `number`. Raises OSError."""
+        """What stat(2) returns for node `number`. Raises OSError."""
         inode = InodeNumber(number)
         if number == protocol.ROOT_NODE and inode not in self.nodes:
             mode, size, changed = stat.S_IFDIR | 0o555, 0, self._made_ns
@@ -204,7 +204,7 @@ class DeviceOperations:
         major, minor, readahead, flags = request.fields
         if major != protocol.VERSION[0]:
             raise os_error(errno.EPROTO)
-        # ATOMIC_O_TRUNC: else open(2) would be followed by a truncation, which waits for the inode's lock.
+        # ATOMIC_O_TRUNC: without it, a truncation that waits for the inode's lock would follow open(2).
         wanted = InitFlags.BIG_WRITES | InitFlags.MAX_PAGES | InitFlags.ATOMIC_O_TRUNC
         return protocol.encode_init(
             InitRequest(major, minor, readahead, flags),
@@ -227,7 +227,7 @@ class DeviceOperations:
         asked = protocol.SetAttr(request.fields[0] & 0x1FF)
         if asked & (protocol.SetAttr.MODE | protocol.SetAttr.UID | protocol.SetAttr.GID):
             raise os_error(errno.EPERM)
-        # Truncating and touching a device do nothing, as on other devices.
+        # Truncating a device or setting its times does nothing, as on other devices.
         return protocol.encode_attributes(self.attributes(request.node), _NOW)
 
     def _readdir(self, request: Request) -> Body:
@@ -243,26 +243,26 @@ class DeviceOperations:
     # -- open files
 
     def _file(self, request: Request) -> Opened:
-        """Raises OSError(ENODEV) for one that a server before had open, and of which nothing was kept."""
+        """Raises OSError(ENODEV) for a file that an earlier server had open and that could not be continued."""
         try:
             return self.opened[request.fields[0]]
         except KeyError:
             raise os_error(errno.ENODEV) from None
 
     def number_handles_from(self, number: int) -> None:
-        """Give no open file a smaller number."""
+        """Number the handles of new open files from `number` on."""
         self._next_handle = itertools.count(number)
 
     def opens(self, handle: int, opened: Opened) -> None:
-        """A file is open from now on, under that number."""
+        """Register an open file under `handle`."""
         self.opened[handle] = opened
 
     def closes(self, handle: int) -> Opened | None:
-        """It is not any more; None if nothing is known of it."""
+        """Remove the open file under `handle` and return it; None if there is none."""
         return self.opened.pop(handle, None)
 
     def polls(self, handle: int, opened: Opened, poll_handle: int, events: PollEvents) -> None:
-        """Somebody waits for `events` of that file, which the kernel calls `poll_handle` then."""
+        """Register that somebody polls the file for `events`; a wake-up is sent with `poll_handle`."""
         opened.poll_handle = poll_handle
         opened.awaited |= events
 
@@ -283,7 +283,7 @@ class DeviceOperations:
             flags = OpenFlags.DIRECT_IO
             flags |= OpenFlags.STREAM | OpenFlags.NONSEEKABLE if device.stream else OpenFlags.PARALLEL_DIRECT_WRITES
             if type(file).flush is DeviceFile.flush:
-                flags |= OpenFlags.NOFLUSH  # a round trip less for each close(2)
+                flags |= OpenFlags.NOFLUSH  # saves a round trip for each close(2)
             return protocol.encode_open(handle, flags)
 
         async def finish_later(promise: Awaitable[Body]) -> Body:
@@ -304,7 +304,7 @@ class DeviceOperations:
         opened = self.closes(request.fields[0])
         if opened is None:
             return b""
-        # First: whoever opens next must not be told that it is busy still.
+        # Before the release: the next open(2) must not fail because the device is still busy.
         self._node(request.node).opens -= 1
         answer = opened.file.release()
         return _nothing_later(answer) if isinstance(answer, Awaitable) else b""

@@ -1,6 +1,6 @@
-"""What READDIR and READDIRPLUS answer: directory entries as the kernel takes them. Pure.
+"""Encoding the answers to READDIR and READDIRPLUS: directory entries as the kernel takes them. Pure.
 
-Apart from the other structures because nothing else is packed so often, nor written with so much care for that.
+This is separate from the other structures because nothing else is packed so often, and so it is written for speed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from viewfs.mounts.fuse.protocol import ATTR, FOREVER, ROOT_NODE, encode_device
 __all__ = ["encode_directory", "encode_names"]
 
 _DIRENT = Struct("=QQII")
-#: fuse_direntplus up to its name: both in one go, for this is packed once an entry.
+#: fuse_direntplus up to its name: fuse_entry_out and fuse_dirent in one, so that an entry is packed with one call.
 _DIRENTPLUS = Struct("=QQQQII" + ATTR + "QQII")
 _PADDING = (b"", b"\0" * 7, b"\0" * 6, b"\0" * 5, b"\0" * 4, b"\0" * 3, b"\0" * 2, b"\0")
 
@@ -29,12 +29,12 @@ def encode_directory(
     plus: bool,
     keeps: Callable[[InodeNumber], bool] | None = None,
 ) -> tuple[bytes, list[DirectoryEntry]]:
-    """As many of `entries` as fit into `size` bytes, and which they are; `plus` for READDIRPLUS.
+    """As many of `entries` as fit into `size` bytes: encoded, and as a list; `plus` for READDIRPLUS.
 
     `root` is the file system's own number for its root, which the protocol calls `ROOT_NODE`. The kernel may keep each
     entry for `valid` (seconds and nanoseconds), or for ever if `keeps` says so of its inode.
 
-    An OSError of `entries` is raised if it comes before the first of them. Else it is for the next request to find.
+    An OSError of `entries` is raised if it comes before the first entry. Else it is left for the next request.
     """
     parts: list[bytes] = []
     taken: list[DirectoryEntry] = []
@@ -49,7 +49,7 @@ def encode_directory(
             if needed > size:
                 break
             if plus:
-                # As `_attr`, written out: nothing else is done so often.
+                # As `_attr`, written out because nothing else runs so often.
                 (
                     ino, mode, length_of_it, nlink, uid, gid, rdev, atime_ns, mtime_ns, ctime_ns, blocks, blksize, shown
                 ) = attributes  # fmt: skip
@@ -61,7 +61,7 @@ def encode_directory(
                     ctime, ctime_rest = divmod(ctime_ns, 1_000_000_000)
                 shown = shown or ino
                 kept = FOREVER if keeps is not None and keeps(ino) else seconds
-                # An entry without a node is a name and no more (fuse_direntplus_link in the kernel's fs/fuse).
+                # With node 0, the kernel takes only the name of the entry (fuse_direntplus_link in its fs/fuse).
                 node = 0 if not is_known else ROOT_NODE if ino == root else ino
                 head = pack(
                     node, 0, kept, kept, nanoseconds, nanoseconds,
@@ -80,13 +80,13 @@ def encode_directory(
     return b"".join(parts), taken
 
 
-#: Bytes; the kernel takes none that is longer (FUSE_NAME_MAX of fs/fuse/fuse_i.h).
+#: The longest name that the kernel takes, in bytes (FUSE_NAME_MAX of fs/fuse/fuse_i.h).
 _NAME_MAX = 4095
 
 
 @cache
 def _dirents_with_names() -> list[Callable[..., bytes]]:
-    """How a dirent is packed, by the length of its name: with that, and the zeros behind it."""
+    """Functions that pack a fuse_dirent with its name and the padding after it, by the length of the name."""
     packers = [Struct(f"=QQII{padded}s").pack for padded in range(0, _NAME_MAX + 8, 8)]
     return [packers[(length + 7) // 8] for length in range(_NAME_MAX + 1)]
 
@@ -94,7 +94,7 @@ def _dirents_with_names() -> list[Callable[..., bytes]]:
 def encode_names(names: Iterable[Name], size: int) -> bytes:
     """As many of `names` as fit into `size` bytes of an answer to READDIR.
 
-    An OSError of `names` is raised if it comes before the first of them. Else it is for the next request to find.
+    An OSError of `names` is raised if it comes before the first name. Else it is left for the next request.
     """
     parts: list[bytes] = []
     packers, add = _dirents_with_names(), parts.append

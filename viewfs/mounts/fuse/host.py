@@ -1,11 +1,11 @@
 """Serving a file system over one /dev/fuse descriptor.
 
-Three loops serve the same `Operations`. As long as every answer is at hand, as those of an image are, a plain blocking
-loop gives them: one read(2), one write, no event loop between. A file system that any thread may ask gets several such
-loops, so that one answers while another decompresses or copies, and one thread more that sends ahead what will be asked
-for (`ahead`); one that never changes but knows nothing of threads gets the latter, and a lock (`serial`). And the first
-method that turns out to be `async` moves the server to trio for good, where each request that waits has a task and a
-cancel scope of its own, so that FUSE_INTERRUPT can end it.
+There are three ways to serve `Operations`. As long as every answer is there at once, as those of an image are, a plain
+blocking loop is used: one read(2), one write(2), no event loop. A file system that several threads may call gets
+several such loops, so that one answers while another decompresses or copies, and an additional thread that sends ahead
+what will be asked for (`ahead`). One that never changes but is not thread-safe gets one loop, the additional thread and
+a lock (`serial`). The first method that returns a promise moves the server to trio for good, where each request that
+waits has a task and a cancel scope of its own, so that FUSE_INTERRUPT can end it.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ _First: TypeAlias = tuple[Request, Awaitable[Body]]
 
 log = logging.getLogger("viewfs.fuse")
 
-#: Threads that answer, at most: more than there are processors only get into each other's way.
+#: Threads that answer, at most: more threads than processors only slow each other down.
 _MAX_THREADS = MAX_ROWS - 1
-#: How long one thread may keep the interpreter while another one waits for it, seconds. Python's own 5 ms is as long as
-#: a hundred requests take.
+#: How long one thread may keep the interpreter while another waits for it, in seconds. In Python's default of 5 ms, a
+#: hundred requests could be answered.
 _SWITCH_SECONDS = 0.0005
-#: Objects made and not freed, after which Python looks for cycles of them. Answering makes none, and looking takes long
-#: where a cache is full.
+#: How many new objects make Python search for reference cycles. Answering makes no cycles, and with full caches the
+#: search takes long.
 _GARBAGE = 100_000
 
 
 def take_over(fd: int) -> None:
-    """Have the kernel send again what a server before has not answered (linux/fuse.h; EINVAL before Linux 6.9)."""
+    """Have the kernel resend requests that an earlier server did not answer (linux/fuse.h; EINVAL before Linux 6.9)."""
     os.write(fd, encode_notification(Notify.RESEND, b""))
 
 
 def serve(file_system: FileSystem, fd: int, counters: Counters, ledger: Ledger | None = None) -> None:
     """Answer the kernel over `fd` until the file system is unmounted everywhere.
 
-    With a `ledger` a `LastingFileSystem` goes on where the server before was, and writes down what the next one needs.
+    With a `ledger`, a `LastingFileSystem` continues where the previous server was, and records what the next one needs.
     """
     try:
         if ledger is not None and isinstance(file_system, LastingFileSystem):
@@ -81,7 +81,7 @@ def _serve_alone(
     first: _First | None = None,
     operations: Operations | None = None,
 ) -> None:
-    """`first` is a request that has been read already, and its promise."""
+    """Serve in one thread. `first` is a request that has been read already, and its promise."""
     server = _Server(operations or Operations(file_system), fd, counters.rows[0])
     if isinstance(file_system, WritableFileSystem):
         file_system.attributes_changed = server.tell_of_changed_attributes
@@ -97,7 +97,7 @@ def _serve_alone(
 
 
 def _serve_sending_ahead(file_system: FileSystem, fd: int, counters: Counters) -> None:
-    """As one thread, with another that sends ahead in between."""
+    """Serve in one thread, with another one that sends ahead; a lock lets only one of them call the file system."""
     lock = threading.Lock()
     ahead = Ahead(OneAtATime(file_system, lock, never_waits=True), fd, counters.rows[1])
     operations = Operations(OneAtATime(file_system, lock, never_waits=False), ahead)
@@ -114,9 +114,10 @@ def _serve_sending_ahead(file_system: FileSystem, fd: int, counters: Counters) -
 class _Lead:
     """The right to read the next request, which one thread has at a time.
 
-    Whoever has it answers what it reads, and reads on; so one thread answers all that is quick, and stays on one
-    processor with all it needs in that one's caches. Before what takes longer, as decompressing does, it is passed on.
-    (Copying does not: a reader waits for 128 KiB at a time, which takes as long as waking another thread.)
+    The thread that has it answers the request that it reads, and reads the next. So one thread answers all quick
+    requests, and stays on one processor, whose caches have what it needs. Before longer work, such as decompressing,
+    the thread passes the right on. (But not before copying: a reader asks for 128 KiB at a time, and to copy them takes
+    as long as waking another thread.)
     """
 
     def __init__(self) -> None:
@@ -124,14 +125,14 @@ class _Lead:
         self._leader = 0
 
     def take(self) -> None:
-        """Wait for it, if this thread has it not."""
+        """Wait for the right, if this thread does not have it."""
         me = threading.get_ident()
         if self._leader != me:
             self._lock.acquire()
             self._leader = me
 
     def give(self) -> None:
-        """Pass it on, if this thread has it."""
+        """Pass the right on, if this thread has it."""
         if self._leader == threading.get_ident():
             self._leader = 0
             self._lock.release()
@@ -176,12 +177,12 @@ class _Server(Server):
         self._lead = lead
 
     def tell_of_changed_attributes(self, inode: InodeNumber) -> None:
-        """What the kernel keeps of them is not true any more. (It drops them without waiting for anything.)"""
-        with contextlib.suppress(OSError):  # ENOENT: it keeps nothing of that one
+        """Invalidate the attributes that the kernel has cached. (It drops them without waiting for anything.)"""
+        with contextlib.suppress(OSError):  # ENOENT: the kernel does not know the inode
             os.write(self.fd, encode_stale_attributes(self._operations.node(inode)))
 
     def serve_blocking(self) -> tuple[Request, Awaitable[Body]] | None:
-        """Serve until the end (None), or until a request's answer is a promise (both are returned)."""
+        """Serve until the end (returns None), or until an answer is a promise (returns that and the request)."""
         lead = self._lead
         while True:
             if lead is not None:

@@ -1,9 +1,9 @@
-"""Devices whose server can have a successor: open files go on, and a call is carried out once.
+"""Devices whose server can have a successor: files stay open, and each call is carried out once.
 
-What the kernel knows by number is in the `Ledger`: open files, what each remembers, who polls. What the device itself
-keeps is in `Kept`. One call is carried out at a time, or one step of it between two waits. Where the server dies before
-a step is finished, the next one sets back what it had changed, and the kernel sends the call again; where it had been
-finished, the answer is here.
+What the kernel knows by number is in the `Ledger`: open files, what each remembers, and who polls. The state of the
+device itself is in `Kept`. One call is carried out at a time, or one step of it between two waits. If the server dies
+before a step is finished, its successor undoes what the step had changed, and the kernel sends the call again; if the
+step was finished, the answer is stored and sent again.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from viewfs.mounts.fuse.protocol import Opcode, Request
 
 __all__ = ["LastingDevices"]
 
-#: Numbers of records: a file has its handle in bits 33 to 62, and what it remembers bit 32 and a number of its own.
+#: Numbers of records: that of a file has its handle in bits 33 to 62; that of a state that it remembers has bit 32 as
+#: well, and the number of the state in the lower bits.
 _FILE, _REMEMBERED = 1 << 63, 1 << 32
-#: How far a call has come that goes on.
+#: The progress of a call that waits midway.
 _PROGRESS = 1 << 62
-#: Node, flags of open(2), and the kernel's name for it where somebody polls (0: nobody).
+#: Of an open file: node, flags of open(2), and the kernel's poll handle if somebody polls it (else 0).
 _OPENED = struct.Struct("<QQQ")
 _COUNT = struct.Struct("<Q")
 _OPENING = frozenset({Opcode.OPEN, Opcode.RELEASE})
 _CALLS = _OPENING | {Opcode.READ, Opcode.WRITE, Opcode.IOCTL, Opcode.FLUSH, Opcode.FSYNC}
-#: Of open(2), what is done once.
+#: Flags of open(2) that take effect only once.
 _AT_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC
 
-#: The request that a task is about.
+#: The request that a task carries out.
 _request: ContextVar[int | None] = ContextVar("request", default=None)
 
 
@@ -47,7 +48,7 @@ def _key(handle: int) -> int:
 
 
 class LastingDevices(DeviceOperations):
-    """Those of a module that keeps what its devices need."""
+    """The operations of a module that keeps the state of its devices (`DeviceModule.keeps`)."""
 
     def __init__(
         self,
@@ -58,22 +59,22 @@ class LastingDevices(DeviceOperations):
         kept: Kept,
         has_memory: bool = False,
     ) -> None:
-        """Go on where the `ledger` says that the server before was. `kept`, which the devices have been given, is as
-        that one has left it, but for what was set back (`device_host.Lasting`)."""
+        """Continue where the previous server was, according to `ledger`. `kept`, which the devices use, is as that
+        server left it, except for what has been undone (`device_host.Lasting`)."""
         super().__init__(devices, notify, has_memory=has_memory)
         self._ledger, self._kept = ledger, kept
         self._before = ledger.last()
-        self._last_answer = b""  # which the next call's replaces
+        self._last_answer = b""  # copied, because the answer to the next call overwrites it in `kept`
         if self._before is not None and self._before.answer is not None and self._before.answer[1]:
             self._last_answer = kept.answer(*_COUNT.unpack(self._before.answer[1]))
         self._is_again = False
         self._once = _OPENING if all(device.repeatable for device in devices.values()) else _CALLS
-        #: The request of which a step has been begun.
+        #: The request of which a step is being carried out.
         self._step: int | None = None
         for device in devices.values():
             device.step_begins = self._step_begins
             device.step_ends = self._step_ends
-        #: What the kernel calls files that somebody has waited for.
+        #: The kernel's poll handles of files that somebody has polled, by file handle.
         self._pollers: dict[int, int] = {}
         self._restore(ledger.records())
 
@@ -90,13 +91,13 @@ class LastingDevices(DeviceOperations):
             try:
                 file = device.reopen(Call(tid=0, uid=0, gid=0, flags=flags), remembered.get(handle, {}))
             except OSError:
-                self._drop(handle, remembered.get(handle, ()))  # who has it open gets ENODEV
+                self._drop(handle, remembered.get(handle, ()))  # calls on it get ENODEV
                 continue
             file.remembered = remembered.get(handle, {})
             self.nodes[InodeNumber(node)].opens += 1
             self.opened[handle] = opened = Opened(InodeNumber(node), device, file, flags)
             self._keep_what_it_remembers(handle, file)
-            if poll_handle:  # whoever waits looks again, and is known then
+            if poll_handle:  # waiting pollers poll again, and are registered then
                 self._pollers[handle] = opened.poll_handle = poll_handle
                 self.wake(opened)
         self.number_handles_from(max(handles, default=0) + 1)
@@ -120,19 +121,19 @@ class LastingDevices(DeviceOperations):
 
     def _step_begins(self) -> None:
         unique = _request.get()
-        if unique is not None:  # a device's own doings belong to no call
+        if unique is not None:  # a device's background task belongs to no call
             self._step = unique
             self._kept.begin()
             self._ledger.begin_step(unique)
 
     def _step_ends(self) -> None:
-        """What was done so far stays done; there is no answer yet."""
+        """Make the changes of the step permanent; there is no answer yet."""
         if self._step is not None:
             self._step = None
             self._ledger.forget_last()
 
     def _finish(self, opcode: int, unique: int, error: int, body: Body) -> None:
-        if self._step != unique:  # it has waited for something of its own
+        if self._step != unique:  # it has waited for something other than `CharDevice.until`
             self._step_begins()
         self._step = None
         if unique in self._progress:
@@ -155,7 +156,7 @@ class LastingDevices(DeviceOperations):
                 raise os_error(number)
             return self._last_answer
         _request.set(unique)
-        self._step_ends()  # of one that waits in the middle
+        self._step_ends()  # that of a call that waits midway
         self._step_begins()
         try:
             answer = super().dispatch(request)
@@ -212,6 +213,6 @@ class LastingDevices(DeviceOperations):
 
     def polls(self, handle: int, opened: Opened, poll_handle: int, events: PollEvents) -> None:
         super().polls(handle, opened, poll_handle, events)
-        if handle not in self._pollers:  # the kernel has one number for each file
+        if handle not in self._pollers:  # the kernel has only one poll handle for each file
             self._pollers[handle] = poll_handle
             self._put(handle, opened)

@@ -1,11 +1,12 @@
 """What a server's successor has to know, in memory that survives the server.
 
-The kernel goes on calling files by the numbers that the dead server has given them. So that server writes down, before
-each answer, what it means by them: records under a number each, of which the last one counts. Nothing is torn by a
-death: a record counts from when the end of the log is moved behind it, which is one store of eight bytes.
+The kernel keeps using the numbers that the dead server gave to nodes and files. So a server records, before each reply,
+what these numbers mean: in a log of records, each with a number, of which the last one with the same number counts.
+The death of the server can't leave half a record: a record becomes valid when the end of the log is moved behind it,
+which is one store of eight bytes.
 
-Beside the log is the one request that was being carried out. Where it was finished its answer is there, and is given
-again; where it was only begun the successor is told so (`once`).
+Beside the log is the last request that was carried out. If it was finished, its answer is there too, and is sent again;
+if it had only begun, the successor learns of that (`once`).
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ _PUNCH_HOLE = 0x03
 
 
 class LastRequest(NamedTuple):
-    """The request that was carried out last, or was when the server died."""
+    """The request that was carried out last, or was being carried out when the server died."""
 
     unique: int
-    #: What was written down at its beginning.
+    #: The argument `position` of `begin`.
     position: int
-    #: The errno and the body of its answer; None: it was not finished.
+    #: The errno and the body of its answer; None if it was not finished.
     answer: tuple[int, bytes] | None
 
 
 class Ledger:
-    """One server's, or that of the next. Made for one thread."""
+    """The ledger of a server and its successors. Only one thread may use it."""
 
     def __init__(self, fd: int) -> None:
-        """`fd` is of `create`, and stays the caller's."""
+        """`fd` is from `create`; the caller still owns it."""
         self._fd = fd
         self._header = mmap.mmap(fd, _HEADER_BYTES)
         self._words = memoryview(self._header)[:_ANSWER].cast("Q")
@@ -59,7 +60,7 @@ class Ledger:
 
     @staticmethod
     def create() -> int:
-        """A descriptor of an empty one."""
+        """A descriptor of an empty ledger."""
         fd = os.memfd_create("viewfs-ledger", os.MFD_CLOEXEC)
         os.truncate(fd, _HEADER_BYTES + _LEAST_BYTES)
         return fd
@@ -71,15 +72,15 @@ class Ledger:
     # -- records
 
     def put(self, number: int, value: bytes) -> None:
-        """From now on that is what is known under `number`."""
+        """Record `value` under `number`, replacing an earlier one."""
         self._append(_RECORD.pack(number, len(value)) + value)
 
     def drop(self, number: int) -> None:
-        """Nothing is any more."""
+        """Remove the record under `number`."""
         self._append(_RECORD.pack(number, _DROPPED))
 
     def records(self) -> dict[int, bytes]:
-        """All that is known."""
+        """The valid records, by number."""
         known: dict[int, bytes] = {}
         for number, value in self._read():
             if value is None:
@@ -109,14 +110,14 @@ class Ledger:
         self._words[_LOG] = self._words[_LOG] & ~0xFFFFFFFF | end
 
     def _rewritten(self) -> bytes:
-        """What counts, one record after the other."""
+        """The bytes of a log with only the valid records."""
         return b"".join(_RECORD.pack(number, len(value)) + value for number, value in self.records().items())
 
     def _make_room(self, needed: int) -> None:
-        """Write what counts to another place, which then is the log."""
+        """Write the valid records to another place, which then is the log."""
         old_begin, old_end = self._words[_LOG] >> 32, self._end
         rest = self._rewritten()
-        # As much again can come before the next time. (In whole pages, as it is mapped.)
+        # Twice the size, so that as much again fits before the next time. (In whole pages, because it is mapped.)
         size = max(-(-2 * (len(rest) + needed) // mmap.PAGESIZE) * mmap.PAGESIZE, _LEAST_BYTES)
         begin = 0 if size <= old_begin else -(-old_end // mmap.PAGESIZE) * mmap.PAGESIZE
         if begin + size > self._size:
@@ -137,21 +138,21 @@ class Ledger:
     # -- the request that is being carried out
 
     def begin(self, unique: int, position: int = 0) -> None:
-        """That one is begun, at `position` if that means anything."""
+        """Record that request `unique` is begun; `position` is stored with it."""
         words = self._words
         words[_PHASE] = _NOTHING
         words[_UNIQUE], words[_POSITION] = unique, position
         words[_PHASE] = _BEGUN
 
     def finish(self, error: int, body: bytes) -> None:
-        """It was carried out, and its answer is that errno (0: none) and that body, which is short."""
+        """Record that the request was carried out, and its answer: an errno (0: none) and a body, which is short."""
         words = self._words
         words[_ERROR], words[_LENGTH] = error, len(body)
         self._header[_ANSWER : _ANSWER + len(body)] = body
         words[_PHASE] = _DONE
 
     def last(self) -> LastRequest | None:
-        """The last request, as the server before has left it."""
+        """The last request of the previous server, if there is one."""
         words = self._words
         if words[_PHASE] == _NOTHING:
             return None
@@ -162,18 +163,18 @@ class Ledger:
 
 
 class FixedLedger(Ledger):
-    """One that stays as large as it was made, for a server that has shut itself in.
+    """A ledger of a fixed size, for a server that has sealed itself off.
 
-    What is put between `begin_step` and `finish` can be set back.
+    Records that are made between `begin_step` and `finish` can be undone with `set_back`.
     """
 
-    #: Bytes that one step may put, and how many a log has in all.
+    #: Bytes of the records that one step may make, and bytes of the log in all.
     STEP_BYTES = 64 << 10
     BYTES = 4 << 20
 
     @staticmethod
     def create(size: int = BYTES) -> int:
-        """As of a `Ledger`, with `size` bytes for the log."""
+        """As `Ledger.create`, with `size` bytes for the log."""
         return memory_file("viewfs-ledger", _HEADER_BYTES + size)
 
     @property
@@ -181,17 +182,17 @@ class FixedLedger(Ledger):
         return self._size // 2
 
     def begin_step(self, unique: int) -> None:
-        """Request `unique` is about to be carried out, or goes on."""
+        """Record that request `unique` is about to be carried out or continued."""
         begin = self._words[_LOG] >> 32
         if self._end + self.STEP_BYTES > (self._size if begin else self._half):
             self._move(0 if begin else self._half)
         self.begin(unique, self._end)
 
     def _move(self, begin: int) -> None:
-        """What counts goes to the other half, which then is the log."""
+        """Write the valid records to the other half, which then is the log."""
         rest = self._rewritten()
         if len(rest) + 2 * self.STEP_BYTES > self._half:
-            return  # too much is open: `_make_room` says so when there is no room at all
+            return  # too many records: `_make_room` raises ENOSPC when there is no room at all
         self._log[begin : begin + len(rest)] = rest
         self._end = begin + len(rest)
         self._words[_LOG] = begin << 32 | self._end
@@ -205,10 +206,10 @@ class FixedLedger(Ledger):
         super()._append(record)
 
     def forget_last(self) -> None:
-        """What was done of it so far stays, and it is not finished."""
+        """Forget the last request, which is not finished, without undoing its records."""
         self._words[_PHASE] = _NOTHING
 
     def set_back(self, end: int) -> None:
-        """The log ends there again, as it did when the last step began."""
+        """Undo the records of the last step: the log ends at `end` again, where it did when the step began."""
         self._end = end
         self._words[_LOG] = self._words[_LOG] & ~0xFFFFFFFF | end

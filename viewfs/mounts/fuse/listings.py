@@ -1,9 +1,9 @@
 """Making the next part of a listing, or the listing of the next directory, while the kernel is busy with the last one.
 
-Who walks a tree asks for a directory, looks at what is in it, and asks for the next one: server and client take turns,
-and of two processors one is idle. What will be asked for can be told: the rest of the directory, or else the first one
-in it, or else the one behind it in the directory above. It is made ahead, and thrown away if something else is asked
-for. Only one is ever made ahead.
+A program that walks a tree asks for a directory, looks at its entries, and asks for the next one: server and client
+take turns, and one of two processors is idle. The next question can be predicted: the rest of the directory, else its
+first subdirectory, else the directory after it in its parent. The answer is made ahead, and dropped if something else
+is asked for. Only one answer is ever made ahead.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["Listing", "Listings"]
 #: A reply's body, and the entries in it.
 Listing: TypeAlias = tuple[bytes, list[DirectoryEntry]]
 
-#: Directories of which the next one is known.
+#: How many directories are remembered together with the directory after them.
 _KNOWN = 8192
-#: An entry of a READDIRPLUS reply is no longer: what leaves less room than this may have been cut off.
+#: An entry of a READDIRPLUS reply is no longer than this: a reply with less room left may not be the whole listing.
 _LONGEST_ENTRY = 152 + 256
 _DIRECTORY = stat.S_IFDIR
 _DOTS = (b".", b"..")
 
 
 class _Question(NamedTuple):
-    """What the kernel asks: the entries of a directory after a cookie, in so many bytes."""
+    """What the kernel asks for: the entries of a directory after a cookie, in at most `size` bytes."""
 
     directory: InodeNumber
     start: int
@@ -43,18 +43,18 @@ class _Prepared:
 
     def __init__(self, question: _Question) -> None:
         self.question = question
-        #: Who has it makes the answer.
+        #: Held by the thread that makes the answer.
         self.making = threading.Lock()
         self.made: Listing | None = None
 
 
 class Listings:
-    """Answers to READDIRPLUS. Any thread may ask."""
+    """Answers to READDIRPLUS. Any thread may call it."""
 
     def __init__(
         self, make: Callable[[InodeNumber, int, int], Listing], run_later: Callable[[Callable[[], object]], None]
     ) -> None:
-        """`make` answers a question; `run_later` has something done by another thread."""
+        """`make` answers a question; `run_later` runs a function in another thread."""
         self._make = make
         self._run_later = run_later
         self._prepared: _Prepared | None = None
@@ -66,7 +66,7 @@ class Listings:
         question = _Question(directory, start, size)
         prepared = self._prepared
         if prepared is not None and prepared.question == question:
-            with prepared.making:  # and if it is being made, wait for that
+            with prepared.making:  # which waits if the answer is being made
                 self._prepared = None
                 listing = prepared.made or self._make(*question)
         else:
@@ -100,7 +100,7 @@ class Listings:
         self._run_later(lambda: self._fill(prepared))
 
     def _fill(self, prepared: _Prepared) -> None:
-        """In another thread, if nobody has made it meanwhile."""
+        """Make the answer, unless it has been asked for meanwhile. Runs in another thread."""
         if self._prepared is prepared and prepared.making.acquire(blocking=False):
             try:
                 prepared.made = self._make(*prepared.question)

@@ -1,8 +1,8 @@
-"""Requests that change something, each carried out once though the server dies over it.
+"""Requests that change something: each is carried out once, even if the server dies meanwhile.
 
-The kernel sends a successor again what was not answered (FUSE_NOTIFY_RESEND in linux/fuse.h). What was finished gets
-the answer that is in the ledger. What was only begun is carried out again where doing so twice is as good as once; of
-the rest the file system can mostly tell whether it was done; and else the answer is EIO.
+The kernel sends unanswered requests again to a successor (FUSE_NOTIFY_RESEND in linux/fuse.h). A request that was
+finished gets the answer in the ledger. One that had only begun is carried out again if twice has the same effect as
+once. For most others the file system can tell whether they were done; if it can't, the answer is EIO.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _ONCE = frozenset(
     | _XATTRS
     | {Opcode.TMPFILE, Opcode.OPEN, Opcode.RELEASE, Opcode.WRITE, Opcode.SETATTR, Opcode.FALLOCATE}
 )
-#: What numbers of records begin with: inodes of the file system have nothing, then come how often the kernel was given
-#: a node, and open files.
+#: The high bits of record numbers: none for an inode of the file system, `_LOOKUPS` for the number of look-ups of a
+#: node, `_HANDLES` for an open file.
 _LOOKUPS, _HANDLES = 1 << 62, 1 << 63
 _COUNT = struct.Struct("<Q")
 
 
 class _Recorded(dict[int, T], Generic[T]):
-    """A dictionary that is in the ledger too."""
+    """A dictionary that is also recorded in the ledger."""
 
     def __init__(self, ledger: Ledger, numbers: int, encode: Callable[[T], bytes]) -> None:
         super().__init__()
@@ -63,15 +63,15 @@ class _Recorded(dict[int, T], Generic[T]):
         return super().pop(key, default)
 
     def restore(self, key: int, value: T) -> None:
-        """It is in the ledger already."""
+        """Set a value that is in the ledger already."""
         super().__setitem__(key, value)
 
 
 class LastingOperations(Operations):
-    """Those of a file system whose server can have a successor."""
+    """The operations of a file system whose server can have a successor."""
 
     def __init__(self, file_system: LastingFileSystem, ledger: Ledger) -> None:
-        """Go on where the `ledger` says that the server before was."""
+        """Continue where the previous server was, according to `ledger`."""
         super().__init__(file_system)
         self._lasting, self._ledger = file_system, ledger
         lookups = _Recorded[int](ledger, _LOOKUPS, _COUNT.pack)
@@ -96,7 +96,7 @@ class LastingOperations(Operations):
         self.number_handles_from(max(handles, default=0) + 1)
         for inode in known:
             if inode not in lookups:
-                file_system.forget(inode)  # as the kernel did, or will never have to
+                file_system.forget(inode)  # the kernel has forgotten it, or was never given it
 
     def dispatch(self, request: Request) -> Answer[Body]:
         if request.opcode not in _ONCE:
@@ -122,7 +122,7 @@ class LastingOperations(Operations):
         return body
 
     def _end_to_append_to(self, request: Request) -> int:
-        """Where a file ends that is to be appended to; 0 for all else."""
+        """The end of the file if the request appends to it; else 0."""
         if not self._is_append(request):
             return 0
         return cast(int, self._open_file(request.fields[0]).lseek(0, os.SEEK_END))
@@ -134,7 +134,7 @@ class LastingOperations(Operations):
         return bool(request.fields[5] & os.O_APPEND) and not request.fields[3] & protocol.WRITE_CACHE
 
     def _again(self, request: Request, before: LastRequest) -> Answer[Body]:
-        """Carry out what was begun when the server before died."""
+        """Carry out a request that had begun when the previous server died."""
         opcode = request.opcode
         if self._is_append(request):
             if not self._lasting.is_changed_here_only:

@@ -1,11 +1,11 @@
 """FUSE requests as calls of a `FileSystem`, and its answers as replies.
 
-For an immutable file system everything is arranged so that the kernel need not ask twice: answers that are kept for
-ever, names that don't exist included, and ENOSYS to the requests that only announce something (open, opendir, flush,
-access), after which the kernel sends no more of their kind and keeps its page and directory caches. Such a server has
-no state but the file system itself: a request names an inode, and that is all it takes to answer it.
+For an immutable file system, the kernel need not ask anything twice: it may cache answers for ever, including those for
+names that don't exist. Requests that only announce something (open, opendir, flush, access) are answered with ENOSYS:
+the kernel then sends no more of their kind and keeps its page and directory caches. Such a server has no state except
+the file system itself: the inode in a request is all it needs to answer it.
 
-A method of the file system answers at once or with a promise (`Answer`); `then` finishes either into a reply's body.
+A method of the file system answers at once or with a promise (`Answer`); `then` turns either into a reply's body.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["MAX_WRITE_READ_ONLY", "Operations"]
 log = logging.getLogger("viewfs.fuse")
 
 MAX_WRITE = 1 << 20
-#: The least that the kernel accepts; it sizes the buffer that requests are read into.
+#: The least max_write that the kernel accepts; it determines the size of the buffer into which requests are read.
 MAX_WRITE_READ_ONLY = 4096
 _MAX_PAGES = 256
 
@@ -60,13 +60,13 @@ class Operations(Changing):
         seconds = file_system.cache_seconds
         self._valid = (FOREVER, 0) if file_system.immutable else protocol.split_seconds(seconds)
         self._no_such_name = protocol.negative_entry(self._valid)
-        #: Says of which inodes everything may be kept for ever; None where it is the same for all.
+        #: Tells for an inode whether the kernel may cache everything for ever; None if `_valid` holds for all inodes.
         self._keeps: Callable[[InodeNumber], bool] | None = None
         if self._writable is not None and type(self._writable).keeps is not WritableFileSystem.keeps:
             self._keeps = self._writable.keeps
         self._handles: dict[int, OpenFile] = {}
         self._next_handle = itertools.count(1)
-        #: How often the kernel was given each node of a writable file system; others have nothing to forget.
+        #: How often each node of a writable file system was given to the kernel; others have nothing to forget.
         self._lookups: dict[int, int] = {}
         self._handlers: dict[int, Callable[[Request], Answer[Body]]] = {
             Opcode.INIT: self._init,
@@ -98,12 +98,12 @@ class Operations(Changing):
             self._handlers |= self.changing_handlers()
 
     def number_handles_from(self, first: int) -> None:
-        """Open files are called so, and from there on."""
+        """Number the handles of new open files from `first` on."""
         self._next_handle = itertools.count(first)
 
     @property
     def buffer_size(self) -> int:
-        """How many bytes the longest request can have."""
+        """The length of the longest request, in bytes."""
         return (MAX_WRITE_READ_ONLY if self._fs.immutable else MAX_WRITE) + 4096
 
     @property
@@ -114,7 +114,7 @@ class Operations(Changing):
     def dispatch(self, request: Request) -> Answer[Body]:
         """The body of the reply, or a promise of it.
 
-        Raises OSError with the errno to reply with, ENOSYS for what is not served; whatever a module raises comes out.
+        Raises OSError with the errno for the reply (ENOSYS for an unknown opcode), and any exception of a module.
         """
         handler = self._handlers.get(request.opcode)
         if handler is None:
@@ -127,7 +127,7 @@ class Operations(Changing):
         return self._root if node == ROOT_NODE else InodeNumber(node)
 
     def node(self, inode: InodeNumber) -> int:
-        """What the kernel calls it."""
+        """The kernel's number for an inode."""
         return ROOT_NODE if inode == self._root else inode
 
     def _name(self, name: bytes) -> bytes:
@@ -195,7 +195,7 @@ class Operations(Changing):
             if left > 0:
                 self._lookups[node] = left
             elif self._lookups.pop(node, None) is not None:
-                # No reply tells of a failure here, and the others still have to be forgotten.
+                # There is no reply that could report a failure, and the other nodes still have to be forgotten.
                 try:
                     answer = self._writable.forget(self._inode(node))
                 except (Exception, SystemExit):
@@ -226,7 +226,7 @@ class Operations(Changing):
             try:
                 body, taken = self._listings.answer(self._inode(request.node), offset, size)
             except BlockingIOError:
-                pass  # it is promised, and that can't be prepared
+                pass  # the answer is a promise, which can't be prepared
             else:
                 self._ahead.listed(taken)
                 return body
@@ -284,7 +284,7 @@ class Operations(Changing):
         try:
             return self._handles[handle]
         except KeyError:
-            raise os_error(errno.ESTALE) from None  # one that the server before has opened
+            raise os_error(errno.ESTALE) from None  # an earlier server had opened it
 
     def _open(self, request: Request) -> Answer[Body]:
         return then(self._fs.open(self._inode(request.node), request.fields[0]), self._opened)
@@ -318,7 +318,7 @@ class Operations(Changing):
         data = request.rest[:size]
         if handle:
             file = self._open_file(handle)
-            # A page of a mapping comes with any descriptor that can write.
+            # A page of a mapping comes with any handle that can be written to.
             write = file.write_at if flags & protocol.WRITE_CACHE else file.write
             return then(write(offset, data), protocol.encode_size)
         if self._writable is None:

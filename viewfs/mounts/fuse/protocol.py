@@ -48,7 +48,7 @@ __all__ = [
 VERSION = (7, 38)
 #: FUSE_ROOT_ID
 ROOT_NODE = 1
-#: For ever, as far as a mount is concerned: seconds. (The kernel counts it in jiffies and caps it far above.)
+#: Seconds that are longer than any mount lasts. (The kernel converts them to jiffies; its limit is far above.)
 FOREVER = 1 << 31
 
 
@@ -108,7 +108,7 @@ class Opcode(IntEnum):
 
 
 class InitFlags(IntFlag):
-    """What is asked for of the FUSE_INIT flags."""
+    """The FUSE_INIT flags that are used."""
 
     ASYNC_READ = 1 << 0
     ATOMIC_O_TRUNC = 1 << 3
@@ -147,16 +147,16 @@ class Notify(IntEnum):
     RESEND = 7
 
 
-#: FUSE_WRITE_CACHE: what is written comes from the page cache, and the descriptor is a guess.
+#: FUSE_WRITE_CACHE: the data come from the page cache, and the file handle is a guess of the kernel's.
 WRITE_CACHE = 1 << 0
-#: FUSE_POLL_SCHEDULE_NOTIFY: the caller waits, and wants to be told.
+#: FUSE_POLL_SCHEDULE_NOTIFY: the caller waits, and has to be notified.
 POLL_SCHEDULE_NOTIFY = 1
-#: FUSE_IOCTL_32BIT: the caller is a program of 32 bits on a kernel of 64.
+#: FUSE_IOCTL_32BIT: the caller is a 32-bit program on a 64-bit kernel.
 IOCTL_32BIT = 1 << 3
 
 
 class SetAttr(IntFlag):
-    """FATTR_*: which fields of a SETATTR request are meant."""
+    """FATTR_*: which fields of a SETATTR request are valid."""
 
     MODE = 1 << 0
     UID = 1 << 1
@@ -250,7 +250,7 @@ class Request(NamedTuple):
         return self.rest.split(b"\0")[:-1]
 
     def forgotten(self) -> Iterable[tuple[int, int]]:
-        """BATCH_FORGET: node and number of look-ups, of each."""
+        """BATCH_FORGET: pairs of node and number of look-ups."""
         usable = len(self.rest) - len(self.rest) % _FORGET_ONE.size
         return _FORGET_ONE.iter_unpack(self.rest[:usable])
 
@@ -267,7 +267,7 @@ class InitRequest(NamedTuple):
 def decode(data: bytes | memoryview) -> Request:
     """The request in `data`, which is all that one read(2) of the descriptor gave.
 
-    Raises `ValueError` if it is cut short; an opcode that isn't known has all of its body in `rest`.
+    Raises `ValueError` if it is cut short; if the opcode is unknown, the whole body is in `rest`.
     """
     try:
         length, opcode, unique, node, uid, gid, pid, _extlen, _pad = _IN_HEADER.unpack_from(data)
@@ -283,41 +283,41 @@ def decode(data: bytes | memoryview) -> Request:
 
 
 def unique_of(data: bytes | memoryview) -> int:
-    """The number of a request of which nothing but the header can be made out."""
+    """The number of a request of which only the header can be decoded."""
     unique: int = _IN_HEADER.unpack_from(data)[2]
     return unique
 
 
 def encode_reply_header(unique: int, length: int) -> bytes:
-    """What stands before `length` bytes of a successful reply."""
+    """The header of a successful reply with `length` bytes."""
     return _OUT_HEADER.pack(_OUT_HEADER.size + length, 0, unique)
 
 
 def encode_error(unique: int, number: int) -> bytes:
-    """A whole reply that says errno `number`; 0 is success with nothing more to say."""
+    """A whole reply with errno `number`; 0 is success without a body."""
     return _OUT_HEADER.pack(_OUT_HEADER.size, -number, unique)
 
 
 def encode_notification(code: Notify, body: bytes) -> bytes:
-    """A message that answers no request (fuse_out_header with unique 0 and the code as error)."""
+    """A message that is not a reply (fuse_out_header with unique 0 and the code as error)."""
     return _OUT_HEADER.pack(_OUT_HEADER.size + len(body), code, 0) + body
 
 
 def encode_store_header(node: int, offset: int, length: int) -> bytes:
-    """What stands before `length` bytes of an inode, from `offset` on, that go into the kernel's page cache."""
+    """The header of a message that stores `length` bytes of an inode, from `offset` on, in the kernel's page cache."""
     size = _OUT_HEADER.size + _STORE_OUT.size
     return _OUT_HEADER.pack(size + length, Notify.STORE, 0) + _STORE_OUT.pack(node, offset, length)
 
 
 def encode_stale_attributes(node: int) -> bytes:
-    """The message that what the kernel keeps of an inode's attributes is not true any more; its pages are."""
+    """A message that invalidates the attributes that the kernel has cached of an inode, but not its pages."""
     return encode_notification(Notify.INVAL_INODE, _INVAL_INODE_OUT.pack(node, -1, 0))
 
 
 def encode_init(
     request: InitRequest, wanted: InitFlags, *, max_write: int, max_background: int, max_pages: int
 ) -> bytes:
-    """The body that answers FUSE_INIT: of what is `wanted` only what the kernel offers. `max_write` in bytes."""
+    """The body of the reply to FUSE_INIT, with the `wanted` flags that the kernel offers. `max_write` in bytes."""
     flags = int(wanted) & request.flags
     return _INIT_OUT.pack(
         *VERSION, request.max_readahead, flags, max_background, max_background * 3 // 4, max_write, 1, max_pages, 0, 0
@@ -325,7 +325,7 @@ def encode_init(
 
 
 def encode_device(rdev: int) -> int:
-    """A device number in the 32 bits that the protocol has for it (new_encode_dev of linux/kdev_t.h)."""
+    """A device number in the protocol's form of 32 bits (new_encode_dev of linux/kdev_t.h)."""
     if not rdev:
         return 0
     major, minor = os.major(rdev), os.minor(rdev)
@@ -365,7 +365,7 @@ def encode_entry(node: int, attributes: Attributes, valid: tuple[int, int]) -> b
 
 
 def negative_entry(valid: tuple[int, int]) -> bytes:
-    """fuse_entry_out with node 0: there is no such name, and the kernel may remember that."""
+    """fuse_entry_out with node 0: there is no such name, and the kernel may cache that."""
     return ENTRY_OUT.pack(0, 0, valid[0], 0, valid[1], 0, *(0,) * 16)
 
 
@@ -380,12 +380,12 @@ def encode_poll(events: int) -> bytes:
 
 
 def encode_poll_wakeup(poll_handle: int) -> bytes:
-    """A whole message: whoever polls the open file that the kernel called `poll_handle` shall look again."""
+    """A message that makes the pollers of the open file with the kernel's number `poll_handle` poll again."""
     return encode_notification(Notify.POLL, _POLL_WAKEUP.pack(poll_handle))
 
 
 def encode_ioctl(result: int, data: bytes) -> bytes:
-    """fuse_ioctl_out, and behind it what is copied to the caller's structure."""
+    """fuse_ioctl_out, followed by the bytes for the caller's structure."""
     return _IOCTL_OUT.pack(result, 0, 0, 0) + data
 
 
@@ -400,7 +400,7 @@ def encode_size(size: int) -> bytes:
 
 
 def encode_xattr(value: bytes, room: int) -> bytes:
-    """The answer to GETXATTR or LISTXATTR for a caller with `room` bytes; 0 asks how many it takes.
+    """The answer to GETXATTR or LISTXATTR for a caller with a buffer of `room` bytes; 0 asks for the length.
 
     Raises OSError(ERANGE) if it does not fit.
     """

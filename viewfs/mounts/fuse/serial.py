@@ -1,7 +1,7 @@
-"""An immutable file system whose methods must not be called by two threads at once, as one that any thread may ask.
+"""Making an immutable file system that is not thread-safe callable by any thread.
 
-With it the thread that sends ahead (`ahead`) can serve file systems that know nothing of threads: each call, and each
-step of a listing, has the lock. What is returned is copied where the next call might change it.
+With this, the thread that sends ahead (`ahead`) can also work for such file systems: each call, and each step of a
+listing, holds the lock. Returned data are copied if the next call might change them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def is_plain(file_system: FileSystem) -> bool:
 
 
 class OneAtATime(FileSystem):
-    """`file_system`, called with `lock` held. A promise is passed on, unless `never_waits`: then it is thrown away, and
-    the call is BlockingIOError."""
+    """`file_system`, called with `lock` held. A promise is passed on, unless `never_waits`: then it is closed, and the
+    call raises BlockingIOError."""
 
     immutable = True
     concurrent = True

@@ -1,8 +1,8 @@
-"""Writing messages to a /dev/fuse descriptor with as few copies as may be.
+"""Writing messages to a /dev/fuse descriptor with as few copies as possible.
 
-What is in memory goes with one writev(2). What is in a file, as the content of most images is, need not come into
-memory at all: it is spliced from the file's pages into a pipe and from there to the kernel, which copies it once, to
-where the reader finds it (splice(2)).
+Data in memory are written with one writev(2). Data in a file, such as the content of most images, are not read into
+memory: they are spliced from the file's pages into a pipe and from there to the kernel, which copies them once, into
+the reader's pages (splice(2)).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from viewfs.modules.framework.damage import missing
 __all__ = ["Transmitter", "length_of", "pieces_of"]
 
 _PAGE = 4096
-#: Bytes of a pipe that an ordinary user may have (pipe(7), pipe-max-size); as many pages go in, whole or not.
+#: The largest pipe of an ordinary user, in bytes (pipe(7), pipe-max-size). Partial pages count as whole ones.
 _PIPE_SIZE = 1 << 20
-#: Less than this is copied: that is cheaper than the two system calls more.
+#: Less than this is copied, which is cheaper than the two additional system calls.
 _SPLICE_MIN = 32 << 10
-#: Pieces that writev(2) takes beside the header (UIO_MAXIOV).
+#: Pieces that one writev(2) takes besides the header (UIO_MAXIOV).
 _MAX_PIECES = 1023
 
 
@@ -48,7 +48,7 @@ class Transmitter:
         self._slots = 0
 
     def send(self, header: bytes, pieces: Sequence[bytes | bytearray | memoryview | FileRange]) -> None:
-        """One message. Raises OSError: EIO if a file has less than was said of it, else what the kernel says."""
+        """Send one message. Raises OSError: EIO if a file is shorter than its pieces say, else the kernel's error."""
         in_files = 0
         for piece in pieces:
             if isinstance(piece, FileRange):
@@ -76,9 +76,9 @@ class Transmitter:
                     os.write(writing, piece)
             os.splice(reading, self._fd, length)
         except OSError as error:
-            self.close()  # and with it what has been put in
+            self.close()  # which discards what is in the pipe
             if isinstance(error, BlockingIOError):
-                return False  # the file system of the image takes more slots than it should
+                return False  # the image's file system takes more slots of the pipe than expected
             raise
         return True
 
@@ -87,13 +87,13 @@ class Transmitter:
             self._pipe = os.pipe2(os.O_CLOEXEC)
             try:
                 size = fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-            except OSError:  # somebody has used up what this user may have of pipes
+            except OSError:  # the user's limit for pipe buffers is used up
                 size = fcntl.fcntl(self._pipe[1], fcntl.F_GETPIPE_SZ)
             self._slots = size // _PAGE
         return self._pipe
 
     def close(self) -> None:
-        """Give back what sending took; sending on is possible."""
+        """Close the pipe. More messages can be sent; a new pipe is made if one is needed."""
         if self._pipe is not None:
             os.close(self._pipe[0])
             os.close(self._pipe[1])

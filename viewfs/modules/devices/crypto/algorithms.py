@@ -1,7 +1,7 @@
-"""The algorithms of /dev/crypto, made of the library `cryptography`.
+"""The algorithms of /dev/crypto, computed by the library `cryptography`.
 
-A cipher here is a key and a mode; it keeps nothing from one call to the next. What chains one call to the next, the
-initialization vector, is computed from what went through (NIST SP 800-38A: 6.2 CBC, 6.5 CTR and B.1).
+A cipher here is a key and a mode, and has no state between calls. The initialization vector, which chains one call to
+the next, is computed from the data of the call before (NIST SP 800-38A: 6.2 CBC, 6.5 CTR and B.1).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CipherSpec(NamedTuple):
     iv_size: int
     algorithm: Callable[[bytes], Any] | None
     mode: Callable[[bytes], Any]
-    #: The initialization vector of the next call, from this call's and the data and number of its blocks.
+    #: The initialization vector of the next call, from that of this call, its ciphertext, and the length in bytes.
     next_iv: Callable[[bytes, Buffer, int], bytes]
     is_aead: bool = False
 
@@ -94,13 +94,13 @@ TAG_SIZES = (4, 8, 12, 13, 14, 15, 16)
 
 
 def check_key(spec: CipherSpec, key: bytes) -> None:
-    """Raises `ValueError` for a key that is not of a length that the cipher has."""
+    """Raises `ValueError` for a key of a length that the cipher does not take."""
     if len(key) not in spec.key_sizes:
         raise ValueError(f"{spec.name} has no keys of {len(key)} bytes")
 
 
 class BlockCipher:
-    """A cipher with its key. Raises `ValueError` for a key that it can't have."""
+    """A cipher with its key. Raises `ValueError` for a key that it does not take."""
 
     def __init__(self, spec: CipherSpec, key: bytes) -> None:
         check_key(spec, key)
@@ -110,9 +110,9 @@ class BlockCipher:
             Cipher(self._key, spec.mode(bytes(spec.iv_size))).encryptor()  # it may be refused for more than its length
 
     def crypt(self, data: Buffer, iv: bytes, room: memoryview, *, decrypt: bool) -> tuple[Buffer, bytes]:
-        """`data` encrypted or decrypted, and the initialization vector with which the next call would go on.
+        """`data` encrypted or decrypted, and the initialization vector with which the next call continues.
 
-        What comes out is in `room`, which has a block more than `data`.
+        The output is written to `room`, which is a block longer than `data`.
         """
         spec = self.spec
         if self._key is None:
@@ -132,10 +132,10 @@ class Aead(Protocol):
     spec: CipherSpec
 
     def seal(self, data: Buffer, associated: Buffer, iv: bytes, tag_size: int) -> bytes:
-        """`data` encrypted, with the tag behind it."""
+        """`data` encrypted, followed by the tag."""
 
     def open(self, sealed: Buffer, associated: Buffer, iv: bytes, tag_size: int) -> bytes:
-        """What `seal` was given. Raises `InvalidTag`."""
+        """The `data` that `seal` was given. Raises `InvalidTag`."""
 
     def close(self) -> None:
         """Its session has ended."""
@@ -187,12 +187,12 @@ HASHES = {
 
 
 class HashContext(Protocol):
-    """A computation that has begun."""
+    """A hash computation in progress."""
 
     def update(self, data: Buffer) -> None: ...
 
     def finalize(self) -> bytes:
-        """The digest; it is the end of the computation."""
+        """The digest, which ends the computation."""
 
     def copy(self) -> HashContext: ...
 
@@ -205,12 +205,12 @@ def _new_hash(spec: HashSpec, key: bytes, state: bytes) -> HashContext:
 
 
 class Backend(NamedTuple):
-    """Who computes. Each is made of a specification and a key; `ValueError` for a key that can't be."""
+    """The implementation of the algorithms. Its functions raise `ValueError` for a key that they do not take."""
 
     name: str
     block_cipher: Callable[[CipherSpec, bytes], BlockCipher]
     aead: Callable[[CipherSpec, bytes], Aead]
-    #: The last argument is what `HashContext.state` said, or empty.
+    #: The last argument is a state of `ResumableHash`, or empty.
     new_hash: Callable[[HashSpec, bytes, bytes], HashContext]
 
 

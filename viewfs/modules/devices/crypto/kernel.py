@@ -1,7 +1,8 @@
 """The algorithms of /dev/crypto, computed by the kernel: AF_ALG sockets (Documentation/crypto/userspace-if.rst).
 
-One socket is bound to an algorithm and given the key; from it one socket is accepted for each operation. What a socket
-holds at a time is bounded, so ciphers are given their data in pieces, each with the vector that the last one led to.
+One socket is bound to an algorithm and given the key; from it one socket is accepted for each operation. A socket holds
+a bounded amount of data, so ciphers get their data in pieces, each with the initialization vector that follows from the
+piece before.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def is_available() -> bool:
 
 
 def _bound(kind: str, name: str, key: bytes | None) -> socket.socket:
-    """A socket for algorithm `name`. Raises `ValueError` for one, or a key, that the kernel does not take."""
+    """A socket for algorithm `name`. Raises `ValueError` for a name or key that the kernel does not take."""
     bound = socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)
     try:
         bound.bind((kind, name))
@@ -71,7 +72,7 @@ class _BlockCipher(BlockCipher):
             return data, iv
         way = socket.ALG_OP_DECRYPT if decrypt else socket.ALG_OP_ENCRYPT
         given = memoryview(data)
-        # XTS counts blocks from where it was begun, which can't be told to a second call.
+        # XTS counts blocks from the beginning of the data, and a second call can't be told where to continue counting.
         piece = len(given) if spec.name == "xts(aes)" else _PIECE
         for start in range(0, len(given), piece):
             part = given[start : start + piece]
@@ -94,7 +95,7 @@ class _AeadCipher:
         self._bound = _bound("aead", spec.name, key)
 
     def _run(self, way: int, message: Buffer, associated: Buffer, iv: bytes, tag_size: int, size: int) -> bytes:
-        # How long a tag is, is the bound socket's; it can be set as long as no operation is open.
+        # The length of the tag is a property of the bound socket; it can be set while no operation is open.
         self._bound.setsockopt(socket.SOL_ALG, socket.ALG_SET_AEAD_AUTHSIZE, None, tag_size)
         operation, _address = self._bound.accept()
         with operation:

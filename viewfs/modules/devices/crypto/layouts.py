@@ -1,7 +1,7 @@
 """The structures and numbers of cryptodev-linux's public header, crypto/cryptodev.h.
 
-Twice, for callers of 64 and of 32 bits: pointers are as wide as the caller's, and what they point to is the caller's
-memory. A structure of another size makes another ioctl number, so that the two never meet.
+Structures exist twice, for 64-bit and 32-bit callers: their pointers are as wide as the caller's, and point to the
+caller's memory. A different size makes a different ioctl number, so that the two are never confused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Fields = Sequence[tuple[str, Any]]
 
 
 class Algorithm(IntEnum):
-    """enum cryptodev_crypto_op_t, as far as it is served."""
+    """The values of enum cryptodev_crypto_op_t that are served."""
 
     TRIPLE_DES_CBC = 2
     SHA1_HMAC = 7
@@ -66,7 +66,7 @@ class Algorithm(IntEnum):
     SHA2_224_HMAC = 107
 
 
-#: COP_*; plain numbers, for an IntFlag's arithmetic takes longer than encrypting a page.
+#: COP_*; plain numbers, because the arithmetic of an IntFlag takes longer than encrypting a page.
 COP_ENCRYPT, COP_DECRYPT = 0, 1
 COP_FLAG_UPDATE = 1 << 0
 COP_FLAG_FINAL = 1 << 1
@@ -110,7 +110,7 @@ class SessionOp(ctypes.Structure):
 
 
 class SessionOp32(ctypes.Structure):
-    """struct session_op of a program of 32 bits."""
+    """struct session_op of a 32-bit program."""
 
     _fields_ = _session_op(ctypes.c_uint32)
 
@@ -122,7 +122,7 @@ class CryptOp(ctypes.Structure):
 
 
 class CryptOp32(ctypes.Structure):
-    """struct crypt_op of a program of 32 bits."""
+    """struct crypt_op of a 32-bit program."""
 
     _fields_ = _crypt_op(ctypes.c_uint32)
 
@@ -134,7 +134,7 @@ class CryptAuthOp(ctypes.Structure):
 
 
 class CryptAuthOp32(ctypes.Structure):
-    """struct crypt_auth_op of a program of 32 bits."""
+    """struct crypt_auth_op of a 32-bit program."""
 
     _fields_ = _crypt_auth_op(ctypes.c_uint32)
 

@@ -1,8 +1,8 @@
 """The device itself: ioctls as calls of sessions, and the caller's buffers in and out.
 
-Everything is read before anything is written, so that buffers may be the same, or overlap. CRIOGET, which wants a new
-descriptor in the caller, is ENOTTY: a server behind FUSE can't give one. (Programs for Linux do not ask, for the header
-says that it is not needed.)
+Everything is read before anything is written, so that buffers may be the same, or overlap. CRIOGET, which asks for a
+new descriptor in the caller, fails with ENOTTY: a server behind FUSE can't give one. (Programs for Linux do not use it,
+because the header says that it is not needed.)
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _MAX_KEY, _MAX_MAC_KEY = 64, 512
 _BACKENDS = {backend.name: backend for backend in (LIBRARY, KERNEL)}
 #: Sessions of one descriptor.
 _MAX_SESSIONS = 1024
-#: Bytes of the buffers that are kept.
+#: Bytes of each of the buffers that are kept from call to call.
 _ROOM = (256 << 10) + BLOCK
 
 
@@ -64,7 +64,7 @@ class _File(DeviceFile):
     device: _Device
 
     def __init__(self, device: _Device, call: Call, before: Mapping[int, bytes] | None = None) -> None:
-        """`before`: the sessions that it had in another server."""
+        """`before`: the states of the sessions that this file had in an earlier server, by number."""
         super().__init__(device, call)
         self._sessions: dict[int, Session] = {}
         for number, state in (before or {}).items():
@@ -78,9 +78,9 @@ class _File(DeviceFile):
 
     @contextlib.contextmanager
     def _used(self, call: Call, op: Any) -> Iterator[Session]:
-        """Session `op.ses`, which another server goes on with as it is at the end of the block."""
+        """Session `op.ses`, whose state at the end of the block is remembered for a later server."""
         if call.is_again and op.src < op.dst + op.len and op.dst < op.src + op.len:
-            raise os_error(errno.EIO)  # what was to be read may have been written over
+            raise os_error(errno.EIO)  # the earlier server may have overwritten the input
         session = self._session(op.ses)
         try:
             yield session
@@ -115,7 +115,7 @@ class _File(DeviceFile):
 
     @ioctl(CIOCGSESSINFO, SessionInfoOp)
     def describe(self, call: Call, info: SessionInfoOp) -> None:
-        """Names, and the flag without which OpenSSL's engine uses code of its own instead."""
+        """CIOCGSESSINFO: names, and the flag without which OpenSSL's engine uses code of its own instead."""
         cipher, mac = self._session(info.ses).names
         for names, name in ((info.cipher_info, cipher), (info.hash_info, mac)):
             names.cra_name = name.encode()
@@ -158,7 +158,7 @@ class _File(DeviceFile):
         data = inbox[: op.len]
         memory.read_into(op.src, data)
         out = session.crypt(data, decrypt=decrypt, room=outbox) if cipher is not None else data
-        # Hashed is what is plain.
+        # The hash is that of the plaintext.
         session.update_hash(out if decrypt else data)
         if cipher is not None:
             memory.write(op.dst, out)
@@ -210,8 +210,7 @@ class _File(DeviceFile):
     def _authcrypt_srtp(
         call: Call, op: Any, session: Session, data: bytearray, associated: bytearray, *, decrypt: bool
     ) -> None:
-        """`associated` is the packet, and `data` a part of it: encrypted, with what is around it, is what the tag is
-        of."""
+        """`associated` is the packet, `data` a part of it. The tag is that of the packet with this part encrypted."""
         begin = op.src - op.auth_src
         if session.cipher is None or not 0 <= begin <= begin + len(data) <= len(associated):
             raise os_error(errno.EINVAL)
@@ -244,7 +243,7 @@ class _Device(CharDevice):
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        # Kept from call to call: the pages of new ones would have to be made first.
+        # Kept from call to call: new buffers would cost page faults in each.
         self._rooms = memoryview(bytearray(_ROOM)), memoryview(bytearray(_ROOM))
 
     def reopen(self, call: Call, remembered: Mapping[int, bytes]) -> DeviceFile:

@@ -1,7 +1,7 @@
-"""Hashes that can be carried on in another process: what they are between two parts can be saved.
+"""Hashes that can be continued in another process: their state between two parts can be saved.
 
-No library for Python gives that away. OpenSSL does: the contexts of SHA1_Update and its like are structures of its
-public header, openssl/sha.h. `hashlib` has the library loaded already; where it has another one there is no saving.
+No library for Python gives access to it. OpenSSL does: the contexts of SHA1_Update and the like are structures of its
+public header, openssl/sha.h. `hashlib` has the library loaded already; if it uses another one, states can't be saved.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["ResumableHash", "can_resume"]
 
 
 class _Function(NamedTuple):
-    """A hash function: what the library calls it, its digest and its block in bytes, its context's words."""
+    """A hash function: its name, the sizes of its digest and its block in bytes, and the words of its context."""
 
     name: str
     digest_size: int
     block_size: int
     word: type[ctypes.c_uint32 | ctypes.c_uint64]
     words: int
-    #: In front of its SHA*_Update and SHA*_Final.
+    #: The prefix of its functions in the library, as in SHA1_Update.
     functions: str
 
 
@@ -37,7 +37,7 @@ _FUNCTIONS = {
         _Function("sha512", 64, 128, ctypes.c_uint64, 8, "SHA512"),
     )
 }
-#: Bytes that were hashed; what follows is the words, and the bytes behind the last whole block.
+#: A state begins with the number of bytes hashed; then come the words, and the bytes after the last whole block.
 _LENGTH = struct.Struct("<Q")
 
 
@@ -81,10 +81,10 @@ def can_resume(name: str) -> bool:
 
 
 class ResumableHash:
-    """A hash, or with a key an HMAC (RFC 2104), that has begun; from `state` on, if that is given."""
+    """A hash, or with a key an HMAC (RFC 2104), in progress; it continues from `state`, if that is given."""
 
     def __init__(self, name: str, key: bytes | None = None, state: bytes = b"") -> None:
-        """Raises `KeyError` for an unknown name, `ValueError` for a state that there can't be."""
+        """Raises `KeyError` for an unknown name, `ValueError` for an impossible state."""
         self._function = _FUNCTIONS[name]
         self._key = key
         self._context = _CONTEXTS[name]()
@@ -113,7 +113,7 @@ class ResumableHash:
         self._call("Update", after=(given, ctypes.c_size_t(len(view))))
 
     def finalize(self) -> bytes:
-        """The digest; it is the end of the computation."""
+        """The digest, which ends the computation."""
         digest = ctypes.create_string_buffer(self._function.digest_size)
         self._call("Final", digest)
         if self._key is None:
@@ -127,7 +127,7 @@ class ResumableHash:
         return ResumableHash(self._function.name, self._key, self.state())
 
     def state(self) -> bytes:
-        """What a new one can go on from."""
+        """The state from which a new hash can continue."""
         context = self._context
         bits = context.bits_high << 8 * ctypes.sizeof(self._function.word) | context.bits_low
         return _LENGTH.pack(bits // 8) + bytes(context.words) + bytes(context.pending[: context.count])
@@ -139,7 +139,7 @@ class ResumableHash:
         if len(words) < ctypes.sizeof(context.words):
             raise ValueError("a state that is too short")
         (length,) = _LENGTH.unpack_from(state)
-        # The library believes this number: it is where it puts what comes next.
+        # The library does not check `count`, and uses it as the place for the next bytes.
         if len(pending) != length % function.block_size:
             raise ValueError("a state whose length is wrong")
         ctypes.memmove(context.words, words, len(words))

@@ -1,4 +1,4 @@
-"""What CIOCGSESSION makes: a cipher, a hash, or both, with their keys and what they keep from call to call."""
+"""What CIOCGSESSION makes: a cipher, a hash, or both, with their keys and their state between calls."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from viewfs.modules.devices.crypto.resumable import ResumableHash
 
 __all__ = ["BLOCK", "Session"]
 
-#: Cipher and lengths of its key and vector, hash and length of its key, is a hash lost?
+#: Cipher, lengths of its key and of its initialization vector; hash, length of its key; is the hash lost?
 _STATE = struct.Struct("<IHHIH?")
 #: Bytes of the longest block of a cipher.
 BLOCK = 16
 
 
 class Session:
-    """One session of a descriptor. Data comes in and goes out as bytes; whose memory it is in is no concern of it."""
+    """One session of a descriptor. It takes and returns bytes, and does not know of the caller's memory."""
 
     def __init__(self, cipher: int, key: bytes, mac: int, mac_key: bytes, backend: Backend = LIBRARY) -> None:
         """`cipher` and `mac` are numbers of `Algorithm`, 0 for none. Raises OSError(EINVAL)."""
         self._backend = backend
         self._made_of = cipher, key, mac, mac_key
-        #: A hash is being computed in parts; or was, in another server, which could not save it.
+        #: A hash is being computed in parts; one was, in an earlier server, which could not save its state.
         self._is_in_parts = self._is_lost = False
         self.iv = b""
         self.cipher: BlockCipher | None = None
@@ -65,7 +65,7 @@ class Session:
         return None if self.hash_spec is None else self._backend.new_hash(self.hash_spec, self._mac_key, state)
 
     def state(self) -> bytes:
-        """All of it, for `restored`."""
+        """The whole state of the session, for `restored`."""
         cipher, key, mac, mac_key = self._made_of
         begun, lost = b"", self._is_lost
         if self._is_in_parts and isinstance(self._hash, ResumableHash):
@@ -77,8 +77,9 @@ class Session:
 
     @classmethod
     def restored(cls, state: bytes, backend: Backend) -> Session:
-        """What another server had. Of a hash whose parts could not be saved all others are ENODEV, until another is
-        begun. Raises OSError(EINVAL), `ValueError` and `struct.error` for what `state` never says."""
+        """The session from its `state` in another server. If a hash was computed in parts and could not be saved, its
+        further parts fail with ENODEV until another hash is begun. Raises OSError(EINVAL), `ValueError` and
+        `struct.error` for bytes that `state` never returns."""
         cipher, key_size, iv_size, mac, mac_key_size, lost = _STATE.unpack_from(state)
         parts = []
         start = _STATE.size
@@ -102,7 +103,7 @@ class Session:
 
     @property
     def names(self) -> tuple[str, str]:
-        """What the kernel would call cipher and hash; empty for one that there is not."""
+        """The kernel's names of the cipher and the hash; empty for one that the session does not have."""
         cipher = self.cipher or self.aead
         return cipher.spec.name if cipher else "", self.hash_spec.name if self.hash_spec else ""
 
@@ -124,7 +125,7 @@ class Session:
             self._is_in_parts = True
 
     def finish_hash(self) -> bytes:
-        """The digest; the next computation begins."""
+        """The digest; a new computation begins."""
         if self._hash is None:
             raise os_error(errno.EINVAL)
         if self._is_lost:
@@ -134,7 +135,7 @@ class Session:
         return digest
 
     def copy_hash(self, other: Session) -> None:
-        """Go on where `other` is. Raises OSError(EINVAL) if that is another algorithm or has none."""
+        """Continue from the hash of `other`. Raises OSError(EINVAL) if that has another algorithm or no hash."""
         if other._hash is None or other.hash_spec is not self.hash_spec:
             raise os_error(errno.EINVAL)
         if other._is_lost:
@@ -143,9 +144,9 @@ class Session:
         self._is_in_parts, self._is_lost = other._is_in_parts, False
 
     def crypt(self, data: Buffer, *, decrypt: bool, room: memoryview | None = None) -> Buffer:
-        """`data` through the cipher, which goes on from the last call's end unless `iv` has been set.
+        """`data` encrypted or decrypted; the cipher continues from the end of the last call unless `iv` has been set.
 
-        What comes out is in `room`, if one is given; it must have a `BLOCK` more than `data`.
+        The output is written to `room`, if one is given; it must be a `BLOCK` longer than `data`.
         """
         if self.cipher is None or len(data) % self.cipher.spec.block_size:
             raise os_error(errno.EINVAL)
@@ -158,7 +159,7 @@ class Session:
     # -- CIOCAUTHCRYPT
 
     def tag_size(self, asked: int) -> int:
-        """How long a tag is, if `asked` (0: as long as can be). Raises OSError(EINVAL)."""
+        """The length of a tag for which `asked` bytes were asked (0: the longest). Raises OSError(EINVAL)."""
         longest = 16 if self.aead is not None else self.digest_size
         size = asked or longest
         if size > longest or (self.aead is not None and size not in TAG_SIZES):
@@ -166,13 +167,13 @@ class Session:
         return size
 
     def seal(self, data: Buffer, associated: Buffer, tag_size: int) -> bytes:
-        """Authenticated encryption: what comes out has the tag behind it."""
+        """Authenticated encryption: the ciphertext, followed by the tag."""
         if self.aead is None:
             raise os_error(errno.EINVAL)
         return self.aead.seal(data, associated, self.iv, tag_size)
 
     def open(self, sealed: Buffer, associated: Buffer, tag_size: int) -> bytes:
-        """The reverse of `seal`. Raises OSError(EBADMSG) where somebody has changed something."""
+        """The reverse of `seal`. Raises OSError(EBADMSG) if the tag is wrong."""
         if self.aead is None or len(sealed) < tag_size:
             raise os_error(errno.EINVAL)
         try:
@@ -187,7 +188,7 @@ class Session:
         return self.finish_hash()
 
     def seal_tls(self, data: Buffer, associated: Buffer, tag_size: int) -> Buffer:
-        """The TLS way: the tag of the plain text goes behind it, padding behind that, and all of it is encrypted."""
+        """As TLS does it: the plaintext is followed by its tag and by padding, and all of it is encrypted."""
         if self.cipher is None:
             raise os_error(errno.EINVAL)
         record = bytes(data) + self._tag_of(associated, data)[:tag_size]
@@ -213,5 +214,5 @@ class Session:
         return data
 
     def authenticate(self, data: Buffer, tag_size: int) -> bytes:
-        """The tag of `data`, the SRTP way: it is of what is sent, which is encrypted."""
+        """The tag of `data`, as SRTP does it: it is that of the packet as it is sent, with the payload encrypted."""
         return self._tag_of(data)[:tag_size]

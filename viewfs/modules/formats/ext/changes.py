@@ -1,9 +1,9 @@
-"""Replaying fast commits in memory: from their tags to what differs from what is on disk.
+"""Replaying fast commits in memory: from their tags to the differences from what is on disk.
 
-`replay_fast_commits` goes through the tags one by one, as each only makes sense after those before it. The kernel's
-way of replaying is followed where the outcome differs from what was written: a new directory has one link and does
-not count in its parent, and what an inode's fields say of its blocks is left to the ranges. The sizes and times of
-directories stay as they are on disk; the kernel gives them the time of the mount.
+`replay_fast_commits` applies the tags one by one, because each depends on those before it. Where the kernel's replay
+gives another result than what was written, this follows the kernel: a new directory has one link and does not count in
+its parent, and the blocks of an inode come from the ranges, not from its fields. The sizes and times of directories
+stay as they are on disk; the kernel gives them the time of the mount.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ __all__ = ["NO_CHANGES", "Base", "Changes", "DirectoryChanges", "replay_fast_com
 class DirectoryChanges:
     """How the names of a directory differ from those in its blocks."""
 
-    #: There are no blocks: the directory is new, in this parent.
+    #: The directory is new, in this parent, and has no blocks.
     parent: int | None = None
-    #: Names that are in the blocks, and don't count.
+    #: Names that are in the blocks but were removed.
     hidden: set[bytes] = field(default_factory=set)
     #: Inode number and EXT4_FT_* by name.
     added: dict[bytes, tuple[int, int]] = field(default_factory=dict)
 
 
 class Changes(NamedTuple):
-    """What differs from what is on disk, each by inode number."""
+    """The differences from what is on disk, by inode number."""
 
-    #: None: it is not in use any more.
+    #: None: the inode is not in use any more.
     inodes: Mapping[int, Inode | None]
     #: In order, without overlap. Blocks of runs with `physical` 0 read as zeros.
     runs: Mapping[int, Sequence[Run]]
     directories: Mapping[int, DirectoryChanges]
-    #: Sectors and inodes that are in use now, and were not (or fewer).
+    #: By how many sectors and inodes more (or, if negative, fewer) are in use.
     sectors: int
     inode_count: int
-    #: Why not all could be replayed, or None.
+    #: Why not all tags could be replayed, or None.
     stopped: str | None
-    #: Inodes that were given blocks while the replay did not find extents in them. They are read as they were written;
-    #: the kernel takes what it finds for extents (6.18 loses the content, or dies of it).
+    #: Inodes without the flag for extents that were given blocks during the replay. They are read as they were written;
+    #: the kernel takes what it finds for extents (6.18 loses the content, or crashes).
     without_extents: Sequence[int]
 
 
@@ -58,7 +58,7 @@ NO_CHANGES = Changes({}, {}, {}, 0, 0, None, ())
 
 
 class Base(NamedTuple):
-    """The file system as the last whole transaction left it. The calls raise OSError."""
+    """The file system as the last complete transaction left it. The calls raise OSError."""
 
     #: An inode's s_inode_size bytes, and the inode if it is valid.
     raw: Callable[[int], bytes]
@@ -73,7 +73,7 @@ class Base(NamedTuple):
 
 
 def replay_fast_commits(tags: Iterable[Tag], base: Base) -> Changes:
-    """Never raises: what can't be replayed ends it, as it ends the kernel's."""
+    """Apply `tags` to `base`. Never raises: a tag that can't be replayed ends the replay, as in the kernel."""
     replay = _Replay(base)
     stopped = None
     try:
@@ -90,7 +90,7 @@ def replay_fast_commits(tags: Iterable[Tag], base: Base) -> Changes:
 
 
 def _sectors(inodes: Iterable[Inode | None]) -> int:
-    """What is in the inode itself takes none, whatever stat(2) tells."""
+    """The sectors in use. Content in the inode itself takes none, although stat(2) shows some for it."""
     return sum(inode.attributes.blocks for inode in inodes if inode and not inode.flags & InodeFlags.INLINE_DATA)
 
 
@@ -108,11 +108,11 @@ _KINDS = {0x1: 5, 0x2: 3, 0x4: 2, 0x6: 4, 0x8: 1, 0xA: 7, 0xC: 6}
 
 
 class _Replay:
-    """The state that grows with each tag."""
+    """The state that each tag changes."""
 
     def __init__(self, base: Base) -> None:
         self._base = base
-        self._form = base.form._replace(checksum_seed=None)  # Checksums on disk are those of before.
+        self._form = base.form._replace(checksum_seed=None)  # The stored checksums are those of the old fields.
         self.changed: dict[int, bytearray] = {}
         self.ranges: dict[int, list[RangeTag]] = {}
         self.directories: dict[int, DirectoryChanges] = {}
@@ -130,7 +130,7 @@ class _Replay:
             self._link(tag)
 
     def inode(self, number: int) -> Inode | None:
-        """None if there is no valid one in use."""
+        """Inode `number` in its present state; None if it is not valid or not in use."""
         if not self._is_ordinary(number):
             return None
         raw = self.changed.get(number)
@@ -149,7 +149,7 @@ class _Replay:
         return number == _ROOT or _FIRST_INODE <= number <= self._base.inodes_count
 
     def _directory(self, number: int) -> DirectoryChanges | None:
-        """The changes of a directory; None if it is none."""
+        """The changes of directory `number`; None if that is not a directory."""
         inode = self.inode(number)
         if inode is None or not stat.S_ISDIR(inode.attributes.mode):
             return None
@@ -162,7 +162,7 @@ class _Replay:
         return self.changed[number]
 
     def _set_fields(self, tag: FieldsTag) -> None:
-        """All of them but where the blocks are: that is for the ranges to say."""
+        """Set all fields but i_block, which the ranges determine."""
         if not self._is_ordinary(tag.inode):
             return
         raw, data = self._raw(tag.inode), tag.data
@@ -208,7 +208,7 @@ class _Replay:
             self._set_links(tag.inode, 1)
 
     def _make_directory(self, tag: NameTag) -> bool:
-        """Its blocks aren't in the journal, so that it begins with `.` and `..`; false where that is not possible."""
+        """Make an empty directory: its blocks aren't in the journal. False if that is not possible."""
         raw = self._raw(tag.inode)
         if _number(raw, _FLAGS, 4) & InodeFlags.EXTENTS and _number(raw, _BLOCK + 2, 2):
             return False  # The inode was another directory's, which still has its blocks.
@@ -229,13 +229,13 @@ class _Replay:
         if found == tag.inode:
             directory.added.pop(tag.name, None)
             directory.hidden.add(tag.name)
-        # A name that was given to another inode since is kept, and the link is gone all the same.
+        # A name that now belongs to another inode is kept, but the link count is reduced all the same.
         self._set_links(tag.inode, inode.attributes.nlink - 1)
         if inode.attributes.nlink == 1:
             self._free(tag.inode)
 
     def _free(self, number: int) -> None:
-        """Whoever has the inode next finds it without blocks and names."""
+        """Clear the inode's blocks and names, for the case that it is reused."""
         raw = self._raw(number)
         if _number(raw, _SECTORS, 4):
             extents = _number(raw, _FLAGS, 4) & InodeFlags.EXTENTS
@@ -264,10 +264,10 @@ def _check_name(name: bytes) -> None:
 
 
 def _flattened(ranges: Sequence[RangeTag]) -> Iterator[Run]:
-    """Ranges of one inode, of which later ones are put over earlier ones, as runs in order."""
+    """The ranges of one inode as runs in order; where ranges overlap, the later one counts."""
     starts = sorted(range(len(ranges)), key=lambda index: ranges[index].logical)
     bounds = sorted({tag.logical for tag in ranges} | {tag.logical + tag.length for tag in ranges})
-    open_ranges: list[int] = []  # A heap: the latest of them, which is negated, comes first.
+    open_ranges: list[int] = []  # A heap of negated indexes, so that the latest range comes first.
     waiting = 0
     for start, end in pairwise(bounds):
         while waiting < len(starts) and ranges[starts[waiting]].logical <= start:

@@ -54,7 +54,7 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 def crc32_big_endian(data: bytes = b"", value: int = 0xFFFFFFFF) -> int:
     """CRC-32 with the high bit first and no final inversion, of jbd2 commit blocks (JBD2_FEATURE_COMPAT_CHECKSUM).
 
-    It is zlib's with the bits of every byte, and of the result, in reverse.
+    It is zlib's CRC-32 with the bits of every byte, and of the result, reversed.
     """
     return _reverse(zlib.crc32(data.translate(_REVERSED), _reverse(value) ^ _MASK) ^ _MASK)
 

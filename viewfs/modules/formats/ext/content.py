@@ -1,4 +1,4 @@
-"""What is in an inode: bytes of files, whichever way they are stored, and extended attributes."""
+"""The contents of inodes: the bytes of files, however they are stored, and extended attributes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _EXTENTS = int(InodeFlags.EXTENTS)
 _INLINE_DATA = int(InodeFlags.INLINE_DATA)
 _EA_INODE = int(InodeFlags.EA_INODE)
 _MAPS_CACHED = 4096
-#: Blocks that are looked up at once, at least: where they are contiguous, reads of the rest need no look.
+#: Blocks that are mapped at once, at least: if they are contiguous, reads of the rest need no look-up.
 _WINDOW = 4096
 #: Bytes of metadata blocks that are kept parsed.
 _NODE_BYTES_CACHED = 4 << 20
@@ -48,7 +48,7 @@ _PATH_MAX = 4096
 
 
 class Contents:
-    """Reads what inodes of one file system hold."""
+    """Reads the contents of the inodes of one file system."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Contents:
         table: InodeTable,
         changes: Mapping[int, Sequence[Run]] | None = None,
     ) -> None:
-        """`changes` are runs, by inode, that are not as in the image (see `mapping.ChangedMap`)."""
+        """`changes` are the runs, by inode, that differ from the image (see `mapping.ChangedMap`)."""
         self._image = image
         self._changes = changes or {}
         self._table = table
@@ -75,7 +75,7 @@ class Contents:
     # Bytes
 
     def read(self, inode: Inode, offset: int, size: int) -> bytes:
-        """As `read_pieces`, in one."""
+        """As `read_pieces`, joined."""
         return joined(self.read_pieces(inode, offset, size))
 
     def read_pieces(self, inode: Inode, offset: int, size: int) -> list[Buffer | FileRange]:
@@ -86,10 +86,10 @@ class Contents:
         if offset < 0 or offset >= end:
             return []
         if end > MAX_BLOCKS * self._block_size:
-            # Fewer bytes, or none, would be the end of the file.
+            # To return fewer bytes would mean the end of the file.
             raise damaged(f"inode {inode.attributes.ino} has {inode.attributes.size} bytes, which can't be")
         if inode.flags & _INLINE_DATA:
-            # A file that was made longer without being written to is still inline, and zeros from there on.
+            # A file that was extended without being written to is still inline, and reads as zeros beyond its data.
             return [self.inline(inode)[offset:end].ljust(end - offset, b"\0")]
         number, block_size = inode.attributes.ino, self._block_size
         first, last = offset // block_size, (end - 1) // block_size
@@ -105,10 +105,10 @@ class Contents:
         return [self._image.span(end - offset, (run.physical - run.logical) * block_size + offset)]
 
     def _pieces(self, inode: Inode, offset: int, end: int) -> tuple[list[Buffer | FileRange], Run | None]:
-        """The bytes between `offset` and `end`, read once for each stretch of the image, and the last run of them.
+        """The bytes between `offset` and `end`, with one piece for each contiguous part of the image; and the last run.
 
-        Runs are looked for beyond `end`, so that the last one will do for what is read next. None is asked for once
-        `end` is reached: damage that lies behind it is not this read's.
+        The look-up is for a range beyond `end`, so that the last run also serves the next read. But no run is fetched
+        once `end` is reached: damage behind it must not make this read fail.
         """
         block_size = self._block_size
         pieces: list[Buffer | FileRange] = []
@@ -137,7 +137,7 @@ class Contents:
         return pieces, run
 
     def runs(self, inode: Inode, first: int, end: int) -> Iterator[Run]:
-        """Where the blocks from `first` to before `end` are; what is missing in between reads as zeros."""
+        """The runs of the blocks from `first` to before `end`; what is between the runs reads as zeros."""
         return joined_runs(self._map(inode).runs(first, end))
 
     def _map(self, inode: Inode) -> BlockMap:
@@ -182,7 +182,7 @@ class Contents:
         return self._image.pread(self._block_size, block * self._block_size)
 
     def inline(self, inode: Inode) -> bytes:
-        """Content that is in the inode: in i_block, and on in the attribute system.data (inlinedata.rst)."""
+        """Content that is in the inode: in i_block, continued in the attribute system.data (inlinedata.rst)."""
         for attribute in parse_inode_tail(inode.tail):
             if attribute.space == SYSTEM and attribute.name == _INLINE_ATTRIBUTE:
                 if attribute.value_inode:
@@ -200,7 +200,7 @@ class Contents:
         if inode.flags & _INLINE_DATA:
             target = self.inline(inode)[:size]
         elif size < len(inode.block) and inode.attributes.blocks == self._attribute_sectors(inode):
-            target = inode.block[:size]  # No blocks for content, so it is in place of their numbers.
+            target = inode.block[:size]  # No blocks for content, so i_block has the target instead of their numbers.
         else:
             target = self.read(inode, 0, size)
         if len(target) != size or b"\0" in target:
@@ -214,7 +214,7 @@ class Contents:
     # Extended attributes
 
     def attributes(self, inode: Inode) -> Mapping[bytes, bytes]:
-        """Extended attributes by name. Values that have an inode of their own are read when they are asked for."""
+        """Extended attributes by name. Values with an inode of their own are read when they are asked for."""
         if not inode.xattr_block and not inode.tail:
             return {}
         found: dict[bytes, Attribute] = {}

@@ -1,11 +1,11 @@
 """Looking up names and listing them, on top of the bytes of directories.
 
-Three ways lead from a name to an inode number. A large hashed directory is asked by way of its index, which takes
-two or three blocks of it. Any other is read once and kept as a table, and so is a hashed one that is asked again and
-again. One that is too large for that is read up to the name, each time.
+There are three ways from a name to an inode number. In a large hashed directory, the index is used, which takes two or
+three blocks. Any other directory is read once and kept as a table of names; so is a hashed one that is used again and
+again. A directory that is too large for a table is read up to the name, each time.
 
-A damaged block hides the names in it and no others: listing gives those before and behind it, and then the error, and
-looking up fails for what is found in no other block. (The kernel passes over such a block, and says nothing.)
+A damaged block hides only the names in it: listing gives those before and after it, and then the error; looking up
+fails for a name that is in no other block. (The kernel skips such a block without an error.)
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ _BATCH = 65536
 _TABLES_CACHED = 16 << 20
 #: Bytes of leaves and inner nodes of indexes that are kept, parsed.
 _INDEXES_CACHED = 8 << 20
-#: Directories of which it is known how often they were asked.
+#: Directories whose look-ups are counted.
 _ASKED_CACHED = 4096
-#: Up to so many blocks, a table is made at once even where there is an index.
+#: A directory of at most this many blocks is made a table of at once, even if it has an index.
 _FEW_BLOCKS = 4
-#: Where the cookies of names that are in no block begin: no directory is that large.
+#: The cookies of names that are in no block are above this: no directory is that large.
 _ADDED = 1 << 48
 _DOT, _DOTDOT = (b".", 12), (b"..", 24)
 _DIRECTORY = 2
-#: Blocks without a name in a row, after which listing gives up: deleting leaves some, but hours of them are an attack.
+#: Consecutive blocks without a name after which a listing stops. Deleting leaves some; more than this are an attack.
 _MAX_EMPTY_BLOCKS = 1 << 20
 
 
 class _Names(NamedTuple):
-    """The names of a directory, and the first thing that is wrong with a block of it."""
+    """The names of a directory, and the first error in one of its blocks."""
 
     by_name: Mapping[bytes, int]
     error: OSError | None = None
 
     def find(self, name: bytes) -> int | None:
-        """Raises the error if it is not among those that could be read."""
+        """Raises the error if `name` is not among the names that could be read."""
         found = self.by_name.get(name)
         if found is None and self.error is not None:
             raise _again(self.error)
@@ -76,7 +76,7 @@ class Directories:
         contents: Contents,
         changes: Mapping[int, DirectoryChanges] | None = None,
     ) -> None:
-        """`changes` are names, by directory, that are not as in the image."""
+        """`changes` are the names, by directory, that differ from the image."""
         self._changes = changes or {}
         self._image = image
         self._superblock = superblock
@@ -87,7 +87,7 @@ class Directories:
         self._indexes = Compat.DIR_INDEX in superblock.compat
         self._max_levels = 2 if Incompat.LARGE_DIR in superblock.incompat else 1
         self._tables: Cache[int, _Names] = Cache(_TABLES_CACHED)
-        #: What was found wrong with directories while they were listed.
+        #: The first error of each directory that was found while it was listed.
         self._damage: Cache[int, OSError] = Cache(_ASKED_CACHED)
         self._asked: Cache[int, int] = Cache(_ASKED_CACHED)
         self._leaves: Cache[tuple[int, int], Mapping[bytes, int]] = Cache(_INDEXES_CACHED)
@@ -149,7 +149,7 @@ class Directories:
                     raise damaged(f"directory {number} has nothing but empty blocks")
             block = end
             batch = max(_BATCH // self._block_size, 1)
-        # The blocks that are damaged may have been passed over in an earlier part of the listing.
+        # The damaged blocks may have been skipped in an earlier part of the listing.
         if (found := self._damage.get(number)) is not None:
             raise _again(found)
 
@@ -161,7 +161,7 @@ class Directories:
         return count
 
     def _parsed(self, inode: Inode, first: int, end: int) -> Iterator[tuple[list[Entry], OSError | None]]:
-        """The names of each of the blocks from `first` to before `end`, and what is wrong with it."""
+        """The names in each of the blocks from `first` to before `end`, and the error if the block is damaged."""
         size = self._block_size
         for block, data, start in self._blocks(inode, first, end):
             entries: list[Entry] = []
@@ -186,11 +186,11 @@ class Directories:
                 yield entries, None
 
     def _blocks(self, inode: Inode, first: int, end: int) -> Iterator[tuple[int, bytes | OSError, int]]:
-        """Each block's number, and bytes with the position in them at which it begins, or why they can't be had."""
+        """For each block: its number, the bytes that contain it (or the error), and its position in these bytes."""
         size = self._block_size
         expected = first
         number = inode.attributes.ino
-        # (A piece of the extent tree that can't be read hides all that follows.)
+        # (A node of the extent tree that can't be read hides all blocks that follow.)
         for logical, physical, length in self._contents.runs(inode, first, end):
             if logical != expected:
                 yield expected, damaged(f"directory {number} has a hole at block {expected}"), 0
@@ -200,7 +200,7 @@ class Directories:
                 with contextlib.suppress(OSError):
                     data = self._image.pread(length * size, physical * size)
             if data is None:
-                for index in range(length):  # So that what is there still can be listed.
+                for index in range(length):  # One by one, so that the readable blocks can still be listed.
                     yield logical + index, self._read_one(physical + index), 0
                 continue
             for index in range(length):
@@ -215,7 +215,7 @@ class Directories:
             return error
 
     def _verified(self, inode: Inode, block: int, data: bytes, start: int) -> int:
-        """Where the entries of the block end, its checksum checked."""
+        """Check the checksum of a block; returns where its entries end."""
         end = start + self._block_size
         if inode.checksum_seed is None:
             return end
@@ -248,7 +248,7 @@ class Directories:
             return self._tables.put(number, table, self._block_size).find(name)
         blocks = self._block_count(inode)
         if blocks > _FEW_BLOCKS and self._indexes and inode.flags & (_INDEX | _CASEFOLD) == _INDEX:
-            with contextlib.suppress(OSError):  # where the index is damaged, or what it leads to, the blocks are asked
+            with contextlib.suppress(OSError):  # if the index or a leaf is damaged, all blocks are searched instead
                 root = self._root(inode)
                 if root is not None:
                     self._notice(inode, blocks)
@@ -258,7 +258,7 @@ class Directories:
         return self._linear(inode, name)
 
     def _notice(self, inode: Inode, blocks: int) -> None:
-        """A directory that is asked more often than it has blocks is made a table of, if it can be."""
+        """Count a look-up; after as many as the directory has blocks, make a table of it if it is not too large."""
         number = inode.attributes.ino
         asked = (self._asked.get(number) or 0) + 1
         self._asked.put(number, asked)
@@ -282,7 +282,7 @@ class Directories:
                         if found == name:
                             return target
         except OSError as error:
-            damage = damage or error  # where its blocks are can't be told any further
+            damage = damage or error  # the rest of the block map can't be read
         names = _Names(table, damage)
         return self._tables.put(number, names, size).find(name) if keep else names.find(name)
 
@@ -296,7 +296,7 @@ class Directories:
         return root
 
     def _indexed(self, inode: Inode, root: IndexRoot, name: bytes) -> int | None:
-        if name in (b".", b".."):  # They have no place in the order of the hashes.
+        if name in (b".", b".."):  # They are in block 0, and not in the order of the hashes.
             return self._leaf(inode, 0).get(name)
         version = root.hash_version
         if version <= HashVersion.TEA and self._superblock.signed_hash is False:
@@ -311,7 +311,8 @@ class Directories:
         return None
 
     def _hash_is_certain(self, name: bytes) -> bool:
-        """Where the superblock doesn't tell how to hash characters above 127, a miss says nothing."""
+        """Does a miss in the index mean that there is no such name? Not for characters above 127 if the superblock does
+        not tell how to hash them."""
         return self._superblock.signed_hash is not None or name.isascii()
 
     def _node(self, inode: Inode, block: int) -> IndexNode:
@@ -346,7 +347,7 @@ class Directories:
 
 
 def _again(error: OSError) -> OSError:
-    """The same, to be raised anew: one that is raised twice grows a traceback each time, and keeps what that holds."""
+    """A copy of `error` to raise: an exception raised twice gets a longer traceback each time, and keeps it alive."""
     return OSError(error.errno, error.strerror)
 
 

@@ -1,8 +1,8 @@
 """Directory blocks: names and inode numbers (Documentation/filesystems/ext4/directory.rst).
 
-A directory is a file of entries that fill each block exactly. The blocks of a hashed directory's index look, to who
-does not know of them, like blocks without names, so going through a directory in the order of its blocks finds every
-name once, hashed or not.
+A directory is a file of entries that fill each block exactly. Blocks of a hashed directory's index look like blocks
+without names to a reader that does not know of them. So reading the blocks in order finds every name once, whether the
+directory is hashed or not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Entry", "parse_entries", "parse_inline_entries", "verify_block"]
 _ENTRY = struct.Struct("<IHBB")
 _LEAST_RECORD = 12
 _TAIL_SIZE = 12
-#: What a directory's checksum looks like to who takes it for an entry: inode 0, 12 bytes, no name, type 0xDE.
+#: The checksum of a directory block has the form of an entry: inode 0, 12 bytes, no name, type 0xDE.
 _TAIL = struct.pack("<IHBB", 0, _TAIL_SIZE, 0, 0xDE)
 #: i_block holds the parent's inode number and then entries (inlinedata.rst).
 _INLINE_PARENT = 4
@@ -28,7 +28,7 @@ _DIRECTORY = 2
 
 #: One name: the name, its cookie, its inode, and EXT4_FT_* (0 unknown, 1 regular file, 2 directory, 3 character and
 #: 4 block device, 5 FIFO, 6 socket, 7 symbolic link). The cookie is the position after it in the directory, in bytes.
-#: A plain tuple, for there are so many of them.
+#: A plain tuple, because there are so many of them.
 Entry: TypeAlias = tuple[bytes, int, int, int]
 
 
@@ -46,8 +46,8 @@ def parse_entries(
     """Add to `entries` the names in `data[start:end]`, one block, which begins at byte `position` of the directory.
 
     `inodes` is the highest inode number there is; without `file_types` (feature filetype) the byte for the type is
-    the high half of the length. Raises OSError(EUCLEAN) for entries that do not fill the block; those before them are
-    in `entries` then.
+    the high half of the length. Raises OSError(EUCLEAN) for invalid entries; those before them have been added to
+    `entries` then.
     """
     unpack = _ENTRY.unpack_from
     slashes = b"/" in data
@@ -57,7 +57,7 @@ def parse_entries(
         if end - start < _LEAST_RECORD:
             raise damaged("a directory has an entry that does not fit into its block")
         inode, record, length, kind = unpack(data, start)
-        if large:  # 16 bits don't hold 65536; the two lowest, always zero, were given to the highest.
+        if large:  # 65536 does not fit into 16 bits; the two lowest bits, otherwise zero, are used as bits 16 and 17.
             record = 65536 if record in (0, 65535) else record & 0xFFFC | (record & 3) << 16
         after = start + record
         if record < _LEAST_RECORD or record & 3 or after > end or length + 8 > record:
@@ -80,7 +80,7 @@ def parse_entries(
 def parse_inline_entries(data: bytes, number: int, *, inodes: int, file_types: bool, block_size: int) -> list[Entry]:
     """The names of directory `number`, whose content is in its inode (inlinedata.rst).
 
-    `.` and `..` are made up, with the cookies they would have in a block; so have those after them.
+    `.` and `..` are not stored. All names get the cookies that they would have in a block.
     """
     parent = int.from_bytes(data[:_INLINE_PARENT], "little")
     if not 0 < parent <= inodes:
@@ -110,14 +110,14 @@ def verify_block(data: bytes, start: int, end: int, seed: int, *, first: bool, i
 
 
 def _is_index_node(data: bytes, start: int, end: int) -> bool:
-    """Inner nodes of the index begin with an entry for no inode that takes up the whole block."""
+    """Inner nodes of the index begin with an entry without an inode that takes up the whole block."""
     record = int.from_bytes(data[start + 4 : start + 6], "little")
     size = end - start
     return record == size or (size == 65536 and record in (0, 65535))
 
 
 def _verify_index(data: bytes, start: int, end: int, seed: int) -> None:
-    """struct dx_tail, behind the last index entry that there is room for."""
+    """Check struct dx_tail, which follows the space for index entries."""
     counts = start + (8 if _is_index_node(data, start, end) else 32)
     limit, count = struct.unpack_from("<HH", data, counts)
     tail = counts + limit * 8

@@ -1,8 +1,8 @@
-"""Fast commits (feature fast_commit; journal.rst, "Fast commits"): what was done since the last whole transaction.
+"""Fast commits (feature fast_commit; journal.rst, "Fast commits"): the changes since the last complete transaction.
 
-They don't hold blocks, but say what changed, as tags: a name was added or removed, blocks were mapped or unmapped,
-the fields of an inode are now these. `parse_fast_commits` turns their part of the journal into tags, up to the last
-commit that is whole. `changes` makes of them what has to be read instead of what is on disk.
+They hold no blocks, but tags that say what changed: a name was added or removed, blocks were mapped or unmapped, an
+inode has new fields. `parse_fast_commits` turns their part of the journal into tags, up to the last complete commit.
+`changes` turns the tags into what has to be read instead of what is on disk.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SMALL_INODE = 128
 
 
 class NameTag(NamedTuple):
-    """`name` in directory `parent` was made with the inode (CREAT), made for it (LINK) or removed (UNLINK)."""
+    """`name` in directory `parent` was made with a new inode (CREAT), made for an inode (LINK) or removed (UNLINK)."""
 
     kind: int
     parent: int
@@ -52,7 +52,7 @@ class NameTag(NamedTuple):
 
 
 class FieldsTag(NamedTuple):
-    """The inode has these fields: the first so many bytes of struct ext4_inode."""
+    """The inode's new fields: `data` is the first part of struct ext4_inode."""
 
     inode: int
     data: bytes
@@ -71,19 +71,19 @@ Tag: TypeAlias = NameTag | FieldsTag | RangeTag
 
 
 class FastCommits(NamedTuple):
-    """The whole fast commits of a journal."""
+    """The complete fast commits of a journal."""
 
     commits: int
     tags: Sequence[Tag]
-    #: Why there are fewer than were begun to be read, where that is no regular end; or None.
+    #: Why reading stopped, if not at a regular end; else None.
     stopped: str | None
 
 
 def parse_fast_commits(blocks: Iterable[bytes], sequence: int, inode_size: int) -> FastCommits:
-    """Read the blocks for fast commits, which belong to transaction `sequence` if they are valid.
+    """Read the journal's blocks for fast commits; valid commits belong to transaction `sequence`.
 
-    They are overwritten from the first block on for each transaction, so an older one's rest is the usual end. `blocks`
-    may raise OSError, which ends them too. Never raises.
+    Each transaction overwrites the blocks from the first one on, so the commits usually end where those of an older
+    transaction are left. An OSError of `blocks` ends them too. Never raises.
     """
     parser = _Parser(sequence, inode_size)
     try:
@@ -107,13 +107,13 @@ class _Parser:
         self.stopped: str | None = None
 
     def block(self, data: bytes) -> bool:
-        """Whether to go on with the next one. Raises OSError."""
+        """Parse one block; returns whether to continue with the next. Raises OSError."""
         position = 0
         while position + _HEADER.size <= len(data):
             tag, length = _HEADER.unpack_from(data, position)
             start, end = position + _HEADER.size, position + _HEADER.size + length
             if not self._started:
-                # Older ones of another transaction, or none ever.
+                # Commits of an older transaction, or none at all.
                 if tag != TagKind.HEAD or length != _PAIR.size or _PAIR.unpack_from(data, start)[1] != self._sequence:
                     return False
                 self._started = True
@@ -161,7 +161,7 @@ class _Parser:
         return False
 
     def _end(self, why: str) -> bool:
-        """What is invalid after a whole fast commit is what older ones left, and before the first one is damage."""
+        """Stop. After a complete fast commit, invalid bytes are left from older ones; before the first, it's damage."""
         if not self.commits:
             self.stopped = f"the first of them has {why}"
         return False

@@ -1,4 +1,4 @@
-"""Feature flags of the superblock, with the names mke2fs(8) has for them (super.rst, "s_feature_*")."""
+"""Feature flags of the superblock, with their names in mke2fs(8) (super.rst, "s_feature_*")."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ReadOnlyCompat(IntFlag):
     ORPHAN_PRESENT = 0x10000
 
 
-#: What this reader can read. `encrypt` and `casefold` are properties of single inodes, and are judged there.
+#: What this reader can read. `encrypt` and `casefold` are properties of single inodes, and are checked there.
 READABLE = (
     Incompat.FILETYPE
     | Incompat.NEEDS_RECOVERY
@@ -83,7 +83,7 @@ READABLE = (
     | Incompat.CASEFOLD
 )
 
-#: Where mke2fs spells it differently.
+#: Names that mke2fs spells differently.
 _SPELLING = {"BIT64": "64bit", "SNAPSHOT": "has_snapshot", "READ_ONLY": "read-only"}
 _SETS: tuple[tuple[type[IntFlag], str], ...] = ((Compat, "C"), (Incompat, "I"), (ReadOnlyCompat, "R"))
 

@@ -1,7 +1,7 @@
 """The index of hashed directories (Documentation/filesystems/ext4/directory.rst, "Hash Tree Directories").
 
-The nodes of the tree are sorted by hash. An entry whose hash is odd says that its block continues the names of one
-hash from the block before it, and only then a lookup goes on to a second leaf.
+The nodes of the tree are sorted by hash. An entry with an odd hash says that its block continues the names of the same
+hash from the block before. Only then does a lookup go on to a second leaf.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from viewfs.modules.framework.damage import damaged
 __all__ = ["IndexNode", "IndexRoot", "leaves", "parse_node", "parse_root"]
 
 _BLOCK_MASK = 0x0FFFFFFF
-#: Leaves that one lookup goes through; so many names of one hash do not come about.
+#: Leaves that one lookup reads, at most; more names with the same hash do not occur in practice.
 _MAX_LEAVES = 4096
 
 
@@ -37,7 +37,7 @@ class IndexRoot(NamedTuple):
 
 
 def parse_root(data: bytes, *, max_levels: int) -> IndexRoot | None:
-    """None if it is none, or one of a kind unknown here: then the directory has to be read from front to back."""
+    """None if the block is no index root, or one of an unknown kind: then the directory has to be read sequentially."""
     reserved, version, info_length, levels, flags = struct.unpack_from("<IBBBB", data, 24)
     if reserved or info_length != 8 or flags & 1 or levels > max_levels:
         return None
@@ -54,7 +54,7 @@ def parse_node(data: bytes) -> IndexNode:
 
 
 def _parse_entries(data: bytes, start: int) -> IndexNode | None:
-    """`start` is that of struct dx_countlimit, which takes the place of the first entry's hash."""
+    """`start` is where struct dx_countlimit begins, which takes the place of the first entry's hash."""
     limit, count = struct.unpack_from("<HH", data, start)
     if not 0 < count <= limit or start + limit * 8 > len(data):
         return None
@@ -63,7 +63,7 @@ def _parse_entries(data: bytes, start: int) -> IndexNode | None:
 
 
 def leaves(root: IndexRoot, wanted: int, load: Callable[[int], IndexNode]) -> Iterator[int]:
-    """The blocks of the directory in which names with the hash `wanted` may be, mostly one."""
+    """The blocks of the directory that may have names with the hash `wanted`; usually one."""
     for number, block in enumerate(_leaves(root.node, root.levels, wanted, load)):
         if number == _MAX_LEAVES:
             raise damaged("the index of a directory leads round and round")

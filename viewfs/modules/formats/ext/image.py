@@ -1,7 +1,7 @@
 """The bytes of a file system: the source from some offset on, as a replayed journal would leave them.
 
-A journal is not copied into memory to be replayed. For each block that it holds a newer version of, only the place
-of that version is remembered, and reading the block goes there.
+A journal is not copied into memory to be replayed. For each block of which the journal has a newer version, only the
+position of that version is remembered, and the block is read from there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger("viewfs.ext")
 
 
 class Moved(NamedTuple):
-    """Where the valid version of a block is."""
+    """The position of the valid version of a block."""
 
     #: Bytes from the beginning of the file system.
     position: int
@@ -35,20 +35,20 @@ class Image(Section):
     def __init__(self, source: Source, offset: int, name: str = "image") -> None:
         super().__init__(source, offset)
         self._name = name
-        #: What is damaged and was read all the same.
+        #: Damage in spite of which something was read.
         self.warnings: list[str] = []
         self._moved: Mapping[int, Moved] = {}
         self._moved_blocks: list[int] = []
         self._block_size = 1024
 
     def warn(self, text: str) -> None:
-        """Say once of something that is damaged that it was read all the same."""
+        """Warn, once for each `text`, that something damaged was read all the same."""
         if text not in self.warnings:
             self.warnings.append(text)
             log.warning("%s: %s", self._name, text)
 
     def replay(self, moved: Mapping[int, Moved], block_size: int) -> None:
-        """From now on read blocks that are keys of `moved` from where it says."""
+        """From now on read the blocks that are keys of `moved` from the positions there."""
         self._moved = moved
         self._moved_blocks = sorted(moved)
         self._block_size = block_size
@@ -62,14 +62,14 @@ class Image(Section):
         return super().pread(size, position)
 
     def _first_moved(self, size: int, position: int) -> int | None:
-        """Which moved block is the first in the range, if there is one."""
+        """The index of the first moved block in the range, if there is one."""
         first = position // self._block_size
         last = (position + size - 1) // self._block_size
         index = bisect_left(self._moved_blocks, first)
         return index if index < len(self._moved_blocks) and self._moved_blocks[index] <= last else None
 
     def span(self, size: int, position: int) -> Buffer | FileRange:
-        """As `pread`, but what is in an open file is only pointed to."""
+        """As `pread`, but bytes of an open file are returned as a `FileRange`."""
         if self._moved_blocks and self._first_moved(size, position) is not None:
             return self.pread(size, position)
         return super().span(size, position)

@@ -1,7 +1,7 @@
-"""Inodes: from the bytes of the inode table to what stat(2) tells (Documentation/filesystems/ext4/inodes.rst).
+"""Inodes: from the bytes of the inode table to what stat(2) returns (Documentation/filesystems/ext4/inodes.rst).
 
-This is the hottest parser of the reader, called once for every file that is looked at: one `struct` for everything
-up to the times, and no loop.
+This is the hottest parser of the reader, called for every file that is looked at: one `struct` for everything up to the
+times, and no loop.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _INLINE_DATA = int(InodeFlags.INLINE_DATA)
 
 #: The first 128 bytes, struct ext4_inode of ext2.
 _SMALL = struct.Struct("<HHIiiiIHHII4x60sIII4xHHHHH2x")
-#: And on to i_atime_extra, where inodes are larger than 128 bytes.
+#: The fields up to i_atime_extra, of inodes larger than 128 bytes.
 _LARGE = struct.Struct(_SMALL.format + "HHIII")
 _SMALL_SIZE = _SMALL.size
 _CHECKSUM_LOW = 0x7C
@@ -50,7 +50,7 @@ _SECOND = 1_000_000_000
 
 
 class InodeFormat(NamedTuple):
-    """What of the superblock decides how an inode is laid out."""
+    """The properties of the file system that determine the layout of an inode."""
 
     size: int
     block_size: int
@@ -60,7 +60,7 @@ class InodeFormat(NamedTuple):
     large_directories: bool
     #: Block numbers have 48 bits (64bit).
     wide: bool
-    #: Where the checksums start from; None without metadata_csum.
+    #: The seed of the checksums; None without metadata_csum.
     checksum_seed: int | None
 
     @classmethod
@@ -85,11 +85,11 @@ class Inode(NamedTuple):
     block: bytes
     #: The block with extended attributes, or 0.
     xattr_block: int
-    #: What stands behind the fields of the inode: extended attributes, unless there is no room.
+    #: The bytes after the fields of the inode: extended attributes, if there is room for them.
     tail: bytes
-    #: Where checksums of the inode's own blocks start from; None without metadata_csum.
+    #: The seed of the checksums of the inode's own blocks; None without metadata_csum.
     checksum_seed: int | None
-    #: i_atime as it stands on disk: for the inode of an extended attribute's value, a hash of the value.
+    #: i_atime as it is on disk: for the inode of an extended attribute's value, a hash of the value.
     raw_atime: int
 
 
@@ -98,12 +98,12 @@ def inode_seed(seed: int, number: int, generation: int) -> int:
     return crc32c(struct.pack("<II", number, generation), seed)
 
 
-#: A named tuple without the detour over its own `__new__`.
+#: Makes a named tuple without calling its own `__new__`.
 _new = tuple.__new__
 
 
 def parse_inode(number: int, data: bytes, form: InodeFormat) -> Inode:
-    """`data` has s_inode_size bytes. Raises OSError(EUCLEAN) for a wrong checksum and for what is no inode in use."""
+    """`data` has s_inode_size bytes. Raises OSError(EUCLEAN) for a wrong checksum or an invalid or unused inode."""
     if form.size > _SMALL_SIZE:
         fields = _LARGE.unpack_from(data)
         extra_size, checksum_high, ctime_extra, mtime_extra, atime_extra = fields[20:]
@@ -134,7 +134,7 @@ def parse_inode(number: int, data: bytes, form: InodeFormat) -> Inode:
         if extra_size:
             tail = data[_SMALL_SIZE + extra_size :]
         else:
-            extra_size = _FIELDS_END  # As the kernel has it: the fields are there, only never written to.
+            extra_size = _FIELDS_END  # As in the kernel: the fields exist, but were never written to.
     kind = mode & 0xF000
     if kind == stat.S_IFREG or form.large_directories:
         size |= size_high << 32
@@ -150,7 +150,7 @@ def parse_inode(number: int, data: bytes, form: InodeFormat) -> Inode:
         if flags & _HUGE_FILE:
             blocks *= form.block_size // 512
     if flags & _INLINE_DATA and kind == stat.S_IFREG:
-        blocks += size + 511 >> 9  # As the kernel tells: tar takes a file without blocks to be one hole.
+        blocks += size + 511 >> 9  # As the kernel reports: tar takes a file without blocks for a single hole.
     if extra_size >= 16:
         times = _time(atime, atime_extra), _time(mtime, mtime_extra), _time(ctime, ctime_extra)
     else:

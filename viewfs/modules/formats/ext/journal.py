@@ -1,12 +1,11 @@
 """The journal, jbd2 (Documentation/filesystems/ext4/journal.rst). Everything in it is big-endian.
 
-`replay` goes through the log once, from where the journal's superblock says that it begins, to the first transaction
-that is not whole: one without a commit block, or with a checksum that is wrong. What it returns is the state after
-the last whole one: for each block of the file system its newest version's place in the journal, unless a later
-transaction revoked it.
+`replay` reads the log once, from the place that the journal's superblock gives to the first incomplete transaction: one
+without a commit block, or with a wrong checksum. It returns the state after the last complete one: for each block of
+the file system, the place in the journal of its newest version, unless a later transaction revoked it.
 
-Fast commits, which may follow the last whole transaction, are in a part of the journal of their own: `fastcommit`
-reads them.
+Fast commits, which may follow the last complete transaction, are in a separate part of the journal, which `fastcommit`
+reads.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ _MAGIC = 0xC03B3998
 _DESCRIPTOR, _COMMIT, _SUPERBLOCK_1, _SUPERBLOCK_2, _REVOKE = 1, 2, 3, 4, 5
 _HEADER = struct.Struct(">III")
 _TAIL_SIZE = 4
-#: Blocks at the end for fast commits, where s_num_fc_blks doesn't say.
+#: Blocks at the end for fast commits, if s_num_fc_blks is 0.
 _FAST_COMMIT_BLOCKS = 256
 _MIN_BLOCKS = 1024
-#: mke2fs makes no larger ones.
+#: mke2fs makes no larger journals.
 _MAX_BLOCKS = 10_240_000
 
 
@@ -73,18 +72,18 @@ class JournalSuperblock:
     end: int
     #: Fast commits are from `end` to before this block.
     fast_commit_end: int
-    #: Where the oldest transaction is, 0 if there is none to replay, and its number.
+    #: Where the oldest transaction begins, or 0 if there is none to replay; and its number.
     start: int
     sequence: int
     features: JournalFeatures
     #: Commit blocks have a CRC-32 of the transaction (v1).
     commit_checksums: bool
-    #: Where the checksums of v2 and v3 start from; None without them.
+    #: The seed of the checksums of v2 and v3; None without them.
     checksum_seed: int | None
 
 
 def parse_journal_superblock(data: bytes, block_size: int, blocks: int) -> JournalSuperblock:
-    """`blocks` is how many blocks the journal has room for. Raises OSError(EUCLEAN)."""
+    """`blocks` is the number of blocks of the journal's file. Raises OSError(EUCLEAN)."""
     magic, kind, _ = _HEADER.unpack_from(data)
     if magic != _MAGIC or kind not in (_SUPERBLOCK_1, _SUPERBLOCK_2):
         raise damaged("the journal has no superblock")
@@ -114,9 +113,9 @@ def parse_journal_superblock(data: bytes, block_size: int, blocks: int) -> Journ
 
 
 class Logged(NamedTuple):
-    """The version of a block that the journal has."""
+    """The version of a block in the journal."""
 
-    #: Counted in blocks of the journal.
+    #: The number of the journal's block.
     place: int
     #: Its first four bytes were jbd2's magic number, and are zeros in the journal.
     escaped: bool
@@ -136,18 +135,18 @@ class _Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The outcome of going through the log."""
+    """The result of reading the log."""
 
     blocks: dict[int, Logged]
     transactions: int
-    #: The number of the transaction after the last whole one, which fast commits belong to.
+    #: The number of the transaction after the last complete one; fast commits belong to it.
     next_sequence: int
-    #: Why the log ended before its time, or None.
+    #: Why the log ended early, or None.
     stopped: str | None
 
 
 def replay(superblock: JournalSuperblock, read: Callable[[int], bytes], blocks_count: int) -> Replay:
-    """Go through the log. `read` returns a block of the journal, or raises OSError, which ends the log there."""
+    """Read the log. `read` returns a block of the journal, or raises OSError, which ends the log there."""
     log = _Log(superblock, read, blocks_count)
     transactions = list(log.transactions()) if superblock.start else []
     revoked: dict[int, int] = {}
@@ -156,14 +155,14 @@ def replay(superblock: JournalSuperblock, read: Callable[[int], bytes], blocks_c
     blocks: dict[int, Logged] = {}
     for number, transaction in enumerate(transactions):
         for block, logged in transaction.written:
-            # A revocation holds for its own transaction too: a block written again after it is not in the list.
+            # A revocation also applies to its own transaction: it is cancelled if the block is written again after it.
             if revoked.get(block, -1) < number:
                 blocks[block] = logged
     return Replay(blocks, len(transactions), log.sequence, log.stopped)
 
 
 def fast_commit_blocks(superblock: JournalSuperblock) -> range:
-    """The blocks of the journal that fast commits may be in. jbd2 leaves out the first one that it keeps for them
+    """The blocks of the journal that may have fast commits. jbd2 does not use the first of those reserved for them
     (j_fc_first)."""
     if not superblock.start:
         return range(0)
@@ -171,7 +170,7 @@ def fast_commit_blocks(superblock: JournalSuperblock) -> range:
 
 
 class _Log:
-    """Reads the log block by block, never more of them than the ring has."""
+    """Reads the log block by block, never more blocks than the ring has."""
 
     def __init__(self, superblock: JournalSuperblock, read: Callable[[int], bytes], blocks_count: int) -> None:
         self._superblock = superblock
@@ -183,7 +182,7 @@ class _Log:
         self.stopped: str | None = None
 
     def transactions(self) -> Iterator[_Transaction]:
-        """The whole transactions, in order."""
+        """The complete transactions, in order."""
         try:
             while (transaction := self._transaction()) is not None:
                 self.sequence = self.sequence + 1 & 0xFFFFFFFF
@@ -201,7 +200,7 @@ class _Log:
         return place
 
     def _transaction(self) -> _Transaction | None:
-        """The next transaction, or None if the log ends here, as it is expected to."""
+        """The next transaction, or None where the log ends regularly."""
         transaction = _Transaction()
         crc = _CommitChecksum() if self._superblock.commit_checksums else None
         while self._left:
@@ -245,11 +244,11 @@ class _Log:
             raise damaged(f"the checksum of its block {tag.block} is wrong")
 
     def _tags(self, data: bytes) -> Iterator[_Tag]:
-        """The block tags of a descriptor block, in the format that the journal's features ask for."""
+        """The block tags of a descriptor block, in the format that the journal's features determine."""
         features = self._superblock.features
         version_3 = JournalFeatures.CSUM_V3 in features
         wide = JournalFeatures.BIT64 in features
-        # Version 2 made the tag two bytes longer than its fields, where the checksum was at first meant to be.
+        # In version 2 the tag is two bytes longer than its fields; the checksum was first meant to be there.
         size = 16 if version_3 else 8 + 2 * (JournalFeatures.CSUM_V2 in features) + 4 * wide
         end = len(data) - (_TAIL_SIZE if self._superblock.checksum_seed is not None else 0)
         position = _HEADER.size
@@ -265,7 +264,7 @@ class _Log:
             position += size + (0 if flags & _TagFlags.SAME_UUID else 16)
 
     def _revocations(self, data: bytes) -> list[int]:
-        """The block numbers of a revoke block; its r_count is in bytes, with the 16 of the header."""
+        """The block numbers of a revoke block; its r_count is in bytes, including the 16 of the header."""
         self._check_tail(data)
         size = 8 if JournalFeatures.BIT64 in self._superblock.features else 4
         used = int.from_bytes(data[12:16], "big")
@@ -275,7 +274,7 @@ class _Log:
         return list(struct.unpack_from(f">{count}{'Q' if size == 8 else 'I'}", data, 16))
 
     def _check_tail(self, data: bytes) -> None:
-        """struct jbd2_journal_block_tail, at the end of descriptor and revoke blocks."""
+        """Check struct jbd2_journal_block_tail, at the end of descriptor and revoke blocks."""
         seed = self._superblock.checksum_seed
         if seed is not None:
             value = crc32c(data[:-_TAIL_SIZE] + b"\0\0\0\0", seed)
@@ -291,7 +290,7 @@ class _Log:
         if seed is None:
             return
         whole = data[:16] + b"\0\0\0\0" + data[20:]
-        # Some kernels summed the fields alone and left the rest of the block as it was (commit header: 60 bytes).
+        # Some kernels checksummed the fields only and did not clear the rest of the block (commit header: 60 bytes).
         fields = whole[:60] + bytes(len(data) - 60)
         if checksum not in (stored(crc32c(whole, seed)), stored(crc32c(fields, seed))):
             raise damaged("the checksum of its commit block is wrong")

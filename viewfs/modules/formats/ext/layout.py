@@ -1,8 +1,7 @@
 """The superblock and the group descriptors (Documentation/filesystems/ext4/super.rst, group_descr.rst).
 
-Everything is little-endian. A superblock that comes out of `parse_superblock` is consistent in itself: sizes are
-powers of two within the format's limits, counts that are divided by are not zero. Whether the image is long enough
-for it is not known here.
+Everything is little-endian. A superblock that `parse_superblock` returns is consistent in itself: sizes are powers of
+two within the format's limits, and no divisor is zero. Whether the image is long enough for it is not checked here.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _JOURNAL_BACKUP_BLOCKS = 1
 
 
 class ExternalJournalError(OSError):
-    """The superblock is that of a journal on a device of its own, which has neither groups nor inodes."""
+    """The superblock belongs to an external journal, which has neither groups nor inodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Superblock:
     descriptor_size: int
     #: Which group this copy of the superblock is in.
     group: int
-    #: Revision 1 or later, which has features, and tells what it is a copy of.
+    #: Revision 1 or later, which has features, and records in each copy the group that it is in.
     is_dynamic: bool
     compat: Compat
     incompat: Incompat
@@ -71,16 +70,16 @@ class Superblock:
     label: str
     journal_inode: int
     journal_uuid: UUID
-    #: i_block and i_size of the journal inode, kept here too (s_jnl_blocks); None where they are not.
+    #: i_block and i_size of the journal inode, from their copy in the superblock (s_jnl_blocks); None without a copy.
     journal_backup: tuple[bytes, int] | None
     hash_seed: tuple[int, int, int, int]
-    #: Whether names were hashed as signed characters; None where the superblock doesn't tell.
+    #: Whether names were hashed as signed characters; None if the superblock doesn't tell.
     signed_hash: bool | None
     first_meta_bg: int
     backup_groups: tuple[int, int]
-    #: Blocks that are not for files; 0 where the superblock doesn't tell.
+    #: Blocks used for metadata; 0 if the superblock doesn't tell.
     overhead: int
-    #: In the form of `checksums`; it is used without metadata_csum too, for the values of ea_inode.
+    #: In the form of `checksums`; also used without metadata_csum, for the values of ea_inode.
     checksum_seed: int
 
     @property
@@ -111,12 +110,12 @@ class Superblock:
     def descriptor_block(self, index: int, copy: int = 0) -> int:
         """The block that holds block number `index` of the group descriptors.
 
-        `copy` 0 is the primary one; another number is a group with a superblock whose backup copy is meant. Under
+        `copy` 0 is the primary one; another number means the backup copy in that group, which has a superblock. Under
         meta_bg the copies are in the second and the last group of the meta group instead (blockgroup.rst).
         """
         if Incompat.META_BG not in self.incompat or index < self.first_meta_bg:
-            # The superblock of group 0 is in block 1 if blocks have 1 KiB (even under bigalloc, where group 0 begins
-            # with block 0), and inside block 0 otherwise.
+            # The superblock of group 0 is in block 1 if blocks are 1 KiB (even under bigalloc, where group 0 begins
+            # with block 0), and in block 0 otherwise.
             superblock = (self.block_size == 1024) if copy == 0 else self.group_first_block(copy)
             return superblock + 1 + index
         group = index * self.descriptors_per_block + (1 if copy else 0)
@@ -132,7 +131,7 @@ def _is_power(number: int, base: int) -> bool:
 
 
 def parse_superblock(data: bytes) -> Superblock:
-    """Raises OSError(EUCLEAN) if these 1024 bytes are no superblock, or one that contradicts itself."""
+    """Raises OSError(EUCLEAN) if these 1024 bytes are no superblock, or an inconsistent one."""
     if len(data) < SUPERBLOCK_SIZE:
         raise damaged("the superblock is cut off")
 
@@ -259,7 +258,7 @@ _DESCRIPTOR_CHECKSUM = 0x1E
 def parse_group_descriptor(superblock: Superblock, group: int, data: bytes, *, checked: bool = True) -> GroupDescriptor:
     """`data` has s_desc_size bytes. Raises OSError(EUCLEAN) for a wrong checksum or an impossible inode table.
 
-    Not `checked`: the checksum may be wrong.
+    Without `checked`, the checksum may be wrong.
     """
     expected = _descriptor_checksum(superblock, group, data)
     found = int.from_bytes(data[_DESCRIPTOR_CHECKSUM : _DESCRIPTOR_CHECKSUM + 2], "little")

@@ -1,8 +1,8 @@
 """Where the blocks of a file are: extent trees and indirect blocks (ifork.rst, blockmap.rst).
 
-Both end in leaves that say "so many blocks of the file, beginning with this one, are there on disk"; the same `Leaf`
-serves for an extent block and for an indirect block, whose single numbers are joined into runs once. What lies
-between the runs reads as zeros: holes, and extents that are allocated but were never written.
+Both have leaves that map runs of blocks of the file to blocks on disk. The same `Leaf` serves for an extent block and
+for an indirect block, whose single block numbers are joined into runs once. What lies between the runs reads as zeros:
+holes, and extents that are allocated but were never written.
 
 No tree can be deeper than its root says, and no range is walked twice, so that looking up n blocks of a hostile file
 costs at most n steps on each level.
@@ -40,7 +40,7 @@ _EXTENT_MAX_DEPTH = 5
 _EXTENT = struct.Struct("<IHHI")
 _EXTENT_HEADER = struct.Struct("<HHHH4x")
 _UNWRITTEN = 0x8000
-#: A file has at most this many blocks, whichever way they are found.
+#: A file has at most this many blocks, however they are mapped.
 MAX_BLOCKS = 1 << 32
 _DIRECT = 12
 
@@ -78,7 +78,7 @@ class Branch(NamedTuple):
 
 
 def parse_extent_node(data: bytes, limits: Limits, depth: int | None = None, seed: int | None = None) -> Leaf | Branch:
-    """The node of an extent tree in `data`: i_block if `depth` is None, a block that must be of that depth otherwise.
+    """The node of an extent tree in `data`: the root in i_block if `depth` is None, else a block of that depth.
 
     Raises OSError(EUCLEAN) for a wrong checksum or structure.
     """
@@ -97,7 +97,7 @@ def parse_extent_node(data: bytes, limits: Limits, depth: int | None = None, see
 
 
 def _check_extent_tail(data: bytes, tail: int, seed: int) -> None:
-    """struct ext4_extent_tail, behind the last entry that there is room for."""
+    """Check struct ext4_extent_tail, which follows the space for entries."""
     if stored(crc32c(memoryview(data)[:tail], seed)) != int.from_bytes(data[tail : tail + 4], "little"):
         raise damaged("the checksum of a block of extents is wrong")
 
@@ -115,7 +115,7 @@ def _parse_branch(data: bytes, count: int, depth: int, limits: Limits) -> Branch
 
 
 def _parse_extent(data: bytes, limits: Limits) -> Leaf:
-    """As `_parse_extents`, where there is one, as most files have it."""
+    """As `_parse_extents`, for a node with one extent, as in most files."""
     first, length, high, low = _EXTENT.unpack_from(data, 12)
     physical = low | high << 32
     unwritten = length > _UNWRITTEN
@@ -158,7 +158,7 @@ def _check_ascending(firsts: Sequence[int], lengths: Sequence[int]) -> None:
 
 
 def parse_pointers(data: bytes, limits: Limits) -> Sequence[int]:
-    """The block numbers of an indirect block, 0 for a hole. Raises OSError(EUCLEAN) for one that can't be."""
+    """The block numbers of an indirect block, 0 for a hole. Raises OSError(EUCLEAN) for an impossible number."""
     pointers = array("I", data)
     if sys.byteorder == "big":
         pointers.byteswap()
@@ -168,7 +168,7 @@ def parse_pointers(data: bytes, limits: Limits) -> Sequence[int]:
 
 
 def parse_pointer_runs(pointers: Iterable[int]) -> Leaf:
-    """Block numbers, joined where they follow one another."""
+    """Block numbers as runs of consecutive ones."""
     firsts, lengths, physicals = array("Q"), array("Q"), array("Q")
     expected = 0
     for index, pointer in enumerate(pointers):
@@ -201,10 +201,10 @@ class BlockMap(Protocol):
     """Where the blocks of one inode are."""
 
     def runs(self, first: int, end: int) -> Iterator[Run]:
-        """The runs between the blocks `first` and `end` of the file, in order; what is missing reads as zeros."""
+        """The runs between the blocks `first` and `end` of the file, in order; blocks in no run read as zeros."""
 
     def run_at(self, block: int) -> Run | None:
-        """The whole run that `block` is in, where that is found faster than by `runs`; else None."""
+        """The whole run that `block` is in, if that is faster to find than with `runs`; else None."""
 
 
 class ExtentMap:
@@ -246,7 +246,7 @@ class ExtentMap:
 class IndirectMap:
     """i_block with twelve direct blocks and three trees of indirect blocks.
 
-    `load_pointers` and `load_leaf` read an indirect block whose children are indirect blocks, or blocks of the file.
+    `load_pointers` reads an indirect block of indirect blocks, `load_leaf` one of the file's blocks.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class IndirectMap:
         self._load_leaf = load_leaf
 
     def run_at(self, block: int) -> Run | None:
-        """Not known: runs are put together from pointers."""
+        """None: runs have to be put together from pointers."""
         return None
 
     def runs(self, first: int, end: int) -> Iterator[Run]:
@@ -291,7 +291,7 @@ class IndirectMap:
 
 
 class ChangedMap:
-    """A map of which some blocks are elsewhere: where `changes` says, or nowhere where it has block 0.
+    """The map `base`, except for the blocks in `changes`: these are at the places there, or holes if that is block 0.
 
     `changes` are in order and don't overlap.
     """
@@ -302,7 +302,7 @@ class ChangedMap:
         self._firsts = [run.logical for run in changes]
 
     def run_at(self, block: int) -> Run | None:
-        """Not known: the base's run may have changed in part."""
+        """None: the run of `base` may have changed in part."""
         return None
 
     def runs(self, first: int, end: int) -> Iterator[Run]:
@@ -323,7 +323,7 @@ class ChangedMap:
 
 
 def joined(runs: Iterator[Run]) -> Iterator[Run]:
-    """Runs that follow one another both in the file and on disk, as one."""
+    """`runs`, with those joined that are consecutive both in the file and on disk."""
     current: Run | None = None
     for run in runs:
         if current is None:

@@ -1,8 +1,7 @@
 """The hashes of names in hashed directories (directory.rst, "Hash Tree Directories": hash_version).
 
-Hashing goes through the name in pieces of 32 (half MD4) or 16 bytes (TEA), each stretched to whole words and mixed
-into a state of four. Whether characters count as signed is a property of the file system: early kernels took what
-the machine's `char` was.
+A name is hashed in pieces of 32 (half MD4) or 16 bytes (TEA), each padded to whole words and mixed into a state of four
+words. Whether characters count as signed is a property of the file system: early kernels used the machine's `char`.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def _legacy(characters: Sequence[int]) -> int:
 
 
 def _words(characters: Sequence[int], count: int) -> list[int]:
-    """The beginning of `characters` as `count` words, filled up with the length of all that is left."""
+    """The beginning of `characters` as `count` words, padded with the length of `characters`."""
     length = len(characters) & 0xFF
     padding = length * 0x01010101
     words = []

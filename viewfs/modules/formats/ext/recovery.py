@@ -1,4 +1,4 @@
-"""Finding the journal of a file system, and replaying it into what is read from the image."""
+"""Finding the journal of a file system, and replaying it in memory, so that reads of the image see its blocks."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def recover(
 ) -> Recovered:
     """Replay the journal into `image` if there is anything to replay. Raises DamagedSourceError.
 
-    needs_recovery is only kept up to date in the primary superblock. With one of its copies the journal itself is
-    asked.
+    needs_recovery is only kept up to date in the primary superblock. With one of its copies (`from_backup`), the
+    journal itself decides.
     """
     needed = Incompat.NEEDS_RECOVERY in superblock.incompat
     if Compat.HAS_JOURNAL not in superblock.compat or not (needed or from_backup):
@@ -76,7 +76,7 @@ def recover(
 
 
 def _journal_inode(superblock: Superblock, table: InodeTable) -> Inode:
-    """The journal's inode, or what the superblock keeps of it."""
+    """The journal's inode, or its copy in the superblock."""
     number = superblock.journal_inode
     try:
         inode = table.inode(number)
@@ -125,7 +125,7 @@ class _Journal:
 
 
 def _check_disjoint(runs: list[Run]) -> None:
-    """A log that comes by the same block over and over could go on for ever."""
+    """Raises OSError(EUCLEAN) if runs overlap: a log that leads to the same block again could go on for ever."""
     end = 0
     for _, physical, length in sorted(runs, key=lambda run: run.physical):
         if physical < end:

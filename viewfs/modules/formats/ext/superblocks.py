@@ -1,4 +1,4 @@
-"""Which superblock to believe: the primary one, or where that is damaged one of its copies (super.rst)."""
+"""Choosing the superblock: the primary one, or one of its copies if that is damaged (super.rst)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from viewfs.modules.framework.damage import damaged
 
 __all__ = ["Found", "find_superblock", "has_backup"]
 
-#: The first groups that have a copy under sparse_super; sparse_super2 too has one in group 1.
+#: The first groups with a copy under sparse_super; under sparse_super2, group 1 has one too.
 _BACKUP_GROUPS = (1, 3, 5, 7, 9)
 _BLOCK_SIZES = tuple(1024 << shift for shift in range(7))
-#: Groups are larger by this under bigalloc; 16 is what mke2fs takes if it isn't told.
+#: Under bigalloc, groups are larger by this factor; the default of mke2fs is 16.
 _CLUSTER_RATIOS = (1, 16)
-#: s_magic, which is looked for in the first so many bytes if no copy is where it usually is.
+#: s_magic, which is searched in the first `_SEARCHED` bytes if no copy is at a usual position.
 _MAGIC = MAGIC.to_bytes(2, "little")
 _MAGIC_OFFSET = 0x38
 _SEARCHED = 256 << 20
@@ -42,7 +42,7 @@ class Found(NamedTuple):
 
 
 def find_superblock(image: Image, name: str) -> Found:
-    """Raises DamagedSourceError if there is none, or one with a feature that can't be read."""
+    """Raises DamagedSourceError if there is none, or if it has an unsupported feature."""
     error: str | None = None
     superblock: Superblock | None
     try:
@@ -76,7 +76,7 @@ def _backups(image: Image) -> Iterator[Superblock]:
 
 
 def _valid(image: Image, positions: Iterable[int]) -> Iterator[Superblock]:
-    """The copies among what is at `positions`; each must say itself that it belongs where it is."""
+    """The valid copies at `positions`; the group that each one names must begin there."""
     for position in positions:
         try:
             superblock = _read(image, position)
@@ -94,7 +94,7 @@ def _valid(image: Image, positions: Iterable[int]) -> Iterator[Superblock]:
 
 
 def _usual_positions(image: Image) -> Iterator[int]:
-    """Where mke2fs puts the first copies, unless something makes it choose smaller groups."""
+    """The positions where mke2fs puts the first copies, unless it chooses smaller groups."""
     for block_size in _BLOCK_SIZES:
         for ratio in _CLUSTER_RATIOS:
             for group in _BACKUP_GROUPS:
@@ -104,7 +104,7 @@ def _usual_positions(image: Image) -> Iterator[int]:
 
 
 def _likely_positions(image: Image) -> Iterator[int]:
-    """Wherever the magic number is in the first part of the image, in order."""
+    """The positions in the first part of the image that have the magic number, in order."""
     for start in range(0, min(image.size, _SEARCHED), _SEARCH_STEP):
         try:
             data = image.pread(min(_SEARCH_STEP, image.size - start), start)

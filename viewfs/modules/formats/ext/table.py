@@ -1,4 +1,4 @@
-"""The inode table: from an inode's number to the inode, by way of its group's descriptor."""
+"""The inode table: from an inode's number to the inode, through the descriptor of its group."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from viewfs.modules.framework.damage import damaged
 
 __all__ = ["InodeTable"]
 
-#: Inodes in use together lie together, so that the table is read in pieces of this many bytes.
+#: Inodes that are used together are near each other, so the table is read in pieces of this many bytes.
 _PIECE = 16384
 #: 16 MiB: directories list inodes in the order of hashes, all over the table.
 _PIECES_CACHED = 1024
 _INODES_CACHED = 8192
 _GROUPS_CACHED = 65536
 _GROUPS_COUNTED = 16384
-#: So many inodes are looked at to tell whether they are some.
+#: How many inodes are checked to tell whether a block is the beginning of an inode table.
 _INODES_TRIED = 16
 #: i_links_count of an inode.
 _LINKS = 0x1A
@@ -29,7 +29,7 @@ class InodeTable:
     """Finds, checks and keeps inodes."""
 
     def __init__(self, image: Image, superblock: Superblock, changes: Mapping[int, Inode | None] | None = None) -> None:
-        """`changes` are inodes that are not as in the image; None for one that is not in use."""
+        """`changes` are the inodes that differ from the image; None for one that is not in use."""
         self._image = image
         self._superblock = superblock
         self._changes = changes or {}
@@ -40,7 +40,7 @@ class InodeTable:
         self._inodes: Cache[int, Inode] = Cache(_INODES_CACHED)
 
     def inode(self, number: int) -> Inode:
-        """Raises OSError(EUCLEAN) if there is no valid inode of that number in use, EIO if the image ends before."""
+        """Raises OSError(EUCLEAN) if there is no valid inode of that number in use, EIO if the image ends before it."""
         found = self._inodes.get(number)
         if found is not None:
             return found
@@ -59,7 +59,7 @@ class InodeTable:
         group, index = divmod(number - 1, superblock.inodes_per_group)
         size = superblock.inode_size
         position = self.group(group).inode_table * superblock.block_size + index * size
-        # Tables begin with a block and the sizes are powers of two: no inode lies across two pieces.
+        # Tables begin at a block boundary and sizes are powers of two, so no inode lies in two pieces.
         piece_size = max(_PIECE, size)
         piece, start = divmod(position, piece_size)
         data = self._pieces.get(piece)
@@ -70,7 +70,7 @@ class InodeTable:
         return data[start : start + size]
 
     def free(self) -> tuple[int, int] | None:
-        """Free blocks and inodes, counted over all groups; None if they are too many, or can't be read."""
+        """Free blocks and inodes, summed over all groups; None if there are too many groups, or one can't be read."""
         blocks = inodes = 0
         if self._superblock.groups > _GROUPS_COUNTED:
             return None
@@ -85,8 +85,8 @@ class InodeTable:
     def group(self, group: int) -> GroupDescriptor:
         """The descriptor of a group, or the first valid copy of it. Raises OSError(EUCLEAN) or EIO.
 
-        Where none is valid it is the first that says where inodes can be, if what lies there is inodes. All that is
-        needed of a descriptor is that one number: a wrong byte anywhere in it need not hide the group's files.
+        If none is valid, it is the first whose inode table is at a possible place and has inodes there. Only this field
+        of a descriptor is needed, so a wrong byte elsewhere in it need not hide the group's files.
         """
         found = self._groups.get(group)
         if found is not None:
@@ -114,7 +114,7 @@ class InodeTable:
     def _has_inodes(self, group: int, descriptor: GroupDescriptor) -> bool:
         """Does the group's inode table begin where its descriptor says?
 
-        It does if those of its first inodes that are in use can be read there, and there is one.
+        It does if, of the first inodes there, all that are in use are valid, and at least one is valid.
         """
         superblock, size = self._superblock, self._superblock.inode_size
         first = group * superblock.inodes_per_group + 1
@@ -129,7 +129,7 @@ class InodeTable:
                 parse_inode(first + index, raw, self.format)
                 found += 1
             except OSError:
-                # Those that the format has reserved, or that were deleted, are in use by nobody.
+                # Reserved and deleted inodes are not in use.
                 if int.from_bytes(raw[_LINKS : _LINKS + 2], "little"):
                     return False
         return found > 0

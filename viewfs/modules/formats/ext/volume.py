@@ -1,10 +1,10 @@
-"""An ext2, ext3 or ext4 file system in an image: what the module that mounts it asks.
+"""An ext2, ext3 or ext4 file system in an image, as the module that mounts it uses it.
 
 The parsers (`layout`, `inode`, `mapping`, `directory`, `htree`, `xattr`, `journal`) turn bytes into values and know
 nothing of images. `image` reads bytes, `table` inodes, `content` what is in them and `directories` names; `recovery`
 replays the journal, and `changes` its fast commits. Everything is read when it is asked for, and nothing is ever
-written. Every byte is taken to be hostile: what contradicts the format raises OSError(EUCLEAN), what the image ends
-before OSError(EIO).
+written. Every byte is taken to be hostile: what contradicts the format raises OSError(EUCLEAN), and what lies beyond
+the end of the image raises OSError(EIO).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Volume:
         self._table = InodeTable(image, superblock, changes.inodes)
         self._contents = Contents(image, superblock, self._table, changes.runs)
         self._directories = Directories(image, superblock, self._contents, changes.directories)
-        # The superblock's numbers are those of the last unmounting.
+        # The counts in the superblock are those of the last unmount.
         counted = self._table.free() if recovered.transactions else None
         free_blocks, free_inodes = counted or (superblock.free_blocks, superblock.free_inodes)
         free_blocks -= changes.sectors * 512 // superblock.block_size
@@ -56,10 +56,10 @@ class Volume:
         self.replayed = recovered.transactions + recovered.fast_commits.commits
         #: What is wrong with the image although it can be read: to be shown, one line each.
         self.warnings = recovered.warnings
-        #: As much of that as the image itself has told of (`Image.warn`), and may still.
+        #: The warnings of the image itself (`Image.warn`); more may be added later.
         self.damage: Sequence[str] = image.warnings
-        #: There are no extended attributes anywhere.
         self.root = ROOT
+        #: There are no extended attributes anywhere.
         self.no_xattrs = Compat.EXT_ATTR not in superblock.compat
 
     @classmethod
@@ -67,7 +67,7 @@ class Volume:
         """The file system that begins at byte `offset` of `source`; `name` is for messages.
 
         An unclean journal is replayed, in memory, unless `replay` is false (as with `mount -o noload`). Raises
-        DamagedSourceError if there is no file system, if it can't be read at all, and for features that can't be read.
+        DamagedSourceError if there is no file system, if it can't be read at all, or if it has unsupported features.
         """
         image = Image(source, offset, name)
         superblock, error = find_superblock(image, name)
@@ -100,7 +100,7 @@ class Volume:
         return volume
 
     def _as_base(self) -> Base:
-        """This file system, for fast commits to be replayed onto."""
+        """This file system, as the state to which fast commits are applied."""
         return Base(
             raw=self._table.raw,
             inode=self._table.inode,
@@ -121,7 +121,7 @@ class Volume:
 
     @staticmethod
     def probe(source: Source, offset: int = 0) -> bool:
-        """Does a superblock begin where it should? Never raises."""
+        """Is there a superblock where it should be? Never raises."""
         try:
             data = source.pread(SUPERBLOCK_SIZE, offset + SUPERBLOCK_OFFSET)
         except (OSError, OverflowError, ValueError):
@@ -129,7 +129,7 @@ class Volume:
         return len(data) == SUPERBLOCK_SIZE and int.from_bytes(data[0x38:0x3A], "little") == MAGIC and data[0x18] <= 6
 
     def attributes(self, inode: int) -> Attributes:
-        """What stat(2) tells of `inode`, with the ids that are on disk. Raises OSError."""
+        """What stat(2) returns for `inode`, with the ids that are on disk. Raises OSError."""
         return self._table.inode(inode).attributes
 
     def lookup(self, directory: int, name: bytes) -> int | None:
@@ -142,8 +142,8 @@ class Volume:
     def entries(self, directory: int, start: int = 0) -> Iterator[tuple[bytes, int, int, int]]:
         """(name, cookie, inode, EXT4_FT_* type) for each name after cookie `start`, `.` and `..` included.
 
-        Cookies grow, and are the bytes of the directory up to and with the entry. Raises OSError, also while it is
-        gone through: the names before the damage come first.
+        Cookies grow: each is the position in the directory where its entry ends, in bytes. Raises OSError, also during
+        the iteration, after the names before the damage.
         """
         inode = self._table.inode(directory)
         if not stat.S_ISDIR(inode.attributes.mode):
@@ -151,7 +151,7 @@ class Volume:
         return self._directories.entries(inode, max(start, 0))
 
     def read(self, inode: int, offset: int, size: int) -> bytes:
-        """As `read_pieces`, in one."""
+        """As `read_pieces`, joined."""
         return joined(self.read_pieces(inode, offset, size))
 
     def read_pieces(self, inode: int, offset: int, size: int) -> list[Buffer | FileRange]:
@@ -169,14 +169,14 @@ class Volume:
         return self._contents.link_target(found)
 
     def xattrs(self, inode: int) -> Mapping[bytes, bytes]:
-        """Extended attributes by full name. A value in an inode of its own is read, and checked, when it is taken.
+        """Extended attributes by full name. A value in an inode of its own is read, and checked, when it is accessed.
 
         Access control lists are as getxattr(2) returns them, with the ids that are on disk. Raises OSError.
         """
         return self._contents.attributes(self._table.inode(inode))
 
     def statistics(self) -> FileSystemStatistics:
-        """What statfs(2) tells."""
+        """What statfs(2) returns."""
         superblock = self._superblock
         free_blocks, free_inodes = self._free
         kept = superblock.reserved_blocks + self._kept_for_splits()
@@ -190,8 +190,8 @@ class Volume:
         )
 
     def _kept_for_splits(self) -> int:
-        """The blocks that the kernel keeps for extent trees that grow when a hole is written to: they aren't told
-        of as available (ext4_calculate_resv_clusters)."""
+        """The blocks that the kernel reserves for extent trees that grow when a hole is written to: statfs(2) does not
+        count them as available (ext4_calculate_resv_clusters)."""
         superblock = self._superblock
         if Incompat.EXTENT not in superblock.incompat:
             return 0

@@ -19,7 +19,7 @@ _BLOCK_CHECKSUM = 16
 _MAX_VALUE = 65536
 
 _ACL_ACCESS, _ACL_DEFAULT, SYSTEM = 2, 3, 7
-#: e_name_index, where a system call can see the attribute: not those of fscrypt and of inline_data.
+#: The values of e_name_index that system calls can see: not those of fscrypt and of inline_data.
 _PREFIXES = {
     1: b"user.",
     _ACL_ACCESS: b"system.posix_acl_access",
@@ -31,7 +31,7 @@ _PREFIXES = {
 
 
 class Attribute(NamedTuple):
-    """struct ext4_xattr_entry, with its value if that is not in an inode of its own."""
+    """struct ext4_xattr_entry, with its value unless that is in an inode of its own."""
 
     #: e_name_index, which stands for the beginning of the full name.
     space: int
@@ -40,12 +40,12 @@ class Attribute(NamedTuple):
     #: The inode that has the value (ea_inode), or 0.
     value_inode: int
     value_size: int
-    #: e_hash, which is that of the name and of the hash of the value.
+    #: e_hash, computed from the name and the hash of the value.
     hash: int
 
     @property
     def full_name(self) -> bytes | None:
-        """As listxattr(2) has it; None if it doesn't."""
+        """The name that listxattr(2) returns; None if the attribute is not listed."""
         prefix = _PREFIXES.get(self.space)
         if prefix is None or bool(self.name) == (self.space in (_ACL_ACCESS, _ACL_DEFAULT)):
             return None
@@ -78,7 +78,7 @@ def parse_block(data: bytes, number: int, seed: int | None) -> Sequence[Attribut
 
 
 def _parse_attributes(data: bytes, position: int, base: int) -> Sequence[Attribute]:
-    """Entries from `position` on up to four zero bytes; their values' offsets count from `base`."""
+    """The entries from `position` on, up to four zero bytes; offsets of values count from `base`."""
     attributes: list[Attribute] = []
     first_value = end = len(data)
     while True:
@@ -108,14 +108,14 @@ def _parse_attributes(data: bytes, position: int, base: int) -> Sequence[Attribu
 
 
 def value_hash(value: bytes, seed: int) -> int:
-    """What the inode of a value keeps as its access time (ext4_xattr_inode_set_hash)."""
+    """The hash that the inode of a value stores as its access time (ext4_xattr_inode_set_hash)."""
     return stored(crc32c(value, seed))
 
 
 def verify_hash(attribute: Attribute, value: bytes, inode_hash: int, seed: int) -> None:
     """Check the value of an attribute in an inode of its own. Raises OSError(EUCLEAN)."""
     found = value_hash(value, seed)
-    # Some kernels hashed names as signed characters on the machines where `char` is.
+    # Some kernels hashed names as signed characters on machines where `char` is signed.
     hashes = (_entry_hash(attribute.name, found, signed=False), _entry_hash(attribute.name, found, signed=True))
     if found != inode_hash or attribute.hash not in hashes:
         raise damaged("the hash of an extended attribute's value is wrong")
@@ -138,7 +138,7 @@ _ACL_NO_ID = 0xFFFFFFFF
 
 
 def acl_to_wire(value: bytes) -> bytes:
-    """A POSIX ACL as getxattr(2) returns it (linux/posix_acl_xattr.h), from ext4's form, where most have no id.
+    """A POSIX ACL as getxattr(2) returns it (linux/posix_acl_xattr.h), from ext4's form, where most entries have no id.
 
     Raises OSError(EUCLEAN).
     """

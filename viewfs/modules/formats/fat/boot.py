@@ -1,8 +1,8 @@
-"""Boot sectors: where in a volume things are. Pure.
+"""Boot sectors: the layout of a volume. Pure.
 
 Microsoft, “FAT: General Overview of On-Disk Format” (fatgen103), sections “Boot Sector and BPB” and “FAT Type
-Determination”; Microsoft, “exFAT file system specification”, section 3. What is refused is what Linux refuses (fs/fat,
-fs/exfat), so that neither the signature 55 AA nor the number of clusters of a FAT32 is looked at.
+Determination”; Microsoft, “exFAT file system specification”, section 3. This refuses what Linux refuses (fs/fat,
+fs/exfat), so it checks neither the signature 55 AA nor whether a FAT32 has enough clusters to be one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = [
     "verify_exfat_boot",
 ]
 
-#: Bytes of a boot sector that say something; sectors may be larger.
+#: Bytes of a boot sector that are used; sectors may be larger.
 BOOT_SIZE = 512
 #: Sectors of one of the two boot regions of exFAT.
 EXFAT_BOOT_SECTORS = 12
 _EXFAT_NAME = b"EXFAT   "
 _ENTRY = 32
 _FIRST_CLUSTER = 2
-#: The most clusters that entries of so many bits can tell apart.
+#: The largest number of clusters, by the bits of an entry of the table.
 _MOST_CLUSTERS = {12: 0xFF4, 16: 0xFFF4, 32: 0x0FFFFFF6}
 _SECTOR_SIZES = (512, 1024, 2048, 4096)
 
@@ -44,9 +44,9 @@ class FatGeometry(NamedTuple):
     bits: int
     sector_size: int
     cluster_size: int
-    #: Data clusters; they are numbered from 2 on.
+    #: The number of data clusters, which are numbered from 2 on.
     clusters: int
-    #: The table that is in use, and its size.
+    #: The position of the table that is in use, and its size.
     table: int
     table_size: int
     #: Where cluster 2 begins.
@@ -56,7 +56,7 @@ class FatGeometry(NamedTuple):
     root_size: int
     #: The root's first cluster, of FAT32.
     root_cluster: int
-    #: Where FAT32 keeps what is free; 0 for the others.
+    #: The position of FAT32's FSInfo sector, with the number of free clusters; 0 for the others.
     information: int
     label: str
     serial: int
@@ -81,14 +81,14 @@ class ExfatGeometry(NamedTuple):
 
 
 def is_exfat(boot: bytes) -> bool:
-    """Does a volume that begins with `boot` (512 bytes) say that it is exFAT?"""
+    """Does `boot`, the first 512 bytes of a volume, have the name of exFAT?"""
     return boot[3:11] == _EXFAT_NAME
 
 
 def is_fat(boot: bytes, first_entry: bytes) -> bool:
-    """Does a volume look like a FAT that begins with `boot`, and whose table begins with `first_entry`?
+    """Does a volume look like a FAT, if it begins with `boot` and its table with `first_entry`?
 
-    More is asked than reading takes: the table's first byte must be the medium's, as every mkfs has it.
+    This requires more than reading does: the table's first byte must be the media byte, as every mkfs writes it.
     """
     if len(boot) < BOOT_SIZE or (boot[0] not in (0xEB, 0xE9) and boot[510:512] != b"\x55\xaa"):
         return False
@@ -100,12 +100,12 @@ def is_fat(boot: bytes, first_entry: bytes) -> bool:
 
 
 def names_fat(boot: bytes) -> bool:
-    """Does `boot` (512 bytes) look like the boot sector of a FAT, and have BS_FilSysType, which is for people only?"""
+    """Does `boot` (512 bytes) look like the boot sector of a FAT, and name it in the informational BS_FilSysType?"""
     return is_fat(boot, boot[21:22]) and b"FAT" in (boot[54:57], boot[82:85])
 
 
 def parse_fat_boot(boot: bytes) -> FatGeometry:
-    """`boot` has 512 bytes. Raises OSError(EUCLEAN) for what can't be a FAT."""
+    """`boot` has 512 bytes. Raises OSError(EUCLEAN) if it can't be that of a FAT."""
     if len(boot) < BOOT_SIZE:
         raise damaged("the boot sector is cut off")
     sector, per_cluster, reserved, tables, root_entries, sectors, media, table_sectors = struct.unpack_from(
@@ -134,7 +134,7 @@ def parse_fat_boot(boot: bytes) -> FatGeometry:
     clusters = min(clusters, table_sectors * sector * 8 // bits - _FIRST_CLUSTER)
     if not 0 < clusters <= _MOST_CLUSTERS[bits]:
         raise damaged(f"the boot sector gives an impossible number of clusters, {clusters}")
-    # Without mirroring (bit 7) one table is in use, and the others are old.
+    # Without mirroring (bit 7), one table is in use and the others are out of date.
     active = flags & 0x0F if wide and flags & 0x80 else 0
     if active >= tables:
         raise damaged(f"the boot sector names table {active} as the one in use, and there are {tables}")
@@ -159,7 +159,7 @@ def parse_fat_boot(boot: bytes) -> FatGeometry:
 
 
 def parse_exfat_boot(boot: bytes) -> ExfatGeometry:
-    """`boot` has 512 bytes. Raises OSError(EUCLEAN) for what can't be an exFAT."""
+    """`boot` has 512 bytes. Raises OSError(EUCLEAN) if it can't be that of an exFAT."""
     if len(boot) < BOOT_SIZE or not is_exfat(boot):
         raise damaged("the boot sector is not one of exFAT")
     if any(boot[11:64]):
@@ -194,11 +194,11 @@ def parse_exfat_boot(boot: bytes) -> ExfatGeometry:
 
 
 def verify_exfat_boot(region: bytes, sector_size: int) -> bool:
-    """Is the checksum of a boot region of 12 sectors right? (Section 3.4: every word of the last sector is it.)"""
+    """Is the checksum of a boot region of 12 sectors right? (Section 3.4: it fills the last sector.)"""
     size = 11 * sector_size
     if len(region) < size + 4:
         return False
-    # Three bytes that change while it is mounted are left out.
+    # Three bytes that change while the volume is mounted are left out.
     checked = region[:106] + region[108:112] + region[113:size]
     checksum = 0
     for byte in checked:

@@ -1,8 +1,7 @@
 """From the first cluster of a file to all of them: the file allocation table.
 
-A chain is followed once, from its beginning to as far as the file reaches, and kept as *runs* of clusters that lie one
-behind the other. So what is wrong with it is known before the first byte of the file is given: a chain that comes by a
-cluster twice ends before that.
+A chain is followed once, from its beginning to the end of the file, and kept as *runs* of consecutive clusters. So any
+damage is known before the first byte of the file is returned: a chain that reaches a cluster twice ends before that.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from viewfs.modules.framework.sources import Section
 __all__ = ["FIRST_CLUSTER", "Chains", "Runs", "contiguous", "open_table"]
 
 FIRST_CLUSTER = 2
-#: Entries of wide tables that are read at once, and pieces of them that are kept: 4 MiB.
+#: Entries of wide tables that are read as one piece, and pieces that are kept: 4 MiB.
 _PIECE = 16384
 _PIECES_CACHED = 64
-#: Runs that are kept, of all chains, and of one at most. (Files in more pieces than that do not come about.)
+#: Runs that are kept, of all chains together, and of one chain at most. (More fragmented files do not occur.)
 _RUNS_CACHED = 1 << 19
 _RUNS_MAX = 1 << 19
-#: Entries that are compared at once while clusters lie one behind the other.
+#: Entries that are compared at once while clusters are consecutive.
 _COMPARED = 1024
 _ROUND = "a chain comes by the same cluster twice"
 
@@ -36,13 +35,13 @@ class Runs(NamedTuple):
 
     firsts: list[int]
     clusters: list[int]
-    #: How many there are.
+    #: The number of clusters.
     total: int
-    #: Why there are no more, if there should be.
+    #: Why there are no more clusters, if there should be.
     error: OSError | None
 
     def find(self, number: int) -> tuple[int, int] | None:
-        """The cluster of that number, counted from 0, and how many there are from it on in its run."""
+        """The file's cluster of that number, counted from 0, and how many clusters its run has from there on."""
         if not 0 <= number < self.total:
             return None
         index = bisect_right(self.firsts, number) - 1
@@ -51,7 +50,7 @@ class Runs(NamedTuple):
 
 
 def contiguous(first: int, count: int, clusters: int) -> Runs:
-    """Of a file whose clusters lie one behind the other, and are in no table (exFAT, NoFatChain)."""
+    """The runs of a file whose clusters are consecutive and not in the table (exFAT, NoFatChain)."""
     there = min(count, FIRST_CLUSTER + clusters - first)
     if first < FIRST_CLUSTER or there <= 0:
         return Runs([], [], 0, damaged(f"a file begins with cluster {first}, which can't be"))
@@ -62,21 +61,21 @@ def contiguous(first: int, count: int, clusters: int) -> Runs:
 class _Table(Protocol):
     """The entries of a table."""
 
-    #: Numbers from here on end a chain, `bad` marks a cluster that can't be used.
+    #: Values from `end` on end a chain; `bad` marks a cluster that can't be used.
     end: int
     bad: int
 
     def entries(self, number: int) -> tuple[array[int], int]:
-        """A piece of the table that has entry `number`, and where in it that is. Raises OSError."""
+        """A piece of the table with entry `number`, and the index of the entry in it. Raises OSError."""
 
 
 class _NarrowTable:
-    """Of 12 or 16 bits, in memory: 128 KiB at most."""
+    """A table with entries of 12 or 16 bits, kept in memory: 128 KiB at most."""
 
     def __init__(self, section: Section, position: int, clusters: int, bits: int) -> None:
         self.end, self.bad = (0xFF8, 0xFF7) if bits == 12 else (0xFFF8, 0xFFF7)
         count = clusters + FIRST_CLUSTER
-        # Where the image is cut short what is left of it can be read still.
+        # If the image is cut short, the rest of it can still be read.
         data = section.pread_up_to(-(-count * bits // 8), position)
         if bits == 12:
             data += b"\0" * (-len(data) % 3)
@@ -93,7 +92,7 @@ class _NarrowTable:
 
 
 class _WideTable:
-    """Of 32 bits, of which FAT32 uses 28, in pieces."""
+    """A table with entries of 32 bits, of which FAT32 uses 28, read in pieces."""
 
     def __init__(self, section: Section, position: int, clusters: int, mask: int) -> None:
         self.end, self.bad = 0xFFFFFFF8 & mask, 0xFFFFFFF7 & mask
@@ -129,7 +128,7 @@ def open_table(section: Section, position: int, clusters: int, bits: int) -> _Ta
 
 
 class Chains:
-    """The chains of one table. Any thread may ask."""
+    """The chains of one table. Any thread may call it."""
 
     def __init__(self, table: _Table, clusters: int) -> None:
         self._table = table
@@ -143,7 +142,7 @@ class Chains:
         return self._runs.get((first, count, exact))
 
     def count_free(self) -> int:
-        """Raises OSError."""
+        """The number of free clusters. Raises OSError."""
         free = 0
         number, end = FIRST_CLUSTER, FIRST_CLUSTER + self._clusters
         while number < end:
@@ -186,7 +185,7 @@ class Chains:
         return Runs([run[1] for run in runs], [run[0] for run in runs], done, error)
 
     def _run(self, cluster: int, most: int) -> tuple[int, int, OSError | None]:
-        """How many clusters follow one another from `cluster` on, what comes then, and what is wrong with that."""
+        """How many consecutive clusters there are from `cluster` on, the next one in the chain, and an error in it."""
         length = 1
         while True:
             try:
@@ -196,7 +195,7 @@ class Chains:
             following = entries[index]
             if following != cluster + 1 or length >= most or following >= FIRST_CLUSTER + self._clusters:
                 break
-            # Pieces of the table are compared as long as each entry leads to the next.
+            # Many entries are compared at once as long as each leads to the next cluster.
             step = min(_COMPARED, most - length, len(entries) - index, FIRST_CLUSTER + self._clusters - 1 - cluster)
             expected = array(entries.typecode, range(cluster + 1, cluster + 1 + step)) if step > 8 else None
             if entries[index : index + step] == expected:
@@ -213,15 +212,15 @@ class Chains:
 
 
 def _first_repeated(runs: list[tuple[int, int, int]]) -> int | None:
-    """The number in the chain of a cluster that an earlier place of it has too; None if there is none.
+    """The number in the chain of a cluster that is in the chain before, too; None if there is none.
 
-    (The first, once the runs behind it are cut off: the caller asks again.)
+    (It may not be the first such number. The caller cuts the chain off there and calls this again.)
     """
     found: int | None = None
     before = (0, 0, 0)
     for run in sorted(runs):
         if run[0] < before[0] + before[2]:
-            # They overlap from the beginning of the second on: where the later one of the chain comes to that.
+            # They overlap from the beginning of the second on: find where the one later in the chain reaches that.
             later, other = (run, before) if run[1] > before[1] else (before, run)
             place = later[1] + max(other[0] - later[0], 0)
             found = place if found is None else min(found, place)

@@ -1,8 +1,8 @@
 """Entries of directories of FAT12, FAT16 and FAT32, long names included. Pure.
 
 Microsoft, “FAT: General Overview of On-Disk Format”, sections “FAT Directory Structure” and “FAT Long Directory
-Entries”; where that leaves it open, as Linux (fs/fat/dir.c): a long name counts only if all its parts are there, in
-order, with the checksum of the short name right behind them.
+Entries”; what these leave open is done as in Linux (fs/fat/dir.c): a long name counts only if all its parts are there,
+in order, with the checksum of the short name right behind them.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ _LONG_NAME, _LONG_NAME_MASK = 0x0F, 0x3F
 class FatEntry(NamedTuple):
     """One name."""
 
-    #: As it is shown, and another by which it is found (the short one).
+    #: The name that is shown, and the short name, by which it is found too.
     name: bytes
     alias: str
-    #: The short entry, and where in the volume it is, in bytes.
+    #: The short entry, and its position in the volume, in bytes.
     raw: bytes
     position: int
-    #: The bytes of the directory up to and with it.
+    #: Where the entry ends in the directory, in bytes.
     end: int
 
 
 class Fields(NamedTuple):
-    """What a short entry says of its file. Times are nanoseconds since 1970 in the volume's own time zone."""
+    """The fields of a short entry. Times are nanoseconds since 1970 in the volume's own time zone."""
 
     attributes: int
     first_cluster: int
@@ -72,7 +72,7 @@ _FIELDS = struct.Struct("<11xBBBHHHHHHHI")
 
 
 def parse_fields(raw: bytes, *, wide: bool) -> Fields:
-    """`wide`: of FAT32, which has 16 more bits for the first cluster."""
+    """`wide`: the entry is of FAT32, with 16 more bits for the first cluster."""
     attributes, _case, hundredths, ctime, cdate, adate, high, mtime, mdate, low, size = _FIELDS.unpack(raw)
     return Fields(
         attributes,
@@ -85,12 +85,12 @@ def parse_fields(raw: bytes, *, wide: bool) -> Fields:
 
 
 def is_file(raw: bytes) -> bool:
-    """Is it a file or directory that has not been deleted?"""
+    """Is `raw` the entry of a file or directory that has not been deleted?"""
     return len(raw) == ENTRY_SIZE and raw[0] not in (_END, _DELETED) and not raw[11] & _VOLUME_ID
 
 
 def begins_directory(data: bytes) -> bool:
-    """Does a directory (other than the root) begin with these entries? It has `.` and `..` first."""
+    """Is `data` the beginning of a directory other than the root, which has `.` and `..` first?"""
     return len(data) >= len(_DOTS) * ENTRY_SIZE and all(
         data[index * ENTRY_SIZE :][:11] == name and data[index * ENTRY_SIZE + 11] & Attribute.DIRECTORY
         for index, name in enumerate(_DOTS)
@@ -108,10 +108,10 @@ def find_label(pieces: Iterable[tuple[bytes, int]], text: Callable[[bytes], str]
 def parse_entries(
     pieces: Iterable[tuple[bytes, int]], text: Callable[[bytes], str], start: int = 0
 ) -> Iterator[FatEntry]:
-    """The files and directories in a directory, whose bytes come in `pieces` with their place in the volume.
+    """The files and directories in a directory, whose bytes come in `pieces` with their positions in the volume.
 
-    `start` is how much of the directory lies before the first piece. `.` and `..` are left out, and the label. `text`
-    decodes the code page. An OSError of `pieces` comes out, after the names before it.
+    `start` is the number of bytes of the directory before the first piece. `.`, `..` and the label are left out. `text`
+    decodes the code page. An OSError of `pieces` is raised after the names before it.
     """
     long_name = _LongName()
     end = start
@@ -130,12 +130,12 @@ def parse_entries(
                 continue
             shown, stored = short_name(raw, text)
             name = whole if whole is not None and is_name(whole) else mended_name(shown.encode())
-            if whole or shown:  # Linux passes over what has nothing but spaces
+            if whole or shown:  # Linux skips names of nothing but spaces
                 yield FatEntry(name, stored, raw, position, end)
 
 
 def _slots(pieces: Iterable[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
-    """Entry by entry, with their places, up to the end of the directory."""
+    """The entries with their positions in the volume, up to the end of the directory."""
     for data, position in pieces:
         for offset in range(0, len(data) - ENTRY_SIZE + 1, ENTRY_SIZE):
             if data[offset] == _END:
@@ -144,14 +144,14 @@ def _slots(pieces: Iterable[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
 
 
 class _LongName:
-    """A long name in the making: its parts come last one first."""
+    """Collects the parts of a long name, which come in reverse order."""
 
     def __init__(self) -> None:
         self.drop()
 
     def drop(self) -> None:
         self._parts: list[bytes] = []
-        #: How many parts have to come still, and the checksum that all have.
+        #: How many parts are still missing, and the checksum that all parts have.
         self._left = 0
         self._checksum = -1
 
@@ -169,7 +169,7 @@ class _LongName:
         self._left -= 1
 
     def take(self, raw: bytes) -> bytes | None:
-        """The name, if it is whole and that of the short entry `raw`."""
+        """The name, if it is complete and belongs to the short entry `raw`."""
         parts, whole, checksum = self._parts, bool(self._parts) and not self._left, self._checksum
         self.drop()
         if not whole or checksum != _checksum(raw):

@@ -34,10 +34,10 @@ from viewfs.modules.framework.sources import Section
 
 __all__ = ["ExfatVolume"]
 
-#: What a node is: twice the number of the entry's place, with this added, and 1 more if the directory that has it is
-#: contiguous (which tells where an entry goes on that lies at the end of a cluster).
+#: A node is twice the number of the entry's place in the volume, with this added, and 1 more if the directory with the
+#: entry is contiguous (which tells where an entry at the end of a cluster continues).
 _NODE_OF_PLACE = 2
-#: The most that a directory may be long (section 7.4 of the specification).
+#: The greatest length of a directory (section 7.4 of the specification).
 _DIRECTORY_MAX = 256 << 20
 _READ_ONLY = 0x01
 _UNITS = 65536
@@ -51,7 +51,7 @@ class ExfatVolume(ClusterVolume):
     kind = "exFAT"
 
     def __init__(self, section: Section, geometry: ExfatGeometry, zone: Zone) -> None:
-        """Raises OSError where the root directory can't be read."""
+        """Raises OSError if the root directory can't be read."""
         chains = Chains(open_table(section, geometry.table, geometry.clusters, 32), geometry.clusters)
         super().__init__(section, geometry.heap, geometry.cluster_size, geometry.clusters, chains)
         self._geometry = geometry
@@ -69,7 +69,7 @@ class ExfatVolume(ClusterVolume):
 
     @classmethod
     def open(cls, section: Section, zone: Zone) -> ExfatVolume:
-        """Raises OSError for what is no exFAT, and where the root directory can't be read at all."""
+        """Raises OSError if it is not an exFAT, or if the root directory can't be read at all."""
         error: OSError | None = None
         unchecked: ExfatGeometry | None = None
         for size, copy in ((0, False), (512, True), (1024, True), (2048, True), (4096, True)):
@@ -99,8 +99,8 @@ class ExfatVolume(ClusterVolume):
         return File(True, False, self._geometry.root_cluster, 0, 0, False, 0, 0, 0)
 
     def _read_tables(self) -> None:
-        """Find the label, the bitmap of what is in use, and which letters are the same."""
-        # Of each kind the first counts, and of bitmaps the first of each number: a root can be full of them.
+        """Find the label, the allocation bitmap, and the up-case table."""
+        # The first entry of each kind counts, and the first bitmap of each number: a root can be full of them.
         bitmap: dict[int, tuple[int, int]] = {}
         upper: tuple[int, int, int] | None = None
         for found in self._sets(ROOT, self._root_file(), 0):
@@ -165,7 +165,7 @@ class ExfatVolume(ClusterVolume):
         return self._as_file(parse_file(self._read_set(position, 1 + head[1], bool(contiguous_parent)), self._zone))
 
     def _read_set(self, position: int, count: int, is_contiguous: bool) -> bytes:
-        """`count` entries of a directory from one on, which may lie in several clusters."""
+        """`count` entries of a directory from `position` on, which may lie in several clusters."""
         number, inside = divmod(position - self._heap, self._cluster_size)
         size, cluster = count * ENTRY_SIZE, number + 2
         clusters = -(-(inside + size) // self._cluster_size)
@@ -235,11 +235,11 @@ class ExfatVolume(ClusterVolume):
                 self._files.put(number, self._as_file(parsed))
             except OSError:
                 is_damaged = True
-                name = set_name(found.data)  # as far as it is there; whoever looks at it is told what is wrong
+                name = set_name(found.data)  # as far as it is there; stat(2) then fails with the error
             yield Name(mended_name(name), found.end, number, is_directory, is_damaged=is_damaged)
 
     def _fold(self, name: bytes) -> str:
-        """By the volume's own table, which is of UTF-16: half of a pair is a character there."""
+        """Fold with the volume's up-case table, which is for UTF-16 units: half of a surrogate pair is one."""
         try:
             text = name.decode("utf-8", "surrogatepass").rstrip(".")
         except UnicodeDecodeError:
@@ -265,7 +265,7 @@ class ExfatVolume(ClusterVolume):
 
 
 def _table_checksum(data: bytes) -> int:
-    """Section 7.2.2."""
+    """The checksum of an up-case table (section 7.2.2)."""
     value = 0
     for byte in data:
         value = (value << 31 & 0x80000000 | value >> 1) + byte & 0xFFFFFFFF
@@ -273,6 +273,6 @@ def _table_checksum(data: bytes) -> int:
 
 
 def _usual_upper() -> str:
-    """Characters whose upper case is one character, as Unicode has it."""
+    """An up-case table by Unicode, without characters whose upper case is more than one."""
     upper = (chr(unit).upper() for unit in range(_UNITS))
     return "".join(big if len(big) == 1 and ord(big) < _UNITS else chr(unit) for unit, big in enumerate(upper))

@@ -1,7 +1,7 @@
 """Entry sets of exFAT's directories. Pure.
 
-Microsoft, “exFAT file system specification”, sections 6 and 7. A set is a file's entry, one that says where its content
-is, those with its name, and others that a reader may pass over.
+Microsoft, “exFAT file system specification”, sections 6 and 7. A set consists of a file's entry, one with the place of
+its content, those with its name, and others that a reader may skip.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _FILE, _STREAM, _NAME = int(EntryType.FILE), int(EntryType.STREAM), int(EntryTyp
 
 
 class RawSet(NamedTuple):
-    """The bytes of an entry and of the secondary ones that it says follow it; fewer where they don't."""
+    """The bytes of an entry and of its secondary entries, of which some may be missing."""
 
     data: bytes
-    #: Where in the volume the first is, in bytes.
+    #: The position of the first entry in the volume, in bytes.
     position: int
-    #: The bytes of the directory up to and with it.
+    #: Where the set ends in the directory, in bytes.
     end: int
 
     @property
@@ -53,15 +53,15 @@ class RawSet(NamedTuple):
 
 
 class ExfatFile(NamedTuple):
-    """What a set says of its file. Times in nanoseconds since 1970; lengths in bytes."""
+    """The file that a set describes. Times in nanoseconds since 1970; lengths in bytes."""
 
     name: bytes
     attributes: int
     first_cluster: int
     length: int
-    #: What lies behind it was never written, and reads as zeros.
+    #: What lies beyond this was never written, and reads as zeros.
     valid_length: int
-    #: Its clusters lie one behind the other, and the table does not tell of them.
+    #: Its clusters are consecutive, and have no chain in the table.
     is_contiguous: bool
     mtime_ns: int
     atime_ns: int
@@ -73,10 +73,10 @@ class ExfatFile(NamedTuple):
 
 
 def parse_sets(pieces: Iterable[tuple[bytes, int]], start: int = 0) -> Iterator[RawSet]:
-    """The entries in use of a directory, whose bytes come in `pieces` with their place in the volume.
+    """The sets of a directory that are in use; its bytes come in `pieces` with their positions in the volume.
 
-    `start` is how much of the directory lies before the first piece. An OSError of `pieces` comes out, after what comes
-    before it.
+    `start` is the number of bytes of the directory before the first piece. An OSError of `pieces` is raised after the
+    sets before it.
     """
     waiting: list[bytes] = []
     position = wanted = 0
@@ -112,7 +112,7 @@ _STREAM_FIELDS = struct.Struct("<BBxBH2xQ4xIQ")
 
 
 def set_name(data: bytes) -> bytes:
-    """The name that the entries of a file's set give, as far as they are there."""
+    """The name in a file's set, as far as its entries are there."""
     length = data[ENTRY_SIZE + 3] if len(data) >= 2 * ENTRY_SIZE and data[ENTRY_SIZE] == _STREAM else 255
     units = b"".join(
         data[offset + 2 : offset + ENTRY_SIZE]
@@ -123,7 +123,7 @@ def set_name(data: bytes) -> bytes:
 
 
 def parse_file(data: bytes, zone: Zone) -> ExfatFile:
-    """The file that a set is of. Raises OSError(EUCLEAN) for what is no whole one, or contradicts itself."""
+    """The file that a set describes. Raises OSError(EUCLEAN) for an incomplete or inconsistent set."""
     if len(data) < 3 * ENTRY_SIZE or data[0] != _FILE or data[ENTRY_SIZE] != _STREAM:
         raise damaged("a directory has an incomplete entry")
     _kind, secondary, checksum, attributes, ctime, mtime, atime, c10, m10, c_zone, m_zone, a_zone = (
@@ -165,7 +165,7 @@ def _time(packed: int, hundredths: int, offset: int, zone: Zone) -> int:
 
 
 def _checksum(data: bytes) -> int:
-    """Section 6.3.3: of all bytes but the checksum's own."""
+    """The checksum of a set, of all bytes but its own (section 6.3.3)."""
     value = 0
     for byte in data[:2] + data[4:]:
         value = (value << 15 & 0x8000 | value >> 1) + byte & 0xFFFF

@@ -26,14 +26,14 @@ from viewfs.modules.framework.sources import Section
 
 __all__ = ["FatVolume"]
 
-#: What a node is: the number of the entry's place, with this added. An entry lies at a multiple of its size.
+#: A node is the number of the entry's place in the volume, with this added. An entry lies at a multiple of its size.
 _NODE_OF_PLACE = 2
 #: No directory has more entries (fs/fat/fat.h, FAT_MAX_DIR_SIZE).
 _DIRECTORY_MAX = 65536 * ENTRY_SIZE
 _SECOND = 1_000_000_000
-#: Where FAT32 keeps a copy of the boot sector if it doesn't say (BPB_BkBootSec).
+#: The usual sector of FAT32's copy of the boot sector, tried besides that in BPB_BkBootSec.
 _USUAL_COPY = 6
-#: A table is counted if it is no larger than this.
+#: Free clusters are counted only in a table that is no larger than this.
 _COUNTED = 16 << 20
 _UNKNOWN = 0xFFFFFFFF
 
@@ -61,7 +61,7 @@ class FatVolume(ClusterVolume):
 
     @classmethod
     def open(cls, section: Section, codepage: str, zone: Zone) -> FatVolume:
-        """Raises OSError for what is no FAT, and where the root directory can't be read at all."""
+        """Raises OSError if it is not a FAT, or if the root directory can't be read at all."""
         boot = section.pread_up_to(BOOT_SIZE, 0)
         copied = False
         try:
@@ -118,10 +118,10 @@ class FatVolume(ClusterVolume):
     def _names(self, node: int, file: File, start: int) -> Iterator[Name]:
         if node != ROOT:
             places = self._places(node, file).pieces
-            # What is no directory would be read as one full of strange names.
+            # Other data would be read as a directory full of strange names.
             if places and not begins_directory(self._section.pread(2 * ENTRY_SIZE, places[0][0])):
                 raise damaged("what should be a directory is none")
-        # A long name begins before the entry that it is of, but not before the one before that.
+        # `start` is the end of an entry, so the parts of a long name, which precede their entry, come after it.
         for entry in parse_entries(self._pieces(node, file, start), self._text, start):
             number = entry.position // ENTRY_SIZE + _NODE_OF_PLACE
             self._files.put(number, self._parse(entry.raw))
@@ -141,7 +141,7 @@ class FatVolume(ClusterVolume):
 
 
 def _find_copy(section: Section, boot: bytes) -> FatGeometry | None:
-    """What the copy of a damaged boot sector says, of FAT32."""
+    """The geometry from FAT32's copy of a damaged boot sector."""
     sectors = {_USUAL_COPY, int.from_bytes(boot[50:52], "little")}
     for size in (512, 1024, 2048, 4096):
         for sector in sorted(sectors):

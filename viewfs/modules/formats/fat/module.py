@@ -31,7 +31,7 @@ class FatFileSystem(ImageFileSystem):
 
 
 class _FatModule(Module):
-    """What both have in common."""
+    """What both modules have in common."""
 
     takes_source = True
 
@@ -85,7 +85,7 @@ class Vfat(_FatModule):
 
     @classmethod
     def probe_damaged(cls, source: Source) -> bool:
-        """Does the boot sector name it, whatever its table begins with?"""
+        """Does the boot sector name a FAT, whatever the table begins with?"""
         try:
             return names_fat(source.pread(BOOT_SIZE, 0))
         except OSError:

@@ -1,4 +1,4 @@
-"""Times of FAT and exFAT: local ones, of a zone that the volume does not name. Pure, but for finding the zone."""
+"""Times of FAT and exFAT: local times, in a zone that the volume does not name. Pure, except for finding the zone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["TIME_ZONE", "Zone", "dos_time", "local_zone", "utc_offset"]
 
 _SECOND = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1)
-#: Days before each month of a year that is no leap year. Months beyond December count as none (fs/fat/misc.c).
+#: Days before each month of a year that is not a leap year. Months after December count as 0 (fs/fat/misc.c).
 _DAYS_BEFORE = (0, 0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 0, 0, 0)
 _OFFSET = re.compile(r"([+-])([0-9]{1,2})(?::?([0-5][0-9]))?")
 
@@ -29,7 +29,7 @@ class Zone:
         self._is_utc = name == "UTC"
 
     def to_utc(self, seconds: int) -> int:
-        """Seconds since 1970, of seconds since 1970 by the clocks of the zone."""
+        """Convert seconds since 1970 in local time to seconds since 1970 in UTC."""
         if self._is_utc:
             return seconds
         local = (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=self._info)
@@ -38,7 +38,7 @@ class Zone:
 
 
 def local_zone() -> Zone:
-    """The zone of this process: that of TZ, or the machine's. (A server that is shut in can't look for it.)"""
+    """The zone of this process: that of TZ, or the machine's. (A server that is sealed off can't look it up.)"""
     name = os.environ.get("TZ", "").removeprefix(":")
     try:
         return _named(name) if name and not name.startswith("/") else _from_file(name or "/etc/localtime")
@@ -56,9 +56,9 @@ def _from_file(path: str) -> Zone:
 
 
 def _by_rule(rule: str) -> Zone:
-    """Of a rule such as “CET-1CEST,M3.5.0,M10.5.0/3” (tzset(3)): what a file of RFC 9636 ends with."""
+    """A zone from a rule such as “CET-1CEST,M3.5.0,M10.5.0/3” (tzset(3)), as the footer of a TZif file (RFC 9636)."""
     header = b"TZif2" + bytes(15)
-    nothing = struct.pack(">6I", 0, 0, 0, 0, 1, 1) + bytes(6) + b"\0"  # one type of time, which no time has
+    nothing = struct.pack(">6I", 0, 0, 0, 0, 1, 1) + bytes(6) + b"\0"  # one type of local time, and no transitions
     file = BytesIO((header + nothing) * 2 + b"\n" + rule.encode("ascii", "replace") + b"\n")
     zone = ZoneInfo.from_file(file)
     _EPOCH.replace(tzinfo=zone).utcoffset()
@@ -85,16 +85,16 @@ def _parse(value: str) -> Zone:
     return local_zone() if value == "local" else _named(value)
 
 
-#: Of both formats. The zone is found when the option is parsed, before the server is shut in.
+#: An option of both modules. The zone is looked up when the option is parsed, before the server is sealed off.
 TIME_ZONE: Option[Zone] = Option(
     "tz", _parse, local_zone(), "the time zone of the times in it", "ZONE", show=lambda zone: zone.name
 )
 
 
 def dos_time(date: int, time: int, hundredths: int = 0) -> int:
-    """Nanoseconds since 1970 by the clocks of the zone, of a date and a time as FAT packs them.
+    """Nanoseconds since 1970 in local time, from a date and a time as FAT packs them.
 
-    What no calendar has counts on, as in Linux. `hundredths` of a second are added (0 to 199).
+    Values out of range (such as the 31st of June) count on, as in Linux. `hundredths` of a second are added (0 to 199).
     """
     year, month, day = date >> 9, max(date >> 5 & 15, 1), max(date & 31, 1) - 1
     leap_days = (year + 3) // 4
@@ -109,7 +109,7 @@ def dos_time(date: int, time: int, hundredths: int = 0) -> int:
 
 
 def utc_offset(byte: int) -> int | None:
-    """Seconds east of UTC, of the byte in which exFAT keeps them (section 7.4.10); None if it doesn't."""
+    """Seconds east of UTC, from exFAT's byte for the UTC offset (section 7.4.10); None if that is not valid."""
     if not byte & 0x80:
         return None
     quarters = byte & 0x7F

@@ -1,13 +1,13 @@
-"""A FAT12, FAT16, FAT32 or exFAT file system in an image: what the module that mounts it asks.
+"""A FAT12, FAT16, FAT32 or exFAT file system in an image, as the module that mounts it uses it.
 
 `boot`, `entries`, `exfat_entries`, `names` and `times` turn bytes into values and know nothing of images; `chains`
 reads the table. Here is what both formats have in common; `fat` and `exfat` have the rest. Everything is read when it
-is asked for. Every byte is taken to be hostile: what contradicts the format raises OSError(EUCLEAN), what the image
-ends before OSError(EIO).
+is asked for. Every byte is taken to be hostile: what contradicts the format raises OSError(EUCLEAN), and what lies
+beyond the end of the image raises OSError(EIO).
 
-There are no inodes. A node is where in the volume the entry of a file lies, so that nothing need be remembered of those
-that were seen. A name that can be read is listed, whatever is wrong with what it stands for; a directory is listed as
-far as it can be, and then the error comes.
+There are no inodes. A node is computed from the position of the file's entry in the volume, so nothing has to be
+remembered of files that were looked up. A name that can be read is listed even if its file is damaged; a directory is
+listed as far as it can be read, and then the error is raised.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ log = logging.getLogger(__name__)
 
 #: The node of the root.
 ROOT = 1
-#: Bytes of directories that are read at once; of a directory that is kept as a table of names; and names kept in all.
+#: Bytes of a directory that are read at once; the largest directory that is kept as a table of names; names in all
+#: tables together.
 _BATCH = 65536
 _TABLE_MAX = 8 << 20
 _NAMES_CACHED = 1 << 17
 _FILES_CACHED = 8192
 _PARENTS_CACHED = 65536
-#: Files have no permission bits but for one that says that nobody may write.
+#: Files have no permission bits except one for read-only.
 _PERMISSIONS = 0o755
 _READ_ONLY = 0o222
 _DIRECTORY_KIND, _FILE_KIND = 4, 8  # DT_*
@@ -53,9 +54,9 @@ class File(NamedTuple):
     is_directory: bool
     is_read_only: bool
     first_cluster: int
-    #: Of a directory: how much there may be of it.
+    #: Of a directory of exFAT, its length as its entry has it.
     length: int
-    #: What lies behind it reads as zeros.
+    #: What lies beyond this reads as zeros.
     valid_length: int
     is_contiguous: bool
     mtime_ns: int
@@ -67,11 +68,11 @@ class Name(NamedTuple):
     """One name of a directory."""
 
     name: bytes
-    #: The bytes of the directory up to and with its entry.
+    #: Where its entry ends in the directory, in bytes.
     end: int
     node: int
     is_directory: bool
-    #: Another name by which it is found, or "".
+    #: Another name by which the file is found, or "".
     alias: str = ""
     #: Its entry contradicts its checksum, so that this may not be its name.
     is_damaged: bool = False
@@ -85,9 +86,9 @@ class Places(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """The names of a directory, as they are shown and as they are found."""
+    """The names of a directory, with the node of each by its shown and by its folded form."""
 
-    #: In their order, each once.
+    #: In the order of the directory, without repetitions.
     names: list[Name]
     shown: dict[bytes, int]
     folded: dict[str, int]
@@ -99,11 +100,11 @@ class ClusterVolume(ABC):
 
     no_xattrs = True
     root = ROOT
-    #: How it is called, and what `viewfs inspect` shows.
+    #: The format's name; this, the label and the serial number are what `viewfs inspect` shows.
     kind: str
     label = ""
     serial: int
-    #: What is wrong with it although it can be read.
+    #: What is wrong with the volume although it can be read.
     warnings: tuple[str, ...] = ()
 
     def __init__(self, section: Section, heap: int, cluster_size: int, clusters: int, chains: Chains) -> None:
@@ -119,18 +120,18 @@ class ClusterVolume(ABC):
 
     @abstractmethod
     def _read_file(self, node: int) -> File:
-        """What lies at a node other than the root. Raises OSError."""
+        """The file of a node other than the root. Raises OSError."""
 
     @abstractmethod
     def _root_file(self) -> File: ...
 
     @abstractmethod
     def _names(self, node: int, file: File, start: int) -> Iterator[Name]:
-        """The names of a directory behind its first `start` bytes. Raises OSError."""
+        """The names of a directory after its first `start` bytes. Raises OSError."""
 
     @abstractmethod
     def _fold(self, name: bytes) -> str:
-        """What is the same for names that count as the same; "" of what is no name at all."""
+        """A form that is the same for all names that count as the same; "" if `name` can't be a name."""
 
     @abstractmethod
     def _free_clusters(self) -> int: ...
@@ -144,7 +145,7 @@ class ClusterVolume(ABC):
         return self._files.get(node) or self._files.put(node, self._read_file(node))
 
     def attributes(self, node: int) -> Attributes:
-        """What stat(2) tells. Raises OSError."""
+        """What stat(2) returns. Raises OSError."""
         file = self.file(node)
         size = file.length
         if file.is_directory:
@@ -187,7 +188,7 @@ class ClusterVolume(ABC):
         return found
 
     def entries(self, directory: int, start: int) -> Iterator[tuple[bytes, int, int, int]]:
-        """Name, cookie, node and DT_* type, `.` and `..` included. Raises OSError at the end, for what is damaged."""
+        """Name, cookie, node and DT_* type, `.` and `..` included. If a part is damaged, raises OSError at the end."""
         file = self._directory(directory)
         if start < 1:
             yield b".", 1, directory, _DIRECTORY_KIND
@@ -204,7 +205,7 @@ class ClusterVolume(ABC):
             yield found.name, found.end + _DOTS, found.node, _DIRECTORY_KIND if found.is_directory else _FILE_KIND
 
     def read(self, node: int, offset: int, size: int) -> bytes:
-        """As `read_pieces`, in one."""
+        """As `read_pieces`, joined."""
         return joined(self.read_pieces(node, offset, size))
 
     def read_pieces(self, node: int, offset: int, size: int) -> list[Buffer | FileRange]:
@@ -217,7 +218,7 @@ class ClusterVolume(ABC):
         if offset >= end:
             return []
         runs = self._runs(file)
-        # All of it or nothing: fewer bytes than were asked for would be the end of the file (fuse_short_read).
+        # All or nothing: to return fewer bytes than asked for would mean the end of the file (fuse_short_read).
         if end > runs.total * self._cluster_size:
             raise _again(runs.error or damaged("a file has too few clusters"))
         written = min(end, file.valid_length)
@@ -241,7 +242,7 @@ class ClusterVolume(ABC):
         return {}
 
     def statistics(self) -> FileSystemStatistics:
-        """What statfs(2) tells."""
+        """What statfs(2) returns."""
         try:
             free = self._free_clusters()
         except OSError:
@@ -286,7 +287,7 @@ class ClusterVolume(ABC):
         return sum(size for _offset, size in self._places(node, file).pieces)
 
     def _pieces(self, node: int, file: File, start: int) -> Iterator[tuple[bytes, int]]:
-        """The bytes of a directory behind its first `start`, with their places. Raises OSError, also on the way."""
+        """The bytes of a directory after its first `start`, with their positions. Raises OSError, after a piece too."""
         places = self._places(node, file)
         for position, size in places.pieces:
             if start >= size:
@@ -297,13 +298,13 @@ class ClusterVolume(ABC):
                 data = self._section.pread_up_to(length, position + offset)
                 yield data, position + offset
                 if len(data) < length:
-                    self._section.pread(length, position + offset)  # which says what is missing
+                    self._section.pread(length, position + offset)  # raises, saying what is missing
             start = 0
         if places.error is not None:
             raise _again(places.error)
 
     def _all_names(self, node: int, file: File, start: int) -> Iterator[Name]:
-        """As `_names`; it is remembered which directory the directories are in."""
+        """As `_names`; also remembers the parent of each directory."""
         for found in self._names(node, file, start):
             if found.is_directory and self._parents.get(found.node) is None:
                 self._parents.put(found.node, node)
@@ -317,19 +318,19 @@ class ClusterVolume(ABC):
         except OSError as reason:
             error = _again(reason)
         repeated: dict[bytes, int] = {}
-        # What is damaged takes no name from what is sound.
+        # Undamaged entries come first, so that a damaged one does not take their name.
         for place, found in sorted(enumerate(table.names), key=lambda one: one[1].is_damaged):
             if found.name in table.shown:
                 found = found._replace(name=_other_name(found.name, table.shown, repeated))
                 table.names[place] = found
             table.shown[found.name] = found.node
-            # By the short name first, as Linux does it.
+            # The short name has precedence, as in Linux.
             for alias in filter(None, (found.alias and self._fold(found.alias.encode()), self._fold(found.name))):
                 table.folded.setdefault(alias, found.node)
         return table._replace(error=error)
 
     def _search(self, node: int, file: File, name: bytes, wanted: str) -> tuple[int | None, OSError | None]:
-        """In a directory that is too large to be kept."""
+        """Look up `name` in a directory that is too large for a table; also returns the error of a damaged part."""
         alike: Name | None = None
         same: Name | None = None
         error: OSError | None = None
@@ -349,14 +350,14 @@ class ClusterVolume(ABC):
 
 
 def _then(names: Iterable[Name], error: OSError | None) -> Iterator[Name]:
-    """These, and then the error, if there is one."""
+    """`names`, and then `error`, if there is one."""
     yield from names
     if error is not None:
         raise _again(error)
 
 
 def _other_name(name: bytes, taken: Mapping[bytes, int], repeated: dict[bytes, int]) -> bytes:
-    """Another name for what has one that was there before; `repeated`: how often each has been."""
+    """Another name for an entry whose name is taken; `repeated`: the last number added to each name."""
     number = repeated.get(name, 1) + 1
     while (other := name + b"~%d" % number) in taken:
         number += 1
@@ -366,5 +367,5 @@ def _other_name(name: bytes, taken: Mapping[bytes, int], repeated: dict[bytes, i
 
 
 def _again(error: OSError) -> OSError:
-    """The same, to be raised anew: one that is raised twice grows a traceback each time, and keeps what that holds."""
+    """A copy of `error` to raise: an exception raised twice gets a longer traceback each time, and keeps it alive."""
     return OSError(error.errno, error.strerror)

@@ -1,7 +1,7 @@
-"""Decompressing blocks: each of the six ways that squashfs knows, never to more bytes than a block can have.
+"""Decompressing blocks with each of the six algorithms of squashfs, never to more bytes than a block can have.
 
-All of these libraries are imported at once, for the server that uses one is shut in before it knows which; and all of
-them let other threads run while they work.
+All of these libraries are imported at once, because the server is sealed off before it knows which one it needs; and
+all of them let other threads run while they work.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from viewfs.modules.framework.damage import damaged
 
 __all__ = ["Decompressor", "decompressor"]
 
-#: (compressed, the most that it may come to) → the content. Raises OSError(EUCLEAN).
+#: (compressed bytes, maximum length of the content) → the content. Raises OSError(EUCLEAN).
 Decompressor = Callable[[bytes, int], bytes | bytearray]
 
 #: Bytes that the decompressor of an xz or lzma block may use: a dictionary is no larger than a block.
 _LZMA_MEMORY = 32 << 20
-#: 1 << 21: what a dictionary of twice the largest block takes.
+#: A window of 1 << 21 bytes, which is twice the largest block.
 _ZSTD_OPTIONS = {int(zstd.DecompressionParameter.window_log_max): 21}
 
 
@@ -77,7 +77,7 @@ def decompressor(compression: Compression) -> Decompressor:
             content = decode(data, limit)
         except MemoryError:
             raise
-        # Each library has errors of its own, some straight below Exception; all mean the same here.
+        # Each library has exceptions of its own, some derived directly from Exception; all mean the same here.
         except Exception as error:
             raise damaged(f"a block can't be decompressed: {error}") from None
         if len(content) > limit:

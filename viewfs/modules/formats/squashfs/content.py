@@ -1,4 +1,4 @@
-"""What is in files: blocks that are compressed one by one, and fragments, blocks that the ends of files share."""
+"""The content of files: blocks that are compressed one by one, and fragments, blocks that the ends of files share."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ _UNCOMPRESSED = 1 << 24
 _SIZE = _UNCOMPRESSED - 1
 #: squashfs_fragment_entry: position, size, unused.
 FRAGMENT = Struct("<QII")
-#: Bytes of decompressed blocks that are kept, but never fewer than this many blocks.
+#: Bytes of decompressed blocks that are kept, and the least number of blocks.
 _CACHED = 24 << 20
 _BLOCKS_CACHED = 8
-#: Blocks whose places are kept; each file counts as some more.
+#: Blocks whose positions are kept; each file counts as `_FILE_WEIGHT` more.
 _PLACES_CACHED, _FILE_WEIGHT = 1 << 18, 64
-#: Sizes that are read at once.
+#: Entries of a block list that are read at once.
 _CHUNK = METADATA_SIZE // 4
-#: More blocks than this, a file can't have: it is looked through from its beginning to find the last.
+#: A file can't have more blocks than this, because the block list has to be read from its beginning to find the last.
 _BLOCKS_MAX = 1 << 28
 
 
 class _BlockList:
-    """Where the blocks of one file are. Only sums are kept of a long list: each chunk of it is read when it is
-    needed."""
+    """The positions of the blocks of one file. A list is read in chunks when they are needed, and of a long one only
+    the beginnings of chunks are kept."""
 
     def __init__(self, inode: Inode, metadata: Metadata, superblock: Superblock) -> None:
         size = inode.attributes.size
         whole, rest = divmod(size, superblock.block_size)
-        #: Blocks that the file has to itself; its end, if it is in a fragment, is not one.
+        #: Blocks of this file alone; the end of the file is not counted if it is in a fragment.
         self.count = whole + bool(rest and inode.fragment == NONE_32)
         if self.count > _BLOCKS_MAX or inode.start > superblock.bytes_used:
             raise damaged(f"a file claims to have {self.count} blocks from {inode.start} on")
         self._metadata = metadata
         block, offset = metadata.skip(*place_of(inode, superblock.inode_table), inode.tail)
-        #: Of each chunk that has been reached: where its list is, and where its first block is.
+        #: Of each chunk that has been reached: the place of its part of the list, and the position of its first block.
         self._chunks = [(block, offset, inode.start)]
         self._last: tuple[int, Sequence[int], Sequence[int]] | None = None
         self._lock = threading.Lock()
 
     def find(self, index: int) -> tuple[int, int]:
-        """Where block `index` is in the image, and its size as it is stored. Raises OSError."""
+        """The position of block `index` in the image, and its size as stored. Raises OSError."""
         number, slot = divmod(index, _CHUNK)
         last = self._last
         if last is None or last[0] != number:
@@ -79,8 +79,8 @@ class _BlockList:
 
 
 class Contents:
-    """Reads the content of files of one file system. Any thread may ask; each block is decompressed once while it is
-    kept, however many want it."""
+    """Reads the content of the files of one file system. Any thread may call it; while a block is cached, it is
+    decompressed only once."""
 
     def __init__(self, image: Section, superblock: Superblock, metadata: Metadata, decompress: Decompressor) -> None:
         self._image = image
@@ -93,7 +93,7 @@ class Contents:
             self._fragments = Table(
                 image, metadata, superblock.fragment_table, superblock.fragment_count, FRAGMENT, "fragment"
             )
-        #: Files of one directory have their ends together.
+        #: The fragment that was used last: the ends of the files of a directory are often in the same one.
         self._last_fragment: tuple[int, bytes | bytearray] = (NONE_32, b"")
         self._lists: Cache[int, _BlockList] = Cache(_PLACES_CACHED)
         #: Called before a block is decompressed.

@@ -1,8 +1,8 @@
 """Looking up names and listing them.
 
-A directory is read in *segments* of some 8 KiB: from one entry of its index to the next, or, where it has none, from
-the end of one segment to the end of the run that makes the next one long enough. What has been read is kept parsed,
-within bounds, so that a name costs a search in a table, and going on with a listing costs nothing.
+A directory is read in *segments* of about 8 KiB: each from one entry of its index to the next or, without an index,
+from the end of the segment before to the end of the run that makes it long enough. A bounded cache keeps them parsed,
+so that a look-up is a search in a table, and continuing a listing costs nothing.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from viewfs.modules.framework.damage import damaged
 
 __all__ = ["Directories"]
 
-#: Bytes of listings that are kept parsed, which takes some ten times as much.
+#: Bytes of listings that are kept parsed, which takes some ten times as much memory.
 _CACHED = 2 << 20
-#: Entries of indexes that are kept, and of directories, of which each counts as one.
+#: How many entries of indexes are kept; each directory counts as one more.
 _STARTS_CACHED = 32768
-#: A segment that no entry of the index ends is at least so long, if there is so much.
+#: Without an index, a segment is at least this long, unless the listing ends before.
 _SEGMENT = 8192
 #: No run of names is longer than this.
 _RUN_MAX = 12 + 256 * (8 + 256)
-#: An index has an entry for each metadata block, at the next run that begins.
+#: An index has an entry for each metadata block: the next run that begins.
 _SEGMENT_MAX = METADATA_SIZE + 2 * _RUN_MAX
-#: A longer listing that has no index would take seconds to look through, for each name that is not there. (mksquashfs
-#: makes one for those above 8 KiB.)
+#: A longer listing without an index would take seconds to search, for each name that is not there. (mksquashfs makes an
+#: index for listings above 8 KiB.)
 _UNINDEXED_MAX = 4 << 20
 _MAX_INDEX_ENTRIES = 1 << 16
 #: What the kernel adds to the size of a listing for `.` and `..` (squashfs_readdir). Cookies are places plus this.
@@ -66,10 +66,10 @@ class _Start(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """All it takes to read a segment."""
+    """What is needed to read a segment."""
 
     start: _Start
-    #: Bytes of it that are to be read, and those that may be, to complete a run.
+    #: How many bytes have to be read, and how many may be read to complete a run.
     least: int
     most: int
 
@@ -83,7 +83,7 @@ class _Directory:
         self.starts = [first, *(start for start, _name in index)]
         #: The first name of each segment but the first, if there is an index.
         self.names = [name for _start, name in index]
-        #: What was found wrong with a segment while it was listed.
+        #: The first error in a segment that was found while the directory was listed.
         self.damage: OSError | None = None
         self._lock = threading.Lock()
 
@@ -102,7 +102,7 @@ class _Directory:
 
 
 class Directories:
-    """Reads the directories of one file system. Any thread may ask."""
+    """Reads the directories of one file system. Any thread may call it."""
 
     def __init__(self, metadata: Metadata, superblock: Superblock) -> None:
         self._metadata = metadata
@@ -126,7 +126,7 @@ class Directories:
         return None
 
     def entries(self, inode: Inode, start: int) -> Iterator[Entry]:
-        """The names after cookie `start`, with their cookies in place of places. Raises OSError, also on the way."""
+        """The names after cookie `start`, with cookies instead of places. Raises OSError, also during the iteration."""
         directory = self._directory(inode)
         place = max(start - _DOTS, 0)
         starts = directory.starts
@@ -138,7 +138,7 @@ class Directories:
             yield from _behind(segment, place)
 
     def _indexed_entries(self, directory: _Directory, number: int, place: int) -> Iterator[Entry]:
-        """A segment that is damaged hides the names in it and no others: the error comes last."""
+        """A damaged segment hides only the names in it: the error is raised last."""
         for each in range(number, len(directory.starts)):
             try:
                 segment = self._segments.get(directory.key(each))
@@ -150,7 +150,7 @@ class Directories:
             raise OSError(damage.errno, damage.strerror)
 
     def _walk(self, directory: _Directory, number: int) -> Iterator[_Segment]:
-        """The segments from `number` on, where there is no index: each one tells where the next begins."""
+        """The segments from `number` on, without an index: each one tells where the next begins."""
         while number < len(directory.starts):
             key = directory.key(number)
             if key.least <= 0:
@@ -173,13 +173,13 @@ class Directories:
         try:
             index = self._read_index(inode, first)
         except OSError:
-            index = []  # a listing can be read from one end to the other, too
+            index = []  # a listing can also be read sequentially
         if not index and size > _UNINDEXED_MAX:
             raise damaged(f"a directory has a listing of {size} bytes, and no index that can be read")
         return _Directory(size, first, index)
 
     def _read_index(self, inode: Inode, first: _Start) -> list[tuple[_Start, bytes]]:
-        """The index, if there is one and it can be right. Raises OSError."""
+        """The index; empty if there is none. Raises OSError if it is damaged."""
         count = inode.index_entries
         if count > _MAX_INDEX_ENTRIES:
             raise damaged(f"a directory has an index of {count} entries")
@@ -208,7 +208,7 @@ class Directories:
         data = self._metadata.read(start.block, start.offset, key.most)
         listing = parse_listing(data, start.place, least=key.least)
         entries = listing.entries
-        # Of two entries with one name the first counts, as in the kernel.
+        # If two entries have the same name, the first counts, as in the kernel.
         by_name = {entry[0]: entry[2] for entry in reversed(entries)}
         return _Segment(entries, [entry[1] for entry in entries], by_name, len(data) + 1, listing.end)
 

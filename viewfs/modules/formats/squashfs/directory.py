@@ -1,7 +1,7 @@
 """Listings and indexes of directories (squashfs_dir_header, _entry and _index of squashfs_fs.h). Pure.
 
-A listing is runs of up to 256 names whose inodes are in one metadata block, in the order of the bytes of the names. The
-index of a long directory has the first name of some of the runs and where they are.
+A listing consists of runs of up to 256 names whose inodes begin in the same metadata block; names are sorted by their
+bytes. The index of a long directory has the first names and the places of some of the runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INDEX_ENTRY = Struct("<III")  # place in the listing, metadata block of that pl
 INDEX_ENTRY_SIZE = _INDEX_ENTRY.size
 _MAX_RUN = 256
 _NAME_MAX = 256
-#: Types of inodes, of which the extended ones are not told from the others in listings, as DT_* of dirent.h.
+#: Types of inodes as DT_* of dirent.h; listings do not distinguish the extended types from the basic ones.
 _KINDS = (0, 4, 8, 10, 6, 2, 1, 12)
 _NOT_NAMES = (b".", b"..")
 
@@ -33,7 +33,7 @@ class Listing(NamedTuple):
     """A part of a listing."""
 
     entries: list[Entry]
-    #: Bytes of the listing up to where the first run begins that is not in `entries`.
+    #: The place in the listing of the first run that is not in `entries`.
     end: int
 
 
@@ -47,10 +47,9 @@ class IndexEntry(NamedTuple):
 
 
 def parse_listing(data: Buffer, start: int, *, least: int) -> Listing:
-    """The runs in `data`, which begins `start` bytes into a listing; no further than the end of the run in which
-    `least` bytes of it are read.
+    """The runs in `data`, which begins `start` bytes into a listing, up to the one that makes them `least` bytes long.
 
-    Raises OSError(EUCLEAN) if that run is cut short, or is none.
+    Raises OSError(EUCLEAN) if a run is cut short or invalid.
     """
     entries: list[Entry] = []
     at, size = 0, len(data)
@@ -79,7 +78,7 @@ def parse_listing(data: Buffer, start: int, *, least: int) -> Listing:
 
 
 def parse_index_entry(data: Buffer) -> tuple[IndexEntry, int]:
-    """The fixed part of an entry of an index, without its name, and the length of that. Raises OSError(EUCLEAN)."""
+    """The fixed part of an index entry, without its name, and the length of the name. Raises OSError(EUCLEAN)."""
     place, block, length = _INDEX_ENTRY.unpack_from(data)
     if length >= _NAME_MAX:
         raise damaged("the index of a directory has a name that is longer than it can be")

@@ -1,7 +1,7 @@
-"""Inodes: fourteen kinds, seven and their extended forms (squashfs_*_inode of squashfs_fs.h). Pure.
+"""Inodes: seven kinds, each with a basic and an extended form (squashfs_*_inode of squashfs_fs.h). Pure.
 
-What follows an inode and has no fixed length (the sizes of a file's blocks, the index of a directory, the target of
-a link) is read when it is needed; `Inode.tail` tells where it begins.
+The part of an inode that has no fixed length (the sizes of a file's blocks, the index of a directory, the target of a
+link) is read when it is needed; `Inode.tail` tells where it begins.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["BEHIND_TARGET", "INODE_SIZE", "NODE_OF_REFERENCE", "Inode", "parse_i
 
 Buffer: TypeAlias = bytes | bytearray
 
-#: No inode is longer, without its tail.
+#: No inode is longer than this, without its tail.
 INODE_SIZE = 64
 #: The nodes that the kernel is given are references with this added: 0 is no node, and 1 is always the root.
 NODE_OF_REFERENCE = 2
 
-#: Each begins with: type, mode, index of the owner, of the group, modification time, inode number.
+#: Each inode begins with: type, mode, index of the owner, of the group, modification time, inode number.
 _BASE = "<HHHHII"
 _FILE = Struct(_BASE + "IIII")  # start, fragment, offset in it, size
 _LONG_FILE = Struct(_BASE + "QQQIIII")  # start, size, sparse, links, fragment, offset in it, xattrs
@@ -37,24 +37,24 @@ _LONG_DEVICE = Struct(_BASE + "III")  # links, device, xattrs
 _OTHER = Struct(_BASE + "I")  # links
 _LONG_OTHER = Struct(_BASE + "II")  # links, xattrs
 
-#: `Inode.xattrs` of a long link: its index is 32 bits behind the target.
+#: `Inode.xattrs` of an extended link: the index is in the 32 bits after the target.
 BEHIND_TARGET = -1
 _MODE = 0o7777
-#: A named tuple without the detour over its own `__new__`, which takes longer than all else.
+#: Makes a named tuple without calling its own `__new__`, which would take longer than everything else.
 _new = tuple.__new__
 
 
 class Inode(NamedTuple):
-    """An inode. Positions of its tail count from where the inode begins."""
+    """An inode. `tail` counts from where the inode begins."""
 
     attributes: Attributes
-    #: Of a file, where its blocks begin in the image; of a directory, the metadata block that its listing begins in.
+    #: Of a file, where its blocks begin in the image; of a directory, the metadata block in which its listing begins.
     start: int = 0
     #: Of a file, where its end begins in a fragment; of a directory, where its listing begins in the block.
     offset: int = 0
-    #: Of a file, the fragment that its end is in, or `NONE_32`.
+    #: Of a file, the fragment that has its end, or `NONE_32`.
     fragment: int = NONE_32
-    #: Of a directory, the entries of its index, and the inode number of its parent.
+    #: Of a directory, the number of entries of its index, and the inode number of its parent.
     index_entries: int = 0
     parent: int = 0
     #: Index of its extended attributes, `NONE_32`, or `BEHIND_TARGET`.
@@ -81,7 +81,7 @@ def _file(data: Buffer, at: int, node: int, owners: Sequence[int], groups: Seque
     fields = _FILE.unpack_from(data, at)
     _type, mode, owner, group, mtime, number, start, fragment, offset, size = fields
     mtime *= 1_000_000_000
-    # Written out, for most inodes of a file system are of this kind.
+    # Written out, because most inodes of a file system are of this kind.
     attributes = _new(Attributes, (
         node, 0o100000 | mode & _MODE, size, 1, owners[owner], groups[group], 0,
         mtime, mtime, mtime, (size + 511) >> 9, 4096, number,
@@ -130,7 +130,7 @@ def _long_link(data: Buffer, at: int, node: int, owners: Sequence[int], groups: 
 
 
 def _number(encoded: int) -> int:
-    """A device number as new_encode_dev of linux/kdev_t.h has it, as `os.makedev` makes it."""
+    """A device number encoded by new_encode_dev of linux/kdev_t.h, as `os.makedev` makes it."""
     return os.makedev((encoded & 0xFFF00) >> 8, (encoded & 0xFF) | (encoded >> 12 & 0xFFF00))
 
 
@@ -177,7 +177,7 @@ _PARSERS: tuple[_Parser, ...] = (
 
 
 def parse_inode(data: Buffer, at: int, node: int, owners: Sequence[int], groups: Sequence[int]) -> Inode:
-    """The inode that begins `at` in `data`; `node` is the number it goes by, `owners` and `groups` are the table of
+    """The inode that begins at index `at` in `data`; `node` is its node number, `owners` and `groups` are the table of
     ids.
 
     Raises OSError(EUCLEAN).
@@ -194,6 +194,7 @@ def parse_inode(data: Buffer, at: int, node: int, owners: Sequence[int], groups:
 
 
 def place_of(inode: Inode, table: int) -> tuple[int, int]:
-    """The metadata block in which an inode begins, in the image, and where; `table` is where the inode table begins."""
+    """The position of the metadata block in which an inode begins, and the offset in it; `table` is the position of the
+    inode table."""
     reference = inode.attributes.ino - NODE_OF_REFERENCE
     return table + (reference >> 16), reference & 0xFFFF

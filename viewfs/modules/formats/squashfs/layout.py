@@ -1,4 +1,4 @@
-"""The superblock, and what the rest of the format has in common.
+"""The superblock, and constants that the rest of the format shares.
 
 Structures are those of the kernel's fs/squashfs/squashfs_fs.h (version 4.0); all of them are little-endian and packed.
 """
@@ -26,7 +26,7 @@ MAGIC = b"hsqs"
 SUPERBLOCK_SIZE = 96
 #: Bytes of a metadata block once it is decompressed; only the last of a table has fewer.
 METADATA_SIZE = 8192
-#: "There is none": of fragments and of extended attributes.
+#: Means "none", for fragments and extended attributes.
 NONE_32 = 0xFFFFFFFF
 _NONE_64 = 0xFFFFFFFFFFFFFFFF
 _MIN_BLOCK_LOG, _MAX_BLOCK_LOG = 12, 20
@@ -35,7 +35,7 @@ _SUPERBLOCK = Struct("<4s4I6H8Q")
 
 
 class Compression(IntEnum):
-    """ZLIB_COMPRESSION and so on, by the names that mksquashfs has for them."""
+    """ZLIB_COMPRESSION and so on, by their names in mksquashfs."""
 
     GZIP = 1
     LZMA = 2
@@ -74,7 +74,7 @@ class Superblock:
     compression: Compression
     flags: Flags
     id_count: int
-    #: Where the root's inode is, see `metadata.Reference`.
+    #: The reference of the root's inode (see `metadata`).
     root_reference: int
     bytes_used: int
     id_table: int
@@ -88,7 +88,7 @@ class Superblock:
 def parse_superblock(data: bytes, name: str) -> Superblock:
     """The superblock in the first `SUPERBLOCK_SIZE` bytes of a file system; `name` is for messages.
 
-    Raises `DamagedSourceError` that says what is wrong with it.
+    Raises `DamagedSourceError`, which says what is wrong with it.
     """
     if len(data) < SUPERBLOCK_SIZE:
         raise DamagedSourceError(f"{name} is too short for a squashfs file system")
@@ -106,7 +106,7 @@ def parse_superblock(data: bytes, name: str) -> Superblock:
         raise DamagedSourceError(f"{name} is compressed in a way that is not known, number {compression}")
     if not id_count or not inode_count:
         raise DamagedSourceError(f"the superblock of {name} says that there are no inodes or no owners")
-    # As the kernel has it, the tables come in this order (squashfs_fill_super).
+    # The kernel requires the tables in this order (squashfs_fill_super).
     optional = [table for table in (fragments, exports) if table != _NONE_64]
     order = [SUPERBLOCK_SIZE, inodes, directories, *optional, ids, *([xattrs] if xattrs != _NONE_64 else [])]
     if order != sorted(order) or order[-1] > bytes_used:

@@ -27,7 +27,7 @@ _CACHED = 8 << 20
 
 
 class Metadata:
-    """The metadata blocks of an image. Any thread may ask; each block is decompressed once while it is kept."""
+    """The metadata blocks of an image. Any thread may call it; a block is decompressed only once while it is cached."""
 
     def __init__(self, image: Section, decompress: Decompressor) -> None:
         self._image = image
@@ -36,7 +36,7 @@ class Metadata:
             _CACHED, self._load, lambda _block: METADATA_SIZE
         )
 
-        #: The last one that was asked for, with its position: most inodes are asked for beside each other.
+        #: The last block that was asked for, and its position: neighbouring inodes are mostly asked for together.
         self._last: tuple[int, bytes | bytearray, int] = (-1, b"", 0)
 
     def _load(self, position: int) -> tuple[bytes | bytearray, int]:
@@ -64,7 +64,7 @@ class Metadata:
         return data, following
 
     def at(self, position: int, offset: int, size: int) -> tuple[bytes | bytearray, int]:
-        """Bytes in which `size` of them, `offset` bytes into the block at `position` and on, begin at the second value.
+        """A buffer, and the index in it of the `size` bytes that begin `offset` bytes into the block at `position`.
 
         Raises OSError(EUCLEAN) if there aren't so many.
         """
@@ -74,7 +74,7 @@ class Metadata:
         return self.read(position, offset, size), 0
 
     def head(self, position: int, offset: int, size: int) -> tuple[bytes | bytearray, int]:
-        """As `at`, but fewer bytes than `size` will do where the table ends."""
+        """As `at`, but there may be fewer than `size` bytes at the end of the table."""
         data, following = self.block(position)
         if offset + size <= len(data):
             return data, offset
@@ -100,7 +100,7 @@ class Metadata:
         return b"".join(pieces)
 
     def skip(self, position: int, offset: int, size: int) -> tuple[int, int]:
-        """The place `size` bytes after another."""
+        """The place (block and offset) that is `size` bytes further."""
         offset += size
         while offset >= METADATA_SIZE:
             data, position = self.block(position)
@@ -114,8 +114,8 @@ class Table:
     """Records of one size behind an array of positions."""
 
     def __init__(self, image: Section, metadata: Metadata, start: int, count: int, record: Struct, what: str) -> None:
-        """`start` is where the array is; `what` names a record in messages. Raises OSError for an array that is not
-        there."""
+        """`start` is the position of the array; `what` names a record in messages. Raises OSError if the image ends
+        before the array does."""
         self._metadata = metadata
         self._record = record
         self._count = count
@@ -126,7 +126,7 @@ class Table:
         size = blocks * _POSITION.size
         if start + size > image.size:
             raise missing(f"the image ends before the table of {what}s")
-        # Read once where they are few, as they are for all but very large images.
+        # The array is kept in memory if it is small, as in all but very large images.
         self._positions: Sequence[int] | None = None
         if blocks <= _POSITIONS_KEPT:
             self._positions = unpack(f"<{blocks}Q", image.pread(size, start))
@@ -137,7 +137,7 @@ class Table:
         return self._count
 
     def __getitem__(self, index: int) -> tuple[int, ...]:
-        """Raises OSError(EUCLEAN) for a record that is not there."""
+        """Raises OSError(EUCLEAN) if there is no such record."""
         if not 0 <= index < self._count:
             raise damaged(f"{self._what} {index} can't be: there are {self._count}")
         block, slot = divmod(index, self._per_block)

@@ -14,7 +14,7 @@ from viewfs.modules.framework.sources import checked_offset
 
 __all__ = ["Squashfs", "SquashfsFileSystem"]
 
-#: Bytes that are decompressed ahead, at least.
+#: How many bytes are decompressed ahead, at least.
 _READ_AHEAD = 256 << 10
 
 
@@ -22,7 +22,7 @@ class SquashfsFileSystem(ImageFileSystem):
     """A `Volume`, whose blocks are decompressed ahead."""
 
     def __init__(self, volume: Volume, teller: Owners | None = None) -> None:
-        """`teller`: what to show where the attribute tells what is stored, which is what `volume` has then."""
+        """`teller`: the owners to show if the option `owner` is “tell”; `volume` then has the stored ids."""
         super().__init__(volume, None if teller is None else teller.translate, tells_owners=teller is not None)
         volume.call_before_work(lambda: self.about_to_work())
         self.caches = volume.caches
@@ -30,7 +30,7 @@ class SquashfsFileSystem(ImageFileSystem):
 
 
 class Squashfs(Module):
-    """squashfs 4.0 images, read-only, whichever way they are compressed; also behind a program, as in an AppImage."""
+    """squashfs 4.0 images, read-only, with any compression; also behind a program, as in an AppImage."""
 
     name = "squashfs"
     takes_source = True

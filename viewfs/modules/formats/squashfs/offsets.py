@@ -14,18 +14,18 @@ from viewfs.modules.formats.squashfs.layout import MAGIC, SUPERBLOCK_SIZE, parse
 __all__ = ["find_offset"]
 
 _ELF = b"\x7fELF"
-#: What a file begins with that is a program and may have a file system behind it: an ELF program, a script (so do
-#: images of Singularity and Apptainer).
+#: The first bytes of programs that may have a file system behind them: ELF programs and scripts. (Images of Singularity
+#: and Apptainer begin as scripts.)
 _PROGRAMS = (_ELF, b"#!")
-#: Programs of this size and less are looked through.
+#: How many bytes are searched for a superblock.
 _SCANNED = 32 << 20
 _PIECE = 1 << 20
-#: Places that look like superblocks, of which so many are looked at again.
+#: How many places that look like superblocks are checked further.
 _CANDIDATES = 64
 #: Major and minor, as they are on disk.
 _VERSION = b"\4\0\0\0"
 
-#: All but what `_may_be_superblock` compares can be anything.
+#: The magic number and two other bytes of a superblock; `_may_be_superblock` checks more.
 _MAGICS = re.compile(re.escape(MAGIC) + rb"(?=.{8}\0.{9}[\x0c-\x14])", re.DOTALL)
 
 _ELF_SIZE = 64
@@ -37,7 +37,7 @@ _SECTIONS_64 = 40, "QIHHHHH"
 def find_offset(source: Source, *, anywhere: bool) -> int | None:
     """Where the file system begins, in bytes; None if there is none.
 
-    `anywhere`: also behind what is no program. Raises OSError if the source can't be read.
+    `anywhere`: search even if the source does not begin with a program. Raises OSError if the source can't be read.
     """
     head = source.pread(_ELF_SIZE, 0)
     if _is_superblock(source, 0):
@@ -53,7 +53,7 @@ def find_offset(source: Source, *, anywhere: bool) -> int | None:
 
 
 def _may_be_superblock(data: bytes) -> bool:
-    """Version, and the two ways that the size of a block is told, agree: few other bytes would."""
+    """Is the version right, and do the two fields for the block size agree? Few other bytes pass this."""
     return data[28:32] == _VERSION and 12 <= data[22] <= 20 and data[12:16] == (1 << data[22]).to_bytes(4, "little")
 
 
@@ -62,12 +62,13 @@ def _is_superblock(source: Source, offset: int) -> bool:
         superblock = parse_superblock(source.pread(SUPERBLOCK_SIZE, offset), "")
     except (DamagedSourceError, OverflowError):
         return False
-    # By chance a program may contain what looks like one, or a program that writes some does; few claim to end here.
+    # A program may contain what looks like a superblock, by chance or because it writes them. But such a file system
+    # hardly fits before the end of the source.
     return offset == 0 or superblock.bytes_used <= source.size - offset
 
 
 def _end_of_elf(head: bytes) -> int | None:
-    """Where an ELF file ends, whose section headers come last as linkers have it; None if it isn't told."""
+    """Where an ELF file ends, given that linkers put the section headers last; None if the header is too short."""
     try:
         offset, fields = _SECTIONS_64 if head[4] == 2 else _SECTIONS_32
         order = ">" if head[5] == 2 else "<"
@@ -81,7 +82,7 @@ def _end_of_elf(head: bytes) -> int | None:
 
 
 def _occurrences(source: Source) -> Iterator[int]:
-    """Where something like a superblock is, in the first `_SCANNED` bytes."""
+    """The offsets in the first `_SCANNED` bytes at which there may be a superblock."""
     overlap = SUPERBLOCK_SIZE - 1
     for start in range(0, min(source.size, _SCANNED), _PIECE):
         piece = source.pread(_PIECE + overlap, start)

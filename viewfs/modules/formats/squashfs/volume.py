@@ -1,12 +1,12 @@
-"""A squashfs file system in an image: what the module that mounts it asks.
+"""A squashfs file system in an image, as the module that mounts it uses it.
 
 The parsers (`layout`, `inode`, `directory`) turn bytes into values and know nothing of images. `metadata` reads blocks
 and tables, `directories` names, `content` what is in files, `xattr` extended attributes. Everything is read when it is
-asked for. Every byte is taken to be hostile: what contradicts the format raises OSError(EUCLEAN), what the image ends
-before OSError(EIO).
+asked for. Every byte is taken to be hostile: what contradicts the format raises OSError(EUCLEAN), and what lies beyond
+the end of the image raises OSError(EIO).
 
-A node is the reference of an inode, with 2 added: it leads to the inode without a table, so nothing need be remembered
-of those that were seen, and the file system has no state at all. The number that an inode has for stat(2) is another.
+A node is the reference of an inode, with 2 added: it leads to the inode without a table, so the file system need not
+remember the inodes that were looked up, and has no state at all. stat(2) shows another number, the inode number.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Volume:
     """One file system. Any thread may call its methods, and several at once."""
 
     def __init__(self, image: Section, superblock: Superblock, owners: Owners) -> None:
-        """Raises OSError where a table is not there."""
+        """Raises OSError if a table is missing."""
         self._superblock = superblock
         decompress = decompressor(superblock.compression)
         self._metadata = metadata = Metadata(image, decompress)
@@ -67,7 +67,7 @@ class Volume:
             self._exports = Table(
                 image, metadata, superblock.export_table, superblock.inode_count, _EXPORT, "inode number"
             )
-        #: Those that count.
+        #: The caches that count hits and misses.
         self.caches = (metadata.blocks, self._contents.blocks)
         #: Where the file system begins in its source, in bytes.
         self.offset = image.offset
@@ -92,7 +92,7 @@ class Volume:
     ) -> Volume:
         """The file system that begins at byte `offset` of `source`, or where it is found; `name` is for messages.
 
-        Raises DamagedSourceError if there is none, if it can't be read at all, and for what is not known of it.
+        Raises DamagedSourceError if there is none, if it can't be read at all, or if it uses something unknown.
         """
         if offset is None:
             offset = find_offset(source, anywhere=True) or 0
@@ -112,7 +112,7 @@ class Volume:
 
     @staticmethod
     def probe(source: Source) -> bool:
-        """Is there a file system at the beginning of `source`, or behind the program that it is? Never raises."""
+        """Is there a file system at the beginning of `source`, or behind a program there? Never raises."""
         try:
             return find_offset(source, anywhere=False) is not None
         except (OSError, OverflowError, ValueError):
@@ -129,11 +129,11 @@ class Volume:
         return parse_inode(data, start, node, self._users, self._groups)
 
     def attributes(self, node: int) -> Attributes:
-        """What stat(2) tells of `node`. Raises OSError."""
+        """What stat(2) returns for `node`. Raises OSError."""
         return self._inode(node).attributes
 
     def node(self, number: int) -> int:
-        """The node of an inode number. Raises OSError(ESTALE) where the image has no table for it (-no-exports)."""
+        """The node of an inode number. Raises OSError(ESTALE) if the image has no export table (-no-exports)."""
         if self._exports is None:
             raise os_error(errno.ESTALE)
         reference = self._exports[number - 1][0]
@@ -160,8 +160,8 @@ class Volume:
     def entries(self, directory: int, start: int = 0) -> Iterator[tuple[bytes, int, int, int]]:
         """(name, cookie, node, DT_* type) for each name after cookie `start`, `.` and `..` included.
 
-        `..` has the node of the directory itself where that of its parent can't be told. Raises OSError, also while it
-        is gone through: the names before the damage come first.
+        `..` has the node of the directory itself if that of its parent is not known. Raises OSError, also during the
+        iteration, after the names before the damage.
         """
         inode = self._directory(directory)
         if start < 1:
@@ -176,7 +176,7 @@ class Volume:
             yield name, cookie, reference + NODE_OF_REFERENCE, kind
 
     def read(self, node: int, offset: int, size: int) -> bytes:
-        """As `read_pieces`, in one."""
+        """As `read_pieces`, joined."""
         return joined(self.read_pieces(node, offset, size))
 
     def read_pieces(self, node: int, offset: int, size: int) -> list[Buffer | FileRange]:
@@ -216,7 +216,7 @@ class Volume:
         return self._xattrs.of(index)
 
     def statistics(self) -> FileSystemStatistics:
-        """What statfs(2) tells (squashfs_statfs)."""
+        """What statfs(2) returns (squashfs_statfs)."""
         superblock = self._superblock
         return FileSystemStatistics(
             block_size=superblock.block_size,

@@ -1,6 +1,6 @@
-"""Extended attributes: lists of names and values, of which inodes with the same ones share a list.
+"""Extended attributes: lists of names and values. Inodes with the same attributes share a list.
 
-A value that several lists share may be elsewhere ("out of line"); the list then has a reference to it.
+A value that several lists share may be stored outside of them ("out of line"); a list then has a reference to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from viewfs.modules.framework.sources import Section
 
 __all__ = ["Xattrs"]
 
-_TABLE = Struct("<QII")  # where the lists are, how many, unused
+_TABLE = Struct("<QII")  # position of the lists, number of lists, unused
 _ID = Struct("<QII")  # reference of a list, how many names are in it, its size
 _NAME = Struct("<HH")  # type, length of the name
 _LENGTH = Struct("<I")
@@ -34,7 +34,7 @@ _Place: TypeAlias = tuple[int, int]
 
 
 class Xattrs:
-    """The extended attributes of one file system, by the index that inodes have."""
+    """The extended attributes of one file system, by the index in the inode."""
 
     def __init__(self, image: Section, metadata: Metadata, table: int) -> None:
         """`table` is where the table of ids begins. Raises OSError."""
@@ -47,7 +47,7 @@ class Xattrs:
         self._lists: Cache[int, Mapping[bytes, _Place]] = Cache(_NAMES_CACHED)
 
     def of(self, index: int) -> Mapping[bytes, bytes]:
-        """Names and values of list `index`; values are read when they are taken. Raises OSError."""
+        """Names and values of list `index`; values are read when they are accessed. Raises OSError."""
         found = self._lists.get(index)
         if found is None:
             found = self._read(index)
@@ -78,7 +78,7 @@ class Xattrs:
                 raise damaged(f"an extended attribute has a value of {size} bytes")
             at = skip(*at, _LENGTH.size + size)
             prefix = _PREFIXES.get(kind & 0xFF)
-            if prefix is not None:  # the kernel leaves out those that it does not know, too
+            if prefix is not None:  # the kernel leaves out unknown ones, too
                 found.setdefault(prefix + name, value)
         return found
 
@@ -87,7 +87,7 @@ class Xattrs:
 
 
 class _Values(Mapping[bytes, bytes]):
-    """The values of one list, read when they are taken: many lists may share one that is long."""
+    """The values of one list, read only when they are accessed: many lists may share a long value."""
 
     def __init__(self, places: Mapping[bytes, _Place], metadata: Metadata) -> None:
         self._places = places
