@@ -44,7 +44,7 @@ def layer_directory_option(text: str) -> Callable[[Any], Any]:
 
 
 class _Change(_ParamType):
-    """A --mount, --load or --cow."""
+    """The value of a --mount, --load or --cow."""
 
     def __init__(self, name: str, metavar: str) -> None:
         self.name = name
@@ -65,9 +65,9 @@ COW = _Change("cow", "PATH[,…]")
 
 
 class ChangesInOrder(click.Command):
-    """A command with --mount, --load and --cow, in whose context they stand under `viewfs.changes` in the order given.
+    """A command with --mount, --load and --cow. Its context has their values, in the order given, as `viewfs.changes`.
 
-    (click has the values of each option together.)
+    (click itself groups the values by option.)
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -17,7 +17,8 @@ from viewfs.cow.compare.trees import Entry, Tree, split
 __all__ = ["count_line", "shown_change", "to_json", "unified", "unified_hunks"]
 
 _COLOURS = {Kind.ADDED: "green", Kind.CHANGED: "yellow", Kind.DELETED: "red", Kind.RENAMED: "cyan"}
-#: Bytes of text whose changes are shown, or all of it where it is new or gone; and lines among which they are.
+#: Differences of text are shown up to so many bytes of a changed file, so many of one that is new or gone, and so many
+#: lines from the first difference to the last.
 _CHANGED_LIMIT = 8 << 20
 _WHOLE_LIMIT = 512 << 10
 _LINES_LIMIT = 20_000
@@ -145,7 +146,7 @@ def _range(begin: int, end: int) -> str:
 
 
 def _lines(tree: Tree, entry: Entry | None, path: bytes, limit: int) -> list[str] | None:
-    """The lines of a file; none of what is none; None for what is not text, too much of it, or not to be read."""
+    """The lines of a file; [] for anything else; None for a file that is no text, is too large, or can't be read."""
     if entry is None or not entry.is_file or not entry.size:
         return []
     if entry.size > limit:
@@ -178,7 +179,7 @@ def count_line(changes: Iterable[Change]) -> str:
 
 
 def to_json(change: Change, path: str, source: str | None, names: list[str]) -> dict[str, Any]:
-    """As scripts get it; `names` are other names of the same file among the changes."""
+    """The change as scripts get it; `names` are other names of the same file among the changes."""
     return {
         "path": path,
         "kind": str(change.kind),
@@ -206,7 +207,7 @@ def _entry_json(entry: Entry | None) -> dict[str, Any] | None:
 
 
 def in_listing(change: Change) -> bool:
-    """Is it news? A directory whose times follow from what was done in it is not."""
+    """Is the change to be listed? One of a directory's times alone is not: they follow from what was done in it."""
     return not (change.only_times and change.is_directory)
 
 

@@ -1,4 +1,4 @@
-"""`viewfs cow`, `diff`, `commit`, `discard`, `checkpoint`, `rollback`: changing anything, and what becomes of it."""
+"""`viewfs cow`, `diff`, `commit`, `discard`, `forget`: changing anything, and what becomes of the changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from viewfs.session.left_layers import forget as left_layers_of
 
 __all__ = ["commit", "cow", "diff", "discard", "forget"]
 
-#: So many paths that could not be committed are named.
+#: How many paths that could not be committed are named.
 _FAILURES = 10
 _RANGE = re.compile(r"([^/\s]+)?\.\.([^/\s]+)?")
 

@@ -25,9 +25,9 @@ from viewfs.session.layer_settings import OWN_LAYERS
 
 __all__ = ["write_tree"]
 
-#: What `--in-place` makes of a mount of that type.
+#: Type of a mount → format of the image that `--in-place` makes of it.
 _FORMAT_OF_TYPE = {"ext": "ext4", "squashfs": "squashfs"}
-#: So many access control lists that can't be kept are named.
+#: How many access control lists that can't be kept are named.
 _LISTS = 10
 _AT_FDCWD = -100
 
@@ -40,7 +40,7 @@ def write_tree(
     as_json: bool,
     layer_directory: str | None,
 ) -> None:
-    """Write the tree of one layer to `target`, or over the image that it was mounted from where that is None."""
+    """Write the tree of one layer to `target`; if that is None, over the image that the tree was mounted from."""
     name = session or (OWN_LAYERS if layer_directory else None)
     request = Request(name, [absolute(path) for path in paths], as_in_view=True, directory=layer_directory)
     with opened_layers(request) as opened:
@@ -75,7 +75,7 @@ def write_tree(
 
 
 def _tell_of_lists(layer: OpenLayer) -> None:
-    """No image can be given access control lists for those who have no number here."""
+    """Warn of access control lists that name somebody who has no number here: no image can be given those."""
     found = []
     for path, entry in layer.view.walk(b""):
         known = entry if entry.has_acls else layer.lower.entry(path)
@@ -89,7 +89,7 @@ def _tell_of_lists(layer: OpenLayer) -> None:
 
 
 def _target(layer: OpenLayer, target: str | None, kind: str | None) -> tuple[Format, str, int]:
-    """What is to be made, where, and how large it is to be at least."""
+    """The format to write, the path, and the least size in bytes."""
     if target is not None:
         directory = os.path.dirname(os.path.abspath(target.rstrip("/")))
         if not os.path.isdir(directory):
@@ -114,7 +114,7 @@ def _check_identity(layer: OpenLayer, path: str) -> None:
 
 
 def _replace_image(layer: OpenLayer, made: str, path: str, begun_ns: int) -> None:
-    """Give what was made the place of the image, and whose it is and who may do what with it. Raises OSError."""
+    """Put the new image in the place of the old one, with the same owner and permissions. Raises OSError."""
     directory, name = map(os.fsencode, os.path.split(path))
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -128,7 +128,7 @@ def _replace_image(layer: OpenLayer, made: str, path: str, begun_ns: int) -> Non
         os.close(fd)
     _check_identity(layer, path)  # making it may have taken minutes
     place_durably(made, path, replace=True)
-    # The next view that mounts it finds all there that the layer has by now.
+    # The next view that mounts the image finds in it all that the layer has by now.
     with layer.layer.locked():
         record = layer.layer.record
         lower = replace(record.lower, identity=identity_of(os.stat(path)))
@@ -136,7 +136,7 @@ def _replace_image(layer: OpenLayer, made: str, path: str, begun_ns: int) -> Non
 
 
 def _owners(layer: OpenLayer, form: Format) -> dict[bytes, Owner]:
-    """Whose files are to be, where the view does not show it: it has no numbers for the owners of those of an image."""
+    """The owners of files where the view does not show them: it has no numbers for the owners in an image."""
     lower = layer.layer.record.lower
     if form.name == "directory" or lower.type not in _FORMAT_OF_TYPE or not lower.source:
         return {}

@@ -18,7 +18,7 @@ from viewfs.session.layer_settings import OWN_LAYERS
 
 __all__ = ["all_locked", "check_refused", "chosen_layers", "paths_argument", "sizes"]
 
-#: None: all of every layer.
+#: Without a PATH: all of every layer.
 paths_argument = click.argument("paths", nargs=-1, metavar="[PATH]…")
 
 
@@ -35,7 +35,7 @@ def chosen_layers(
     directory: str | None = None,
     reads: bool = False,
 ) -> Iterator[OpenLayers]:
-    """Those that a command's options and arguments name, open inside the block; the user is told what was found."""
+    """The layers that a command's options and arguments name, open in the block; the user is told what was found."""
     places = [os.path.realpath(path) if session is None else absolute(path) for path in paths]
     if directory is not None:
         session = session or OWN_LAYERS
@@ -61,7 +61,7 @@ def sizes(changes: Iterable[Change]) -> int:
 
 
 def check_refused(refused: list[tuple[str, str]]) -> None:
-    """Raises `ViewfsError` if there are paths that could not be made what they were, for reasons."""
+    """Raises `ViewfsError` if there are paths that could not be restored. `refused`: these, each with the reason."""
     if refused:
         (path, why), others = refused[0], len(refused) - 1
         raise ViewfsError(

@@ -92,7 +92,7 @@ def cli(quiet: bool, verbose: bool) -> None:
 
 
 def run() -> int:
-    """The whole program, standard streams being open: its exit code (docs/cli.md). One line says what went wrong."""
+    """Run the whole program, with open standard streams. Returns the exit code (docs/cli.md). An error is one line."""
     return flush(exit_code(_run_with_click))
 
 

@@ -18,7 +18,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 def progress_bar(
     doing: str, total: int | None, *, shown: bool = True, patience: float = 1.0
 ) -> Iterator[Callable[[int], None]]:
-    """What is told the bytes of each file that was copied: a bar, after `patience` seconds, if somebody looks.
+    """A function to call with the bytes of each file copied. It shows a bar on a terminal, after `patience` seconds.
 
     `total`: how many bytes it will be; None if that is not known.
     """

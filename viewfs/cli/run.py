@@ -98,7 +98,7 @@ def run(command: tuple[str, ...], ask: bool, answer: str | None, **given: Any) -
         sys.exit(_open(list(command), {}, given))
     if not given["cows"] or given["name"] is not None or given["keep"]:
         raise UsageError("--ask goes with --cow, and without --name and --keep")
-    name = given["name"] = f"ask-{os.getpid()}-{time.time_ns():x}"  # numbers of processes come again
+    name = given["name"] = f"ask-{os.getpid()}-{time.time_ns():x}"  # pids are used again
     status = _open(list(command), {}, given)
     sys.exit(_decide(name, given["layer_directory"], answer) or status)
 
@@ -106,9 +106,9 @@ def run(command: tuple[str, ...], ask: bool, answer: str | None, **given: Any) -
 def _decide(name: str, layer_directory: str | None, answer: str | None) -> int:
     """Show what was changed in a session that has ended, and commit it or throw it away: 0 if that was done.
 
-    All of it is said on standard error, for the other stream is the command's.
+    All output goes to standard error, for standard output is the command's.
     """
-    import subprocess  # only here: a view about which nobody is asked starts without it
+    import subprocess  # only here: without --ask it is not needed
 
     where = [] if layer_directory is None else ["--layer", layer_directory]
 

@@ -1,1 +1,1 @@
-"""The syscall floor: one thin function per call, the kernel's names and argument order, `OSError` out, no policy."""
+"""System calls: one thin function each, with the kernel's names and argument order, raising `OSError`. No policy."""

@@ -1,4 +1,4 @@
-"""Having something done by a forked child, which can hang or die alone, and hearing of it by a pipe."""
+"""Running a function in a forked child, which can hang or die alone. The result comes back over a pipe."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PIECE = 1 << 16
 def done_apart(
     work: Callable[[int], bytes], *, seconds: float | None = None, most: int = 1 << 20, group: bool = False
 ) -> bytes:
-    """What `work` returns, which a child does; b"" where it fails, dies, says too much, or takes longer than `seconds`.
+    """What `work` returns in a child; b"" if it fails, dies, returns more than `most` bytes, or exceeds `seconds`.
 
-    `work` is given the descriptor that its answer goes to, in case it closes all others. `group`: what it starts ends
-    with it. The child has ended when this returns.
+    `work` is given the descriptor of the pipe, in case it closes all others. `group`: processes that it starts end with
+    it. The child has ended when this returns.
     """
     reading, writing = os.pipe()
     child = os.fork()

@@ -58,7 +58,10 @@ def openat2(directory: int, path: str | bytes, flags: int, resolve: Resolve, mod
 
 
 def birth_ns(fd: int) -> int:
-    """When the open file was made (statx(2), STATX_BTIME), which no other of its number was; 0: that isn't kept."""
+    """When the open file was made (statx(2), STATX_BTIME); 0 if that isn't kept.
+
+    It differs from that of every other file that has had the same inode number.
+    """
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
     check(_statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, ctypes.addressof(buffer)), "statx")
     (mask,) = struct.unpack_from("=I", buffer)
@@ -89,7 +92,7 @@ def renameat2(directory: int, name: bytes, new_directory: int, new_name: bytes, 
 
 
 def pwrite_at(fd: int, data: bytes, offset: int) -> int:
-    """pwrite(2) to a file that is open for appending, where that would append (pwrite(2), BUGS)."""
+    """Write at `offset` to a file that is open with O_APPEND, where pwrite(2) would append (pwrite(2), BUGS)."""
     try:
         return os.pwritev(fd, [data], offset, _RWF_NOAPPEND)
     except OSError as error:

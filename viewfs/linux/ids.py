@@ -14,7 +14,7 @@ _EVERYBODY = (1 << 32) - 1
 
 
 class IdRange:
-    """A line of /proc/PID/uid_map: `length` ids from `inside` on are `outside` and so on in the parent."""
+    """A line of /proc/PID/uid_map: the `length` ids from `inside` on are those from `outside` on in the parent."""
 
     def __init__(self, inside: int, outside: int, length: int) -> None:
         self.inside = inside
@@ -40,7 +40,7 @@ def id_ranges(kind: str) -> list[IdRange]:
 
 
 def has_number(kind: str, number: int) -> bool:
-    """Is it certain that there is somebody of that number? (What stat(2) shows of all others is the overflow id.)"""
+    """Is that id certainly mapped? (stat(2) shows the overflow id for all ids that are not.)"""
     return number in known_ids(kind)
 
 
@@ -56,13 +56,13 @@ class MappedIds:
 
 
 def mapped_ids(kind: str) -> MappedIds:
-    """Those of this process's user namespace; `kind` is "uid" or "gid"."""
+    """The ids that this process's user namespace maps; `kind` is "uid" or "gid"."""
     return MappedIds(id_ranges(kind))
 
 
 def known_ids(kind: str) -> MappedIds:
-    """The same without the overflow id, unless everybody has a number: of a file that is shown as that one's nobody can
-    tell whose it is."""
+    """As `mapped_ids`, without the overflow id unless all ids are mapped: the owner of a file that is shown with the
+    overflow id is not known."""
     overflow = overflow_id(kind)
     return MappedIds(id_ranges(kind), without=overflow)
 
@@ -71,9 +71,10 @@ _overflow_ids: dict[str, int | None] = {}
 
 
 def overflow_id(kind: str) -> int | None:
-    """The "uid" or "gid" of all who have no number in this user namespace; None where everybody has one.
+    """The "uid" or "gid" that stands for all unmapped ids in this user namespace; None if all are mapped.
 
-    (user_namespaces(7), “Unmapped user and group IDs”.) Of a process that does not change its namespace afterwards.
+    (user_namespaces(7), “Unmapped user and group IDs”.) It is read once, so the process must not change its namespace
+    afterwards.
     """
     if kind not in _overflow_ids:
         _overflow_ids[kind] = _read_overflow_id(kind)

@@ -38,7 +38,7 @@ def watch(directory: int) -> int:
 
 
 def changed_names(fd: int) -> Iterator[bytes | None]:
-    """The names that have changed, waiting for one; None where some were lost. Raises OSError."""
+    """Wait for changes; the names that have changed, or None where some were lost. Raises OSError."""
     data = os.read(fd, _BUFFER)
     position = 0
     while position < len(data):

@@ -39,7 +39,7 @@ _restrict_self = syscall("landlock_restrict_self", ctypes.c_int, ctypes.c_uint32
 
 @cache
 def landlock_version() -> int:
-    """The version of its interface that the kernel has; 0: none, or it is switched off."""
+    """The version of the kernel's Landlock interface; 0 if it has none, or it is switched off."""
     try:
         return check(_create_ruleset(None, 0, _VERSION_FLAG), "landlock_create_ruleset")
     except OSError as error:
@@ -49,8 +49,8 @@ def landlock_version() -> int:
 
 
 def restrict_self(*, files: bool, network: bool, scoped: int) -> None:
-    """From now on no file can be opened, nor the tree of mounts changed (`files`), no TCP port be bound or connected to
-    (`network`), and `scoped` holds, as far as the kernel has it. What is open stays so.
+    """From now on this process can't open files or change mounts (`files`), nor bind or connect to TCP ports
+    (`network`), and is restricted as `scoped` says, as far as the kernel supports that. What is open stays open.
 
     no_new_privs must be set. Raises OSError.
     """

@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-# The types of `ctypes` that prototypes need. (What runs before a view is there does without the rest of it.)
+# The types of `ctypes` that prototypes need. (Code that runs before the view is there does without the rest.)
 if TYPE_CHECKING:
     from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
 else:
@@ -59,7 +59,7 @@ def function(name: str, *argument_types: type) -> Callable[..., int]:
 def syscall(name: str, *argument_types: type, holds_lock: bool = False) -> Callable[..., int]:
     """System call `name` by number. The number is looked up at the first call, so that importing never fails.
 
-    `holds_lock`: Python's own lock is not let go meanwhile.
+    `holds_lock`: Python's global interpreter lock is not released during the call.
     """
     flags = _LOCKED if holds_lock else _CHECKED
     entry = _prototype(c_long, flags, (c_long, *argument_types))(dlsym(_library, "syscall"))
@@ -77,7 +77,7 @@ def syscall(name: str, *argument_types: type, holds_lock: bool = False) -> Calla
 
 
 def check(result: int, call: str, path: str | bytes | None = None) -> int:
-    """`result`, or the `OSError` that errno says, with the call's name and the path in it."""
+    """`result`; if it is an error, raises the `OSError` that errno says, with the call's name and the path in it."""
     if result >= 0:
         return result
     number = get_errno()

@@ -1,6 +1,6 @@
 """mount(2), umount2(2), pivot_root(2) and the file-descriptor based mount calls of fsopen(2), open_tree(2) and others.
 
-Constants: linux/mount.h, linux/fcntl.h; plain numbers, for a command that opens a view is not to wait for `enum`.
+Constants: linux/mount.h, linux/fcntl.h; plain numbers, so that opening a view need not wait for `enum`.
 """
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ class MountEntry:
 
 def parse_mountinfo(text: bytes) -> list[MountEntry]:
     """The table in the kernel's order. Lines that don't have the form are passed over."""
-    # Not splitlines: the kernel escapes a newline in a name, a carriage return it does not.
+    # Not splitlines: the kernel escapes a newline in a name, but not a carriage return.
     return [entry for line in text.split(b"\n") if (entry := _parse_line(line)) is not None]
 
 
 def mount_table() -> list[MountEntry]:
-    """That of this process's mount namespace. Raises OSError."""
+    """The table of this process's mount namespace. Raises OSError."""
     return parse_mountinfo(_own_table())
 
 
@@ -43,7 +43,7 @@ def _own_table() -> bytes:
 
 
 def mount_points(text: bytes | None = None) -> list[str]:
-    """Where each mount of a table is, or of this process's own, which takes less than all of it. Raises OSError."""
+    """The mount points in a table, or in this process's own; cheaper than parsing all of it. Raises OSError."""
     text = _own_table() if text is None else text
     return [_path(fields[4]) for line in text.split(b"\n") if len(fields := line.split(b" ", 5)) > 5]
 

@@ -57,7 +57,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
 # fmt: on
 
 
-#: What uname(2) calls this machine, which is asked once.
+#: What uname(2) calls this machine, once it has been asked.
 _machine: list[str] = []
 
 
@@ -68,7 +68,7 @@ def _this_machine() -> str:
 
 
 def audit_architecture() -> int:
-    """The number by which seccomp(2) tells this machine's system calls. Raises OSError(ENOSYS) if it is not known."""
+    """The number of this machine's system call table in seccomp(2). Raises OSError(ENOSYS) if it is not known."""
     machine = _this_machine()
     if machine not in AUDIT_ARCH:
         raise OSError(errno.ENOSYS, f"no system call numbers known for {machine}")

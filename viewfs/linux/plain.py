@@ -1,6 +1,6 @@
-"""`signal` and `socket` as C has them, without what Python puts around: constants are numbers and not enumerations.
+"""The C modules behind `signal` and `socket`, without Python's wrappers: constants are numbers and not enumerations.
 
-For what runs before a view is there. Importing `enum`, `signal` and `socket` takes longer than making the view.
+For code that runs before the view is there. Importing `enum`, `signal` and `socket` takes longer than making the view.
 """
 
 TYPE_CHECKING = False

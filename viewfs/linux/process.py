@@ -60,7 +60,7 @@ __all__ = [
 #: the last is what a user namespace inside needs to map its root (user_namespaces(7)).
 FAKE_ROOT_CAPABILITIES = frozenset({*range(8), 31})
 
-#: What runs a module in a process of its own, and none of that name which lies in the working directory (-P).
+#: The command that runs a module in a process of its own. (-P: not one of that name in the working directory.)
 PYTHON = (sys.executable, "-P", "-m")
 
 CAP_SYS_PTRACE = 19
@@ -129,7 +129,7 @@ def pid_of(pidfd: int) -> int:
 
 
 def children_of(pid: int) -> set[int]:
-    """The processes whose parent it is (proc_pid_task(5)); none where the kernel doesn't tell."""
+    """The pids of the children of `pid` (proc_pid_task(5)); none where the kernel doesn't tell."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return {int(child) for child in file.read().split()}
@@ -161,8 +161,8 @@ def is_exiting(pidfd: int) -> bool:
 def thread_group_of(tid: int) -> int:
     """The process that thread `tid` belongs to; 0 if it can't be told.
 
-    By pidfd (ioctl_pidfd(2), PIDFD_GET_INFO, Linux 6.13), for which nothing but a number is needed. Before that only a
-    process's main thread can be told, whose number is the process's.
+    By pidfd (ioctl_pidfd(2), PIDFD_GET_INFO, Linux 6.13), which takes nothing but a number. Older kernels tell only of
+    a process's main thread, whose number is the process's.
     """
     try:
         pidfd = os.pidfd_open(tid, _PIDFD_THREAD)
@@ -186,13 +186,13 @@ def _is_main_thread(tid: int) -> bool:
 
 
 def drop_capabilities(keep: Iterable[int] = (), *, bounding: bool = True) -> None:
-    """Leave this process only the capabilities `keep`, and (`bounding`) what it executes no way to gain another.
+    """Leave this process only the capabilities `keep`; with `bounding`, programs that it executes can't gain another.
 
-    With no_new_privs nothing is gained anyway. Without its bounding set a process can't even execute a program that
-    has file capabilities, which then has none of them (capabilities(7)).
+    With no_new_privs they gain none anyway: a program with file capabilities runs without them. If the bounding set is
+    reduced, such a program can't be executed at all (capabilities(7)).
 
-    Removes everything else from the bounding set, then sets the other sets at once; with the inheritable set the
-    ambient one is emptied, which must be part of it (capabilities(7)).
+    Removes everything else from the bounding set, then sets the other sets at once. Emptying the inheritable set also
+    empties the ambient set, which must be part of it (capabilities(7)).
     """
     kept = frozenset(keep)
     for capability in range(64) if bounding else ():
@@ -208,9 +208,9 @@ def _halves(capabilities: Iterable[int]) -> tuple[int, int]:
 
 
 def fork_into(kinds: int) -> int:
-    """As `os.fork`, the child being in new namespaces of these kinds (clone(2)). Raises OSError.
+    """As `os.fork`, but the child is in new namespaces of these kinds (clone(2)). Raises OSError.
 
-    Only for a process with one thread: the C library is not asked to prepare for it. Python is, as for any fork.
+    Only for a process with one thread: the C library's fork handlers are not run. Python's are, as for any fork.
     """
     import ctypes
 
@@ -255,14 +255,14 @@ def no_new_privileges() -> None:
 
 
 def hide_memory() -> None:
-    """PR_SET_DUMPABLE 0: no process of the same user may trace this one, read its memory or open its descriptors, but
-    with CAP_SYS_PTRACE in the user namespace in which the program was executed (ptrace(2)). Children inherit it until
-    they execute something."""
+    """PR_SET_DUMPABLE 0: no process of the same user may trace this one, read its memory or open its descriptors,
+    except with CAP_SYS_PTRACE in the user namespace in which the program was executed (ptrace(2)). Children inherit it
+    until they execute something."""
     check(_prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
 
 
 def show_memory() -> None:
-    """Take `hide_memory` back."""
+    """Undo `hide_memory`."""
     check(_prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
 
 
@@ -272,7 +272,10 @@ def has_no_new_privileges() -> bool:
 
 
 def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
-    """PR_SET_PDEATHSIG, and at once if `parent` is gone already. Must be called again after a change of credentials."""
+    """PR_SET_PDEATHSIG: get signal `number` when the parent ends, or at once if `parent` is gone already.
+
+    Must be called again after a change of credentials.
+    """
     check(_prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl")
     if os.getppid() not in (parent, 0):  # 0: it is outside of this process's pid namespace
         os.kill(os.getpid(), number)
@@ -280,7 +283,7 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 
 def keep_only(*fds: int) -> None:
     """Close everything but the standard streams and `fds`: a pipe that stays open here would never end elsewhere, and
-    any could be one of a mount that waits for this process."""
+    any descriptor could be of a mount that waits for this process."""
     start = 3
     for fd in sorted(fd for fd in fds if fd >= start):
         os.closerange(start, fd)
@@ -289,14 +292,14 @@ def keep_only(*fds: int) -> None:
 
 
 def forget_environment(kept: Iterable[str] = ()) -> None:
-    """Have no variable but `kept`, and overwrite where others were in memory (proc_pid_stat(5), fields 50 and 51)."""
+    """Remove all variables but `kept`, and overwrite the memory they were in (proc_pid_stat(5), fields 50 and 51)."""
     import ctypes
 
     left = {name: os.environ[name] for name in kept if name in os.environ}
     values = list(os.environ._data.values())  # type: ignore[attr-defined]
     os.environ.clear()
     for value in values:
-        if len(value) > 1:  # shorter ones are everybody's
+        if len(value) > 1:  # Python shares the shorter ones
             ctypes.memset(id(value) + bytes.__basicsize__ - 1, 0, len(value))
     start, end = _places_of_arguments()[2:]
     ctypes.memset(start, 0, end - start)
@@ -320,7 +323,7 @@ _move = function("memmove", c_void_p, c_char_p, c_size_t)
 def set_name(name: str) -> None:
     """What `ps` shows: the command name (prctl(2), PR_SET_NAME), and in place of the arguments what fits there."""
     check(_set_name(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl")
-    # Where the kernel reads them from.
+    # The kernel reads the arguments from there.
     start, end = _places_of_arguments()[:2]
     if start < end:
         _move(start, name.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)

@@ -14,7 +14,7 @@ __all__ = ["MAX_WITH_ONE", "Ancillary", "descriptors_in", "in_pieces", "rights",
 
 #: How many descriptors the kernel takes with one message (unix(7), SCM_MAX_FD).
 MAX_WITH_ONE = 253
-#: Bytes that one takes.
+#: Bytes that one descriptor takes.
 _INT = struct.calcsize("i")
 #: Level, type and data of one control message, as recvmsg gives them.
 Ancillary = tuple[int, int, bytes]
@@ -26,9 +26,9 @@ def rights(fds: list[int] | None) -> list[Ancillary]:
 
 
 def in_pieces(data: bytes, fds: list[int] | None) -> Iterator[tuple[bytes, list[int]]]:
-    """`data` and descriptors for one sendmsg(2) after the other: the kernel takes only so many with each.
+    """Pieces of `data` and descriptors, one for each sendmsg(2): the kernel takes only so many descriptors with each.
 
-    All but the last take one byte of the data, which must have as many.
+    Each piece but the last has one byte of the data, which must be long enough for that.
     """
     left = fds or []
     while len(left) > MAX_WITH_ONE:
@@ -43,7 +43,7 @@ def room_for(count: int) -> int:
 
 
 def descriptors_in(ancillary: Iterable[Ancillary]) -> list[int]:
-    """The descriptors that came, which are the receiver's to close; cut-off rests of the data are no descriptor."""
+    """The descriptors that came, which the receiver closes. An incomplete one at the end of the data is left out."""
     found: list[int] = []
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

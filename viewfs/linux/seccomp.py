@@ -30,15 +30,15 @@ def deny(number: int) -> int:
 
 @dataclass(frozen=True)
 class ArgumentRule:
-    """`then` where argument `index`, masked with `mask`, equals `value` or one of several (low 32 bits of all), else
-    `otherwise`. A kernel that takes an int looks at these bits only; a pointer has more, so 0 is compared whole."""
+    """`then` if argument `index`, masked with `mask`, equals `value` or one of several, else `otherwise`. Only the low
+    32 bits are compared: the kernel looks at no others of an int. A pointer has more, and is compared whole with 0."""
 
     index: int
     value: int | tuple[int, ...]
     then: int
     otherwise: int
     mask: int = 0xFFFFFFFF
-    #: It is a pointer.
+    #: The argument is a pointer.
     is_pointer: bool = False
 
 
@@ -53,7 +53,7 @@ _INSTRUCTION = struct.Struct("=HBBI")
 def compile_filter(rules: Mapping[str, int | ArgumentRule], default: int) -> bytes:
     """The BPF program for `rules` (system call name → what happens) and `default` for all other calls.
 
-    A call that this architecture does not have is passed over. Raises OSError(ENOSYS) on an unknown architecture.
+    Rules for calls that this architecture lacks are left out. Raises OSError(ENOSYS) on an unknown architecture.
     """
     emit = _INSTRUCTION.pack
     program = [

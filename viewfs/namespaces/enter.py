@@ -19,7 +19,7 @@ KINDS = {"user": CloneFlags.NEWUSER, "pid": CloneFlags.NEWPID, "uts": CloneFlags
 
 
 def open_namespace(kind: str, *, proc: int | None = None) -> int:
-    """A descriptor of this process's own namespace. `proc` is one of /proc, for where that may be hidden."""
+    """A descriptor of this process's own namespace. `proc` is a descriptor of /proc, for where that may be hidden."""
     name = "pid_for_children" if kind == "pid" else kind
     if proc is None:
         return os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
@@ -27,7 +27,7 @@ def open_namespace(kind: str, *, proc: int | None = None) -> int:
 
 
 class Namespaces:
-    """Open descriptors of a view's namespaces, by kind; `close` ends them."""
+    """Open descriptors of a view's namespaces, by kind."""
 
     def __init__(self, fds: dict[str, int]) -> None:
         self.fds = fds

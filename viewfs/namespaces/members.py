@@ -1,9 +1,9 @@
 """The processes that live in a user namespace or below it, and ending them all.
 
-A session without a pid namespace has nothing else that holds its processes together: a daemon of the view has long been
-adopted by init. What it can't shed is its user namespace: leaving one is impossible (user_namespaces(7)), and what it
-may make are children of it. So the members of a session are found in /proc by that, and signalled by pidfd, which can't
-hit a later process of the same number.
+Without a pid namespace nothing else holds the processes of a session together: a daemon of the view has long been
+adopted by init. But no process can leave its user namespace (user_namespaces(7)), and the user namespaces that it may
+make are children of that. So the members of a session are found in /proc by their user namespace. They are signalled by
+pidfd, which can't hit a later process of the same number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["end_members", "members_of", "wait_for_ends", "wait_for_exits"]
 
-#: So long a process may take to end that has begun to.
+#: Seconds that a process that is exiting may take to end.
 _EXIT_SECONDS = 1.0
 
 
@@ -48,8 +48,8 @@ def members_of(
             pidfd = pidfd_open(pid)
         except OSError:
             continue
-        # The pidfd first, the look second: what was seen is then true of the process that the pidfd means. One that has
-        # ended may wait for its parent to ask after it; it is nobody's member any more.
+        # The pidfd first, the look second, so that both are of the same process. One that has ended may still wait to
+        # be reaped; it is no member any more.
         if not pidfd_is_dead(pidfd) and _lives_in(pid, user_namespace, proc):
             members[pid] = pidfd
         else:
@@ -68,7 +68,7 @@ def end_members(
     """End every process of the namespace: SIGTERM, SIGCONT, and after `grace_seconds` SIGKILL until none is left.
 
     Returns how many were still there at `limit_seconds` (a process in an uninterruptible wait can't be ended). Those
-    that are stuck in their end (see `wait_for_exits`) are gone.
+    that are stuck while exiting (see `wait_for_exits`) count as gone.
     """
     start = time.monotonic()
     polite = grace_seconds > 0
@@ -97,7 +97,7 @@ def _user_namespace_file(pid: int, proc: int | None) -> str:
 
 
 def _namespace_of(pid: int, proc: int | None) -> tuple[int, int] | None:
-    """What tells the user namespace of a process from others; None if that is not for this process to know."""
+    """The identity of a process's user namespace, as `namespace_id` gives it; None if this process may not know it."""
     try:
         status = os.stat(_user_namespace_file(pid, proc), dir_fd=proc)
     except OSError:
@@ -124,11 +124,11 @@ def _lives_in(pid: int, wanted: tuple[int, int], proc: int | None) -> bool:
 
 
 def wait_for_exits(pidfds: Iterable[int], seconds: float) -> bool:
-    """As `wait_for_ends`; True as well if all that have not ended are stuck in their end, and that for a while.
+    """As `wait_for_ends`. True if all have ended, or all that have not have been stuck while exiting for a while.
 
-    The first process of a pid namespace can't end before all others of it are gone, and one of those whose parent is
-    outside may wait for ever to be asked after (zap_pid_ns_processes of the kernel): whoever adopts it in a container
-    often never asks. Nothing is to be done about such processes, and they do nothing.
+    Process 1 of a pid namespace can't end before all others in it are gone (zap_pid_ns_processes of the kernel). One of
+    those whose parent is outside may wait for ever to be reaped: what adopts it in a container often never does that.
+    Nothing can be done about such processes, and they do nothing.
     """
     pidfds = list(pidfds)
     now = time.monotonic()
@@ -146,7 +146,7 @@ def wait_for_exits(pidfds: Iterable[int], seconds: float) -> bool:
 
 
 def wait_for_ends(pidfds: Iterable[int], seconds: float) -> None:
-    """Until all of these have ended, or `seconds` have passed."""
+    """Wait until all of these have ended, or `seconds` have passed."""
     pidfds = list(pidfds)
     poll = select.poll()
     for pidfd in pidfds:

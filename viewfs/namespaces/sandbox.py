@@ -5,9 +5,10 @@ the agent. A *sealed* server (every module that does not say it needs more) also
 the system calls that serving from open descriptors takes: it can't open, connect, execute or signal anything. A server
 that uses the view or the network keeps them, and is denied what no file system needs.
 
-What one barrier lets through meets another: namespaces (no network but for who needs it, no System V IPC, a user
-namespace in which it has no capability and its threads are counted alone), Landlock, the filter of calls, limits.
-The mount namespace that is emptied is the server's alone; the epoch it was copied from is kept elsewhere.
+Several barriers stand behind each other: namespaces (no network except for servers that need it, no System V IPC, a
+user namespace in which the server has no capability and only its own threads are counted), Landlock, the seccomp
+filter, resource limits. The mount namespace that is emptied is the server's alone; the epoch it was copied from is kept
+elsewhere.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _AF_UNIX = 1
 _AF_ALG = 38
 #: asm-generic/ioctls.h: how Python makes a descriptor non-blocking.
 _FIONBIO = 0x5421
-#: TIOCSTI, TIOCLINUX: typing for the user.
+#: TIOCSTI, TIOCLINUX: input to a terminal as if the user had typed it.
 _IOCTLS_OF_TERMINALS = (0x5412, 0x541C)
 
 #: All that a sealed server knows of the environment: how to show texts and times.
@@ -103,14 +104,14 @@ _NEVER = """
     quotactl_fd settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname syslog pidfd_getfd
     kcmp personality modify_ldt memfd_secret process_mrelease
 """.split()
-#: What no process asks of prctl(2) that does not mean to be traced or to rise: PR_SET_DUMPABLE, PR_SET_MM,
+#: What a process asks of prctl(2) only in order to be traced or to gain privilege: PR_SET_DUMPABLE, PR_SET_MM,
 #: PR_CAP_AMBIENT, PR_SET_PTRACER.
 _PRCTL = (4, 35, 47, 0x59616D61)
 
 
-#: What AF_ALG takes.
+#: System calls that sockets of the family AF_ALG need besides socket(2).
 _ALG_SOCKETS = ("bind", "accept", "accept4", "setsockopt", "sendmsg")
-#: What file systems of viewfs's own never do, which have the view for its files alone.
+#: What viewfs's own file systems never do: they use the view for its files alone.
 _NOT_FOR_FILES = """
     execve execveat kill tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal socket connect bind
     fanotify_init mq_open fork vfork pidfd_open
@@ -134,7 +135,7 @@ class Confinement(Enum):
 
 
 class Needs(Flag):
-    """What servers of devices may do besides."""
+    """What some servers may do besides: those of devices, and viewfs's own file systems."""
 
     NONE = 0
     #: Ask which process a thread belongs to.
@@ -143,8 +144,8 @@ class Needs(Flag):
     CALLER_MEMORY = auto()
     #: Open sockets of the family AF_ALG.
     KERNEL_CRYPTO = auto()
-    #: Read and write files of the session's user whatever their permission bits say, as their owner could by changing
-    #: those (a file that was made read-only is written by who made it).
+    #: Read and write files of the session's user whatever their permission bits say. (Their owner could change those,
+    #: and a process that has made a read-only file can write to it.)
     OWN_FILES = auto()
 
 
@@ -162,7 +163,7 @@ class Limits:
     file_size: int | None = 0
 
     def apply(self) -> None:
-        """For this process, from now on. Raises OSError."""
+        """Limit this process from now on. Raises OSError."""
         address_space, data = _memory_used()
         _limit(resource.RLIMIT_DATA, data + self.memory)
         # Address space is not memory: each thread takes some for its stack and its part of the heap.
@@ -172,7 +173,7 @@ class Limits:
             _limit(resource.RLIMIT_FSIZE, self.file_size)
 
     def apply_to_threads(self) -> None:
-        """In a user namespace of one's own, where nobody else's count. Raises OSError."""
+        """Limit the number of threads, in a user namespace of one's own, where no others count. Raises OSError."""
         _limit(resource.RLIMIT_NPROC, self.processes)
 
 
@@ -210,11 +211,11 @@ def sealed_rules(needs: Needs = Needs.NONE, pid: int | None = None) -> tuple[dic
         rules["socket"] = ArgumentRule(0, _AF_ALG, ALLOW, deny(errno.EPERM))
     rules["tgkill"] = ArgumentRule(0, os.getpid() if pid is None else pid, ALLOW, deny(errno.EPERM))
     rules["socketpair"] = ArgumentRule(0, _AF_UNIX, ALLOW, deny(errno.EPERM))
-    # To whom a socket is connected, and nobody else. (In a message, sendmsg's, an address can't be seen by a filter.)
+    # Only to the peer that a socket is connected to: no address. (A filter can't see the address in a sendmsg message.)
     rules["sendto"] = ArgumentRule(4, 0, ALLOW, deny(errno.EPERM), is_pointer=True)
-    # An event loop makes its buffers small, which it needn't; making them large takes memory that nobody counts.
+    # An event loop makes socket buffers small, but needn't. Large ones would take memory that no limit counts.
     rules.setdefault("setsockopt", ArgumentRule(2, _SO_BUFFERS, _DONE, deny(errno.EPERM)))
-    # Memory that can't be written is not counted, whatever is in it. (Stacks and heaps are reserved, and then opened.)
+    # Memory that can't be written is not counted, whatever is in it. (Stacks and heaps are made writable later.)
     rules["mprotect"] = ArgumentRule(2, _READ_WRITE, ALLOW, deny(errno.EPERM))
     rules["fcntl"] = ArgumentRule(1, _FCNTL, ALLOW, deny(errno.EPERM))
     rules["mmap"] = ArgumentRule(3, _UNCOUNTED, deny(errno.EPERM), ALLOW, mask=_UNCOUNTED_BITS)
@@ -277,8 +278,8 @@ def confine_reader() -> None:
 def confine(confinement: Confinement, needs: Needs = Needs.NONE, limits: Limits | None = None) -> None:
     """Shut this process in. It must be single-threaded, in a mount namespace of its own, with CAP_SYS_ADMIN there.
 
-    A server that reaches into its callers' memory keeps CAP_SYS_PTRACE in the session's user namespace, without which
-    programs that keep privileges, or an administrator's choice (Yama's ptrace_scope), would be out of its reach.
+    A server that reaches into its callers' memory keeps CAP_SYS_PTRACE in the session's user namespace. Without it
+    programs that keep privileges, or an administrator's setting (Yama's ptrace_scope), would be out of its reach.
     `limits`: how much it may use; None: as much as any process of the user.
     """
     sealed = confinement is Confinement.SEALED
@@ -303,7 +304,7 @@ def confine(confinement: Confinement, needs: Needs = Needs.NONE, limits: Limits 
     hide_memory()
     drop_capabilities(kept)
     no_new_privileges()
-    if Needs.CALLER_MEMORY not in needs:  # Landlock leaves nobody the memory of others
+    if Needs.CALLER_MEMORY not in needs:  # under Landlock it could not reach the memory of others
         scoped = Scope.SIGNALS if has_network else Scope.SIGNALS | Scope.ABSTRACT_SOCKETS
         restrict_self(files=sealed, network=not has_network, scoped=scoped)
     program = _sealed_program(needs) if sealed else compile_filter(*view_rules(network=has_network, needs=needs))
@@ -311,7 +312,7 @@ def confine(confinement: Confinement, needs: Needs = Needs.NONE, limits: Limits 
 
 
 def _leave(kind: int) -> bool:
-    """Go into a new namespace of that kind, empty, if the kernel and its limits (namespaces(7)) let one have it."""
+    """Go into a new, empty namespace of that kind. False if the kernel or its limits (namespaces(7)) refuse it."""
     try:
         unshare(kind)
     except OSError as error:
@@ -337,8 +338,8 @@ def _own_directory() -> Iterator[int | None]:
 
 
 def _map_ids(proc: int, uid: int, gid: int) -> None:
-    """In a new user namespace, be who one was (user_namespaces(7)). Raises OSError."""
-    show_memory()  # else these files are not this user's
+    """In a new user namespace, map `uid` and `gid` to themselves (user_namespaces(7)). Raises OSError."""
+    show_memory()  # otherwise these files do not belong to this user
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
         try:

@@ -4,11 +4,11 @@ A user namespace made without privilege may map one uid and one gid: its maker's
 are mapped to themselves, so that the user stays who they are; `as_root` maps them to 0. Supplementary groups go on
 being effective, but have no number inside and show as the overflow group.
 
-Root, of a machine or of a container, may map all ids that it has: then nobody is without a number. A process of the
-parent namespace has to write that map, for the one in the new namespace has no power over the old one any more.
+Root of a machine or of a container may map all ids that it has, so that everybody has a number inside. A process of the
+parent namespace has to write that map, for the one in the new namespace has no privilege in the old one any more.
 
 Where the machine has given the user more ids (subuid(5), subgid(5)), newuidmap(1) maps these: a view that appears as
-root then has users of its own. It is a set-user-ID program, so that it has to be started before no_new_privs is set.
+root then has users of its own. newuidmap is a set-user-ID program and has to be started before no_new_privs is set.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class IdentityMap:
 
     @classmethod
     def of_caller(cls, *, as_root: bool = False, ids: str = "one") -> IdentityMap:
-        """Of root that may, all ids; of everybody else, their own, which are called 0 inside if `as_root`.
+        """For root, if it may, a map of all ids; for everybody else, of their own ids, as 0 inside if `as_root`.
 
-        `ids`: "one", or "many" for those too that the machine has given the user, or "auto" for these where there are
-        any and the user appears as root. Raises `MachineError` where there are none and there have to be.
+        `ids`: "one"; or "many", for a map of the ids too that the machine has given the user; or "auto", for these if
+        there are any and the user appears as root. Raises `MachineError` if "many" can't be had.
         """
         uid, gid = os.geteuid(), os.getegid()
         if uid == 0 and has_capabilities({_CAP_SETUID, _CAP_SETGID}):
@@ -69,7 +69,7 @@ class IdentityMap:
 
     @property
     def is_single(self) -> bool:
-        """One uid and one gid, which needs no privilege."""
+        """Is it one uid and one gid, a map that needs no privilege?"""
         return all(len(ranges) == 1 and ranges[0].length == 1 for ranges in (self.uids, self.gids))
 
     @property
@@ -87,9 +87,10 @@ _TOOL_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 
 def _subordinate(kind: str) -> tuple[int, int] | None:
-    """The first of the largest ranges that /etc/subuid or /etc/subgid gives this user: where it begins, how many.
+    """The largest range that /etc/subuid or /etc/subgid gives this user: its first id, and how many.
 
-    Of those that this process's own user namespace has: in a view that has one id there are no others.
+    Only ranges that this process's own user namespace has count: a view with one id has none. Of several equally large
+    ranges it is the first.
     """
     import pwd  # most views are made without it
 
@@ -114,7 +115,7 @@ def _subordinate(kind: str) -> tuple[int, int] | None:
 
 
 def _with_subordinate(inside: int, own: int, given: tuple[int, int]) -> tuple[IdRange, ...]:
-    """The user is `inside`, and the ids that were given are all others, from the lowest on."""
+    """Map the user's `own` id to `inside`, and the ids that were `given` to all others, from 0 on."""
     start, count = given
     below = min(inside, count)
     ranges = [IdRange(inside, own, 1)]
@@ -209,7 +210,7 @@ def _write_map(pid: str, name: str, text: str) -> None:
 
 
 def _write_once(path: str, text: str) -> None:
-    """These files take one write(2) only."""
+    """Write the text with one write(2): these files take no more."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())

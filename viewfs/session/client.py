@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["Session", "find_session", "sessions"]
 
 
-#: How long a session may take to say who it is: one that hangs keeps nobody from asking others.
+#: How long a session may take to send its greeting: one that hangs must not block requests to others.
 _GREETING_SECONDS = 10.0
-#: How often it is asked, and seconds in between.
+#: How often a connection is tried, and seconds between two attempts.
 _ATTEMPTS, _AGAIN_SECONDS = 20, 0.02
 
 
@@ -42,12 +42,12 @@ class Session:
 
     @classmethod
     def of_view(cls) -> Session:
-        """That whose view this process lives in. Raises as `connect`."""
+        """The session whose view this process lives in. Raises the same errors as `connect`."""
         return cls._of(connect_in_view, "the session of this view")
 
     @classmethod
     def _of(cls, connect: Callable[[], socket.socket], called: str) -> Session:
-        """A supervisor that is killed before it has said who it is has another one answer."""
+        """Try again if the supervisor is killed before it has sent its greeting: another one takes over."""
         for _again in range(_ATTEMPTS - 1):
             connected = connect()
             try:
@@ -58,7 +58,7 @@ class Session:
 
     @classmethod
     def greeted(cls, channel: Channel, called: str) -> Session:
-        """Over a connection of which nothing has been read; what it is `called` is for messages."""
+        """The session at the other end of `channel`, from which nothing was read yet; messages call it `called`."""
         channel.socket.settimeout(_GREETING_SECONDS)
         try:
             greeting = channel.receive()
@@ -81,19 +81,19 @@ class Session:
         return cls(channel, status)
 
     def request(self, op: str, fds: list[int] | None = None, /, **arguments: Any) -> dict[str, Any]:
-        """Ask for something. Raises the `ViewfsError` that it answers with."""
+        """Send a request and wait for its reply. Raises the `ViewfsError` that the reply carries."""
         result, received = self._channel.call(op, fds, **arguments)
         for fd in received:
             os.close(fd)
         return result
 
     def request_fds(self, op: str, /, **arguments: Any) -> tuple[dict[str, Any], list[int]]:
-        """As `request`, for what is answered with descriptors, which the caller closes."""
+        """As `request`, if the reply brings descriptors. The caller closes them."""
         return self._channel.call(op, **arguments)
 
     def namespaces(self, epoch: int | None = None) -> Namespaces:
         """The namespaces of the live view or of an epoch, for a process that may join them; the caller closes them."""
-        from viewfs.namespaces.enter import Namespaces  # a client that only asks does without system calls of its own
+        from viewfs.namespaces.enter import Namespaces  # not needed by a client that only sends requests
 
         result, fds = self._channel.call("enter", epoch=epoch)
         return Namespaces(dict(zip(result["kinds"], fds, strict=True)))
@@ -119,7 +119,7 @@ class Session:
                 if received[0].get("ended") == number:
                     return int(received[0]["status"])
             self._channel.close()
-            try:  # the supervisor may have been killed, and another goes on
+            try:  # the supervisor may have been killed, and another takes over
                 self._channel = Session.of_view()._channel
                 self._channel.call("await", number=number)
             except (OSError, ViewfsError):
@@ -196,7 +196,7 @@ def find_session(name: str | None) -> Session:
 
 
 def _session_of_view() -> Session | None:
-    """Found whatever the view has covered: its runtime directory, say."""
+    """The session whose view this process lives in; found even if the view has covered the runtime directory."""
     try:
         return Session.of_view()
     except (OSError, ViewfsError):

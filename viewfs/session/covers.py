@@ -1,6 +1,6 @@
-"""What a worker reports of a tree that it has covered: facts, and descriptors that have names.
+"""A worker's report about a tree that it has covered: facts, and descriptors with names.
 
-The worker (`agent.covering`) makes it; the agent, the stand-by and the supervisor read it, each its part.
+The worker (`agent.covering`) makes it. The agent, the stand-by and the supervisor each read the part that they need.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ class CoverReport:
     """One covered tree. The descriptors belong to whoever has the report."""
 
     def __init__(self, said: dict[str, Any], fds: Iterable[int]) -> None:
-        """As it came over a channel. Raises ValueError where there are not as many descriptors as there are names."""
+        """A report as it came over a channel. Raises ValueError if there are not as many descriptors as names."""
         self._said = said
         self.fds: dict[str, int] = dict(zip(said["descriptors"], fds, strict=True))
 
     def for_channel(self) -> tuple[dict[str, Any], list[int]]:
-        """What `__init__` takes, as it is now."""
+        """The arguments of `__init__` that make a report like this one as it is now."""
         return self._said | {"descriptors": list(self.fds)}, list(self.fds.values())
 
     @property
     def path(self) -> str:
-        """What the user has named."""
+        """The path that the user has named."""
         path: str = self._said["path"]
         return path
 
@@ -49,7 +49,7 @@ class CoverReport:
 
     @property
     def points(self) -> list[str]:
-        """Every mount point in them."""
+        """Every mount point at or below `roots`."""
         points: list[str] = self._said["points"]
         return points
 
@@ -71,35 +71,35 @@ class CoverReport:
         return bool(self._said["servers"])
 
     def layers(self) -> Iterator[tuple[dict[str, Any], int, int, int]]:
-        """Of each layer: path, lower and backend; descriptors of the lower tree, the layer, and what is shown."""
+        """For each layer: path, lower and backend; descriptors of the lower tree, the layer, what the view shows."""
         for number, row in enumerate(self._said["layers"], 1):
             lower, layer, view = (self.fds[f"{what}{number}"] for what in ("lower", "layer", "view"))
             yield row, lower, layer, view
 
     def take_trees(self) -> list[tuple[str, int, int]]:
-        """What is to be attached: root, descriptors of the tree and of the place. They are the caller's from now on."""
+        """For each tree to attach: its root, and descriptors of the tree and the place, which the caller now owns."""
         return [
             (root, self.fds.pop(f"tree{number}"), self.fds.pop(f"place{number}"))
             for number, root in enumerate(self.roots)
         ]
 
     def take_servers(self) -> set[int]:
-        """The processes that serve it."""
+        """The pids of the processes that serve the tree; their pidfds are removed and closed."""
         return take_servers(self.fds)
 
     def take_lock(self) -> int | None:
-        """What holds the layers of the session, if this report brought it."""
+        """The descriptor that holds the lock of the session's layers, if this report brought it."""
         return self.fds.pop("lock", None)
 
     def close(self) -> None:
-        """Somebody else keeps them open."""
+        """Close the descriptors; somebody else has copies of them."""
         for fd in self.fds.values():
             os.close(fd)
         self.fds.clear()
 
 
 def take_servers(descriptors: dict[str, int]) -> set[int]:
-    """The processes that serve what `descriptors` are of: their pidfds are taken out, and closed."""
+    """The pids of the servers whose pidfds are in `descriptors`; these are removed from it and closed."""
     names = [name for name in descriptors if name.startswith("server")]
     pids = {pid_of(descriptors[name]) for name in names}
     for name in names:

@@ -1,8 +1,8 @@
-"""How a session ends: whoever is left does it, in the same order.
+"""How a session ends. Whichever of its processes is left does it, always in the same order.
 
-Processes of the view are asked first, while their file systems still answer; then all that is left is killed. A process
-that waits for an answer of a FUSE server can only die once the last descriptor of that connection is closed, so those
-go between the two.
+First the processes of the view are asked to end, while their file systems still answer. Then the descriptors of FUSE
+connections are closed: a process that waits for a FUSE server can die only once the last descriptor of that connection
+is closed. Then everything that is left is killed.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def end_session(
     agents: Sequence[int] = (),
     grace_seconds: float = GRACE_SECONDS,
 ) -> int:
-    """End every process of the session's user namespace; `spare` are those that serve it, and go last.
+    """End every process of the session's user namespace; `spare` are those that serve it, and are ended last.
 
-    `release` closes FUSE and namespace descriptors and the agent's link. The agent then ends what it started and then
-    itself, and is not killed unless it takes too long: its children have a parent to the last. (`agents` are pidfds of
-    it, and of its parent if that waits for it.) Returns how many processes could not be ended.
+    `release` closes FUSE and namespace descriptors and the link to the agent. The agent then ends its children, and
+    then itself. It is killed only if that takes too long, so that its children have a parent until they end. (`agents`
+    are pidfds of the agent, and of its parent if that waits for it.) Returns how many processes could not be ended.
     """
     if grace_seconds > 0:
         end_members(user_namespace, spare=spare, grace_seconds=grace_seconds, limit_seconds=grace_seconds)
     release()
     wait_for_exits(agents, _AGENT_SECONDS)
     for agent in agents:
-        pidfd_send_signal(agent, signal.SIGKILL)  # somebody has stopped it; what it started ends with it
+        pidfd_send_signal(agent, signal.SIGKILL)  # somebody may have stopped it; its children end with it
     return end_members(user_namespace, grace_seconds=0)

@@ -16,12 +16,12 @@ __all__ = ["drop_privileges_for_command", "exec_command"]
 
 
 def drop_privileges_for_command(*, as_root: bool) -> None:
-    """Leave a command of the view nothing, or what a program that takes itself for root does to its own files."""
+    """Drop all capabilities; with `as_root`, all but those that root uses on files of its own."""
     drop_capabilities(FAKE_ROOT_CAPABILITIES if as_root else (), bounding=False)
     no_new_privileges()
 
 
-#: So many characters of a command that can't be run are named.
+#: How many characters of a command that can't be run are shown.
 _SHOWN = 500
 
 
@@ -47,7 +47,7 @@ def exec_command(argv: list[str], env: dict[str, str], working_directory: str) -
 
 
 def _execute(argv: list[str], env: dict[str, str]) -> NoReturn:
-    """As execvp(3) with the PATH of `env`. (Python's own imports `warnings` first.) Raises the OSError that counts."""
+    """As execvp(3) with the PATH of `env`. (os.execvpe imports `warnings` first.) Raises the OSError that matters."""
     name = argv[0]
     if "/" in name:
         os.execve(name, argv, env)

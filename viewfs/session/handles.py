@@ -1,4 +1,4 @@
-"""What a session's processes are given at their birth."""
+"""What a session's processes are given when they are forked."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DEBUG_VARIABLE", "RETIRED", "SessionHandles", "TheView"]
 
-#: Set to anything, it leaves a session's processes their standard error, for whoever looks for a defect in them.
+#: If it is set, a session's processes keep their standard error, so that defects in them can be looked for.
 DEBUG_VARIABLE = "VIEWFS_DEBUG"
-#: How a supervisor ends that has nothing to do, and comes again when it is asked for something.
+#: Exit status of a supervisor that has nothing to do. Another one is started when there is a request.
 RETIRED = 75
 
 
@@ -50,7 +50,7 @@ class SessionHandles:
         self.name = name
         self.layers = layers
         self.plan = plan
-        #: What runs in it, for people to read.
+        #: The command that runs in the session, for people to read.
         self.command = command
         self.history = history
         self.listener = listener
@@ -61,29 +61,29 @@ class SessionHandles:
         #: Lines that the agent and the servers write.
         self.log_fd = log_fd
         self.runtime = runtime
-        #: What was forked to be the agent: itself, or the parent of the pid namespace's first process.
+        #: Pid of what was forked to be the agent: the agent itself, or the parent of process 1 of the pid namespace.
         self.agent_process = agent_process
-        #: Of a view that the command makes itself: where an agent is to write lines.
+        #: Where a later agent is to write its lines; for a view that the command makes itself.
         self.log_writer = log_writer
-        #: Where programs of the view find it that have covered its directory, if that could be had.
+        #: The listener for programs in the view, which may have covered the runtime directory; None if it can't be had.
         self.inside: socket.socket | None = None
         #: The session goes on without the process that the user started.
         self.kept = False
-        #: It is to end at once.
+        #: The session is to end at once.
         self.told_to_end = False
 
 
 class TheView:
-    """What the agent gives to whoever owns the session, when there is a view."""
+    """A view that has been made, as the owner of the session is given it."""
 
     def __init__(self, namespaces: dict[str, int], covers: list[CoverReport], agents: list[int], own: set[int]) -> None:
-        #: By their kinds.
+        #: Descriptors by kind.
         self.namespaces = namespaces
         #: Trees that were made copy-on-write before anything ran.
         self.covers = covers
         #: Pidfds of the agent, and of its parent where that waits for it (`AgentPlan.pid_namespace`).
         self.agents = agents
-        #: Processes of the view that are the session's own, by number.
+        #: Pids of the session's own processes in the view.
         self.own = own
 
     @classmethod
@@ -93,12 +93,12 @@ class TheView:
         namespaces = dict(zip(kinds, rest, strict=False))
         left = iter(rest[len(kinds) :])
         covers = [CoverReport(said, islice(left, len(said["descriptors"]))) for said in greeting["covers"]]
-        # The agent may know its own number only in a pid namespace that isn't ours.
+        # The agent may know its pid only in a pid namespace that isn't ours.
         own = {agent_process, pid_of(agent)}
         return cls(namespaces, covers, [agent, os.pidfd_open(agent_process)], own)
 
     def fds(self) -> Iterator[int]:
-        """All that is open of it."""
+        """All descriptors of the view and its covers."""
         yield from self.agents
         yield from self.namespaces.values()
         yield from self.fds_of_covers()
@@ -108,7 +108,7 @@ class TheView:
             yield from report.fds.values()
 
     def forget_covers(self) -> None:
-        """Somebody else keeps them open."""
+        """Close the descriptors of the covers; somebody else has copies of them."""
         for report in self.covers:
             report.close()
         self.covers = []

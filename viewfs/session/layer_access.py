@@ -1,7 +1,7 @@
-"""Layers for a command that compares, commits or discards: those of a view that runs, or that a view has left.
+"""Layers for a command that compares, commits or discards: those of a running view, or those that an ended one left.
 
-A view hands out descriptors of its trees, so that it doesn't matter where the command runs or what covers what there.
-Without a view the command makes the overlay for itself, in namespaces of its own, to be read only.
+A running view hands out descriptors of its trees, so that it doesn't matter where the command runs and what is mounted
+there. Without a running view the command makes an overlay for itself, in namespaces of its own, to be read only.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ class Request:
     paths: Sequence[str] = ()
     #: States that were kept, by epoch or name.
     states: Sequence[str] = ()
-    #: Afterwards what an ended session has left is taken away, where nothing is in it any more.
+    #: Afterwards remove those layers of an ended session that have no changes any more.
     tidies: bool = False
-    #: What can't be looked at any more, because its tree or image is gone, is thrown away whole.
+    #: Discard a layer whole if it can't be looked at any more because its tree or image is gone.
     discards: bool = False
     #: Files will be copied from one tree to the other, with their access control lists.
     writes: bool = False
-    #: What of them is meant.
+    #: Which paths in them are meant.
     only: Filter = EVERYTHING
-    #: Where layers are kept, if not where all are.
+    #: Where the layers are kept, if not in `state_directory`.
     directory: str | None = None
-    #: Files are to be seen as belonging to whom they belong in the view.
+    #: Files are to be seen with the owners that they have in the view.
     as_in_view: bool = False
-    #: They are looked at only, as others may at the same time.
+    #: The layers are only looked at, so that other commands may do the same at the same time.
     reads: bool = False
 
 
 class State(NamedTuple):
-    """A state of a tree, and the directory that says where it differs from the lower tree: None if it is that."""
+    """A state of a tree, and the directory with its differences from the lower tree; None if it is the lower tree."""
 
     tree: Tree
     layer: Tree | None
@@ -84,7 +84,7 @@ class OpenLayer:
     states: list[State] = field(default_factory=list)
     #: The process that serves `view` to this command alone.
     server: ForkedServer | None = None
-    #: At the end what is no change any more is taken out, where no view has it.
+    #: On `close`, take out of the layer what is no change any more, unless a view has the layer.
     settles: bool = True
 
     @property
@@ -92,7 +92,7 @@ class OpenLayer:
         return self.layer.record.path
 
     def shown(self, path: bytes) -> str:
-        """`path` of the layer as one of the view."""
+        """The path in the view of `path` in the layer."""
         return os.path.join(self.path, os.fsdecode(path)) if path else self.path
 
     def changes(self) -> Iterator[Change]:
@@ -104,7 +104,7 @@ class OpenLayer:
         return self.selection.only.passes(change.path)
 
     def all_differences(self) -> Iterator[Change]:
-        """What differs from the lower tree to the view, in the selection, whoever has changed it."""
+        """All differences between the lower tree and the view, in the selection, whoever has made them."""
         yield from self.changes_between(self.before, self.now)
 
     def changes_between(self, old: State, new: State) -> Iterator[Change]:
@@ -124,7 +124,7 @@ class OpenLayer:
         return State(self.view, self.upper)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close its descriptors, end its server, and settle the layer if `settles` says so."""
         layers = [state.layer for state in self.states if state.layer is not None]
         for tree in (self.view, self.upper, *(state.tree for state in self.states), *layers):
             os.close(tree.root)
@@ -146,12 +146,12 @@ class OpenLayers:
     layers: list[OpenLayer]
     #: The session that has them, if it runs.
     session: Session | None
-    #: What was found and put in order.
+    #: Messages about what was found and put in order.
     messages: list[str]
 
 
 def _tops(paths: Sequence[bytes]) -> list[bytes]:
-    """Without those that are below another."""
+    """`paths` without those that are below another of them."""
     kept: list[bytes] = []
     for path in sorted(paths):
         if not any(is_at_or_below(path, top) for top in kept):
@@ -160,9 +160,9 @@ def _tops(paths: Sequence[bytes]) -> list[bytes]:
 
 
 def select(mount_points: Sequence[str], paths: Sequence[str]) -> dict[str, list[bytes]]:
-    """Which parts of which layers `paths` name: by mount point, paths in it (b"": all). No paths: all of all.
+    """The parts of layers that `paths` name: mount point → paths in it (b"": all of it). No paths: all of every layer.
 
-    Raises `NotFoundError` for a path that is in none.
+    Raises `NotFoundError` for a path that is in no layer.
     """
     if not paths:
         return {point: [b""] for point in mount_points}
@@ -210,7 +210,7 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
 def _session_of(request: Request) -> Session | None:
     try:
         if request.directory is not None:
-            # Whatever else is called so; if it is a session's that runs, that has its lock.
+            # Only this directory counts, whatever session has the name. A session that runs with it holds its lock.
             raise NotFoundError(f"there are no layers in {request.directory}", remedy="`viewfs run --layer` keeps some")
         return find_session(request.session)
     except NotFoundError:
@@ -254,10 +254,10 @@ def _of_session(session: Session, request: Request, messages: list[str]) -> Iter
 
 
 def _gain_access(session: Session, *, joining: bool) -> None:
-    """Power over one's own files, whatever their permission bits say.
+    """Gain access to one's own files, whatever their permission bits say.
 
-    What viewfs serves itself, processes of the view's user namespace and those below it can read only (fuse.rst,
-    allow_other): whoever is outside joins it, as `viewfs enter` does.
+    Only processes of the view's user namespace and of those below it can read what viewfs itself serves (fuse.rst,
+    allow_other). So a process outside joins that namespace, as `viewfs enter` does.
     """
     if joining and not session.is_view_of_caller():
         namespaces = session.namespaces()
@@ -298,10 +298,10 @@ def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack)
         identity = identity_for(layers)
     finally:
         layers.close()
-    # A mount of one's own is needed to show the two as one.
+    # Showing the lower tree and its changes as one takes a mount, and so a mount namespace of our own.
     unshare_user_namespace(identity, CloneFlags.NEWNS)
     mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
-    # Opened anew: of directories of another mount namespace the kernel makes no overlay.
+    # Opened again: the kernel makes no overlay of directories that were opened in another mount namespace.
     layers = LayerSet.of_session(request.session, directory)
     assert layers is not None
     try:
@@ -341,7 +341,7 @@ def _recover(layer: Layer, lower: Tree, messages: list[str], view: Tree | None =
 
 
 def _open_lower(path: str) -> tuple[int, bool]:
-    """The directory as it is on the host, and whether alone: something may be mounted below it."""
+    """The host's directory, and whether it is without what is mounted below it, which the kernel may not allow."""
     try:
         lower = open_tree(AT_FDCWD, path, OpenTree.CLONE)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where the layers of sessions are, and what the directories of those are called whose name was not given."""
+"""Where the layers of sessions are, and the names of the directories of sessions without a name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 __all__ = ["UNNAMED", "boot", "state_directory", "unnamed_prefix"]
 
-#: How they begin.
+#: How the directory names of sessions without a name begin.
 UNNAMED = "unnamed."
 
 
@@ -19,7 +19,7 @@ def state_directory() -> str:
 
 
 def unnamed_prefix() -> str:
-    """How the directories of sessions without a name begin on this machine. (A home directory can be on several.)"""
+    """How these directory names begin on this machine. (Several machines can share a home directory.)"""
     try:
         with open("/etc/machine-id") as file:
             machine = file.read()
@@ -31,6 +31,6 @@ def unnamed_prefix() -> str:
 
 
 def boot() -> str:
-    """What differs each time that this machine is started."""
+    """A text that differs each time this machine is started."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read(8)

@@ -1,4 +1,4 @@
-"""Where a session's layers are, and what workers that cover trees with them are told."""
+"""Where a session's layers are, and the requests to workers that cover trees with them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = [
     "chosen_backend",
 ]
 
-#: What serves copy-on-write trees, where --cow-backend doesn't say: one of `BACKENDS`.
+#: The environment variable that says what serves copy-on-write trees without --cow-backend: one of `BACKENDS`.
 BACKEND_VARIABLE = "VIEWFS_COW_BACKEND"
-#: What layers are called that are kept in a directory of their own and belong to no name.
+#: The name of layers that are kept in a directory of their own, for a session without a name.
 OWN_LAYERS = "layers"
 #: The kernel's overlay, viewfs's own file system, or the one that is better for each tree.
 BACKENDS = ("auto", "overlay", "fuse")
 
 
 def chosen_backend(asked: str | None) -> str:
-    """The one that was asked for, or else the one that the environment names. Raises `UsageError`."""
+    """The backend that was asked for, or else the one that the environment names. Raises `UsageError`."""
     backend = asked or os.environ.get(BACKEND_VARIABLE) or "auto"
     if backend not in BACKENDS:
         raise UsageError(
@@ -48,12 +48,12 @@ class LayerSettings:
 
     def __init__(self, name: str, directory: str, is_kept: bool, shown: tuple[str, ...], backend: str = "auto") -> None:
         self._name = name
-        #: When it was settled what they are called.
+        #: Part of the layers' name if they are not kept.
         self._time_ns = time.time_ns()
         self.directory = directory
-        #: They survive the session.
+        #: The layers survive the session.
         self.is_kept = is_kept
-        #: Directories that stay as they are in every view: a socket is none any more when seen through an overlay.
+        #: Directories that stay as they are in every view: a socket can't be used through an overlay.
         self.shown = shown
         self.backend = backend
 
@@ -61,9 +61,9 @@ class LayerSettings:
     def of_session(
         cls, name: str, *, named: bool, runtime: str, backend: str = "auto", directory: str | None = None
     ) -> LayerSettings:
-        """For session `name`, whose control socket is in `runtime`. In a `directory` of their own layers are kept.
+        """For session `name`, whose control socket is in `runtime`. Layers in a `directory` of their own are kept.
 
-        Layers of a session whose name was not given are nobody's to take up, so no two sessions may share them.
+        Nobody takes up the layers of a session without a name again, so no two sessions may share them.
         """
         shown = (os.path.realpath(runtime),)
         if directory is not None:
@@ -72,7 +72,7 @@ class LayerSettings:
 
     @property
     def name(self) -> str:
-        """The session's directory in `directory`."""
+        """The name of the session's directory in `directory`."""
         return self._name if self.is_kept else f"{unnamed_prefix()}.{boot()}.{self._name}.{self._time_ns}"
 
     @property
@@ -94,10 +94,11 @@ class LayerSettings:
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """The request to make `path` copy-on-write in a view that has `mounts`: path, type, source, identity of that.
+        """The request to make `path` copy-on-write in a view with `mounts` (path, type, source, the source's identity).
 
-        Work is most likely done in the `working_directory`, and at home. `locked`: the session has its layers' lock.
-        Directories that `exclude` has, and `include` has not, stay as they are (`cow.filters`).
+        The `working_directory` and the home directory are where work is most likely done. `locked`: the session already
+        holds the lock of its layers. Directories that match `exclude`, and not `include`, stay as they are
+        (`cow.filters`).
         """
         here: dict[str, Any] = {"path": path, "name": self.name, "directory": self.directory, "mounts": mounts}
         here |= {"exclude": list(exclude), "include": list(include)}
@@ -106,21 +107,22 @@ class LayerSettings:
         return here | {"shown": list(self.shown), "own": own, "backend": backend or self.backend} | self.how
 
     def end(self, lock: int | None = None, *, seconds: float = 5.0) -> None:
-        """The session has ended: throw the layers away, or those in which nothing is, if they survive.
+        """Remove the layers of the session, which has ended; if they are kept, only those without changes.
 
-        `lock` holds them. Without one they are locked here, and left alone where another session has them; those that
-        end with this one are waited for, for so long: processes that have them may be about to end.
+        `lock` is the descriptor that holds their lock. Without it they are locked here, and left alone if another
+        session has them. If they are not kept, this waits for them at most `seconds`: processes that have them may be
+        about to end.
         """
         if lock is None and not self._can_be_had(0 if self.is_kept else seconds):
             return
         complete()
         from contextlib import ExitStack, suppress
 
-        from viewfs.cow.layer.layers import LayerSet  # a view without layers is not to wait for it
+        from viewfs.cow.layer.layers import LayerSet  # only here: a view without layers does without it
         from viewfs.cow.layer.session_lock import lock_session
         from viewfs.session.left_layers import remove_all
 
-        # What is left is in a directory of its own, and in nobody's way.
+        # If this fails, what is left is in a directory of its own, and in nobody's way.
         with suppress(OSError, ViewfsError), ExitStack() as stack:
             layers = LayerSet.of_session(self.name, self.directory)
             if layers is None:
@@ -135,7 +137,7 @@ class LayerSettings:
                 remove_all(layers)
 
     def _can_be_had(self, seconds: float) -> bool:
-        """Are there layers, and has nobody else them, if need be after so long?"""
+        """Are there layers that nobody else has? If somebody has them, wait for at most `seconds`."""
         from viewfs.cow.layer.session_lock import is_in_use
 
         try:
@@ -153,7 +155,7 @@ class LayerSettings:
             os.close(directory)
 
     def sweep(self) -> None:
-        """Throw away what sessions without a name have left that were killed, with all that would have done it."""
+        """Remove the layers of sessions without a name that were killed, so that no process of theirs could do it."""
         try:
             names = os.listdir(self.directory)
         except OSError:
@@ -166,8 +168,8 @@ class LayerSettings:
 
 
 def _settle(layers: LayerSet) -> None:
-    """Take out of `layers`, which no view has any more, what was committed or discarded while one had them; and
-    remember what is left was over."""
+    """Take out of `layers`, which no view has any more, what was committed or discarded while a view had them, and
+    remember which lower directories the rest is over."""
     from viewfs.cow.compare.replaced import remember_directories
     from viewfs.cow.compare.trees import Tree
     from viewfs.cow.layer.settling import settle
@@ -189,12 +191,12 @@ def _settle(layers: LayerSet) -> None:
                 finally:
                     os.close(lower)
         except (OSError, ViewfsError):
-            continue  # who takes it up the next time has more power, and does it
+            continue  # the next session that takes it up has more privilege, and does it
         finally:
             layer.close()
 
 
 def _was_changed_since(layer: Layer) -> bool:
-    """Has anything been changed since the tree was written over the image that it is over?"""
+    """Has anything been changed since the tree was written to the image that is its lower tree (--in-place)?"""
     with layer.open_upper() as upper:
         return any(entry.ctime_ns >= layer.record.placed_ns for _path, entry in upper.walk(b""))

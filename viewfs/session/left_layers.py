@@ -1,4 +1,4 @@
-"""What sessions that have ended have left: which there are, and throwing it away."""
+"""What ended sessions have left: listing it, and removing it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _REMOVED = b"removed"
 
 
 def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """Sessions that have ended and left changes, but for those that are `running`: name, what was copy-on-write.
+    """Sessions that have ended and left changes, without those in `running`: name, and what was copy-on-write.
 
-    What another session has, whose control socket is elsewhere, is none of them.
+    Layers that are in use by a session whose control socket is elsewhere are left out.
     """
     directory = state_directory()
     with contextlib.suppress(FileNotFoundError):
@@ -54,7 +54,7 @@ def left_behind(running: Collection[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def garbage() -> Iterator[str]:
-    """What is nobody's: sockets that nobody listens on, and layers of sessions without a name that have ended."""
+    """What nobody needs: sockets that nobody listens on, and layers of sessions without a name that have ended."""
     for runtime in RuntimeDirectory.existing():
         with contextlib.closing(runtime):
             yield from (os.path.join(runtime.path, name) for name in runtime.abandoned())
@@ -63,9 +63,9 @@ def garbage() -> Iterator[str]:
 
 
 def _abandoned(directory: str) -> Iterator[LayerSet]:
-    """The layers in it of this machine's sessions without a name that have ended; each is closed afterwards.
+    """The layers in `directory` of this machine's sessions without a name that have ended; each is closed afterwards.
 
-    Those of other machines, which may have the directory too, hold their locks there.
+    Other machines may share the directory, but their sessions hold their locks on those machines.
     """
     prefix = unnamed_prefix()
     try:
@@ -86,10 +86,10 @@ def _abandoned(directory: str) -> Iterator[LayerSet]:
 
 
 def sweep(directory: str) -> None:
-    """Take away what sessions without a name have left in `directory` that were killed, or whose machine went down.
+    """Remove from `directory` the layers of sessions without a name that were killed, or whose machine went down.
 
-    Where other machines may be using the directory nothing of another boot is: a home directory can be on several, and
-    these can have one identity, as copies of one image do.
+    If other machines may use the directory, only layers of this boot are removed: machines that share a home directory
+    can have the same identity, as copies of one image do.
     """
     this_boot = f"{unnamed_prefix()}.{boot()}."
     for layers in _abandoned(directory):
@@ -106,7 +106,7 @@ def _is_local(directory: str) -> bool:
 
 
 def take_away(path: str) -> None:
-    """Remove what `garbage` has found, if it is nobody's still. Raises `ViewfsError`."""
+    """Remove what `garbage` has found, if still nobody needs it. Raises `ViewfsError`."""
     directory, name = os.path.split(path)
     try:
         if directory != state_directory():
@@ -126,7 +126,7 @@ def take_away(path: str) -> None:
 
 
 def _take_layers_away(layers: LayerSet) -> None:
-    """Raises OSError, and `ViewfsError` if somebody has them."""
+    """Lock `layers` and remove them. Raises OSError, and `ViewfsError` if somebody has them."""
     lock = lock_session(layers.fd, os.path.basename(layers.path), where="which throws away what others have left")
     try:
         remove_all(layers)
@@ -139,7 +139,7 @@ def remove_all(layers: LayerSet) -> None:
 
     def as_others(_writing: int) -> bytes:
         raise_descriptor_limit()
-        for ids in ("many", "one"):  # whose owner could be in a record, which may be gone already
+        for ids in ("many", "one"):  # a record could tell which, but may be gone already
             with contextlib.suppress(ViewfsError, OSError):
                 unshare_user_namespace(IdentityMap.of_caller(as_root=ids == "many", ids=ids), 0)
                 break
@@ -154,7 +154,7 @@ def remove_all(layers: LayerSet) -> None:
 
 
 def identity_for(layers: LayerSet) -> IdentityMap:
-    """Who a command is that works on them: whoever their view was."""
+    """The identity of a command that works on `layers`: the same as that of their view."""
     many = False
     for layer in layers.layers():
         many = many or layer.record.subordinate
@@ -163,7 +163,7 @@ def identity_for(layers: LayerSet) -> IdentityMap:
 
 
 def forget(name: str, directory: str | None = None) -> list[str]:
-    """Throw away all that an ended session has left (in `directory`); what was copy-on-write in it.
+    """Remove all that an ended session has left (in `directory`). Returns what was copy-on-write in it.
 
     Raises `NotFoundError` if it has left nothing, and `ViewfsError` if it has not ended.
     """
@@ -188,6 +188,6 @@ def forget(name: str, directory: str | None = None) -> list[str]:
 
 
 def raise_descriptor_limit() -> None:
-    """A tree is walked with a descriptor for each directory on the way down."""
+    """Raise it as far as possible: walking a tree takes a descriptor for each directory on the way down."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

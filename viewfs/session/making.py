@@ -20,7 +20,7 @@ __all__ = ["explained", "make_view"]
 def make_view(plan: AgentPlan, identity: IdentityMap, become_init: Callable[[], None] | None = None) -> None:
     """Put this single-threaded process into a view. Raises `MachineError`, and OSError.
 
-    `become_init` is called where the view has a pid namespace, and goes on as its first process.
+    `become_init` is called if the view has a pid namespace, and returns in process 1 of it.
     """
     kinds = CloneFlags.NEWNS
     if plan.hostname is not None:
@@ -35,7 +35,7 @@ def make_view(plan: AgentPlan, identity: IdentityMap, become_init: Callable[[], 
 
 
 def explained(error: ViewfsError | OSError) -> ViewfsError:
-    """Why there is no view."""
+    """The error that says why there is no view."""
     if isinstance(error, ViewfsError):
         return error
     return MachineError(str(explain_os_error("cannot make the view", error)))

@@ -46,7 +46,7 @@ class AgentPlan:
 
     @property
     def needs_agent(self) -> bool:
-        """Has something to be done before the command is there that the command can't do?"""
+        """Must something be done before the command is there that the command itself can't do?"""
         return self.pid_namespace or self.ids == "many" or (self.as_root and self.ids != "one")
 
     @property
@@ -92,9 +92,9 @@ class SessionPlan:
         self.history = history
         #: What is to serve copy-on-write trees; None: what the environment says.
         self.cow_backend = cow_backend
-        #: Where layers are kept, if not where all are.
+        #: Where the layers are kept, if not where those of all sessions are.
         self.layer_directory = layer_directory
-        #: Which directories of what is made copy-on-write are not (`cow.filters`).
+        #: Patterns of directories in copy-on-write trees that stay as they are (`cow.filters`).
         self.exclude = exclude
         self.include = include
         self.view = view or AgentPlan()
@@ -109,5 +109,5 @@ class SessionPlan:
         return list(self.changes[: next(others, len(self.changes))])
 
     def environment_in(self, session: str, runtime: str) -> dict[str, str]:
-        """The command's, in a session of that name, whose control socket is in `runtime`."""
+        """The environment of the command, in a session of that name whose control socket is in `runtime`."""
         return {**os.environ, SESSION_VARIABLE: session, RUNTIME_VARIABLE: runtime, **self.environment}

@@ -42,13 +42,13 @@ def check_name(name: str) -> str:
 
 
 def _address_in(user_namespace: tuple[int, int]) -> bytes:
-    """What the socket is called by which a view's processes find its session whatever they have covered: abstract
-    (unix(7)), by their user namespace. Others may call a socket so, but not as this user, whom both sides look for."""
+    """The abstract address (unix(7)), made of their user namespace, at which processes of a view find its session
+    whatever they have covered. Other users may bind it too, but both sides check that the other end is this user."""
     return b"\0viewfs/%d.%d" % user_namespace
 
 
 def listen_in_view(user_namespace: tuple[int, int]) -> socket.socket | None:
-    """For who is in that user namespace; None where the name can't be had."""
+    """A listener for processes in that user namespace; None if the address can't be had."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(_address_in(user_namespace))
@@ -60,12 +60,15 @@ def listen_in_view(user_namespace: tuple[int, int]) -> socket.socket | None:
 
 
 def connect_in_view() -> socket.socket:
-    """To the session whose view this process lives in. Raises OSError, PermissionError if another user answers."""
+    """Connect to the session of the view that this process lives in.
+
+    Raises OSError; PermissionError if another user answers.
+    """
     status = os.stat("/proc/self/ns/user")
     if status.st_ino == _INITIAL_USER_NAMESPACE:
         raise FileNotFoundError(errno.ENOENT, "that is no view")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(_CONNECT_SECONDS)  # whoever has the name need not accept anything
+    connection.settimeout(_CONNECT_SECONDS)  # whoever has the address need not accept anything
     try:
         connection.connect(_address_in((status.st_dev, status.st_ino)))
         _pid, uid, _gid = struct.unpack("=iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -90,7 +93,7 @@ class RuntimeDirectory:
 
     def __init__(self, path: str, fd: int, parent: int) -> None:
         self.path = path
-        #: O_PATH, this directory and the one that it is in: names can then be used from any view.
+        #: O_PATH descriptors of this directory and its parent, by which names can be used from any view.
         self.fd = fd
         self.parent = parent
 
@@ -101,13 +104,13 @@ class RuntimeDirectory:
         if runtime and os.path.isabs(runtime):
             yield os.path.join(runtime, "viewfs")
         yield os.path.join(os.environ.get("TMPDIR") or "/tmp", f"viewfs-{os.geteuid()}")
-        # Inside a view in which the user appears as root the number is another one.
+        # Inside a view in which the user appears as root the user id is another one.
         if outside := os.environ.get(RUNTIME_VARIABLE):
             yield outside
 
     @classmethod
     def existing(cls) -> Iterator[RuntimeDirectory]:
-        """Those that are there and private, each once; the caller closes them."""
+        """The candidates that exist and are private, each once; the caller closes them."""
         seen: set[tuple[int, int]] = set()
         for path in cls.candidates():
             if (directory := cls._open(path)) is not None:
@@ -120,7 +123,7 @@ class RuntimeDirectory:
 
     @classmethod
     def create(cls) -> RuntimeDirectory:
-        """The first that can be used, made if need be. Raises `ViewfsError`."""
+        """The first candidate that can be used, made if need be. Raises `ViewfsError`."""
         problems = []
         for path in cls.candidates():
             try:
@@ -141,7 +144,7 @@ class RuntimeDirectory:
 
     @classmethod
     def claim(cls, name: str | None) -> tuple[RuntimeDirectory, socket.socket, str]:
-        """`create` and `bind` in one, though sessions end meanwhile and take the directory with them."""
+        """`create` and `bind`, again if a session ends in between and takes the directory with it."""
         while True:
             directory = cls.create()
             try:
@@ -194,9 +197,9 @@ class RuntimeDirectory:
 
     def _bind_one(self, listener: socket.socket, name: str) -> None:
         """Raises FileExistsError where a session answers to `name`."""
-        # It gets its name when it listens already: one that nobody answers on is taken for a left-over by others.
+        # The socket gets its name once it listens: others take one that nobody answers on for a left-over.
         unnamed = f"{name}.{os.getpid()}.new"
-        # Through the descriptor: a path of any length fits then into the 108 bytes of sockaddr_un.
+        # Through the descriptor, so that a path of any length fits into the 108 bytes of sockaddr_un.
         listener.bind(f"/proc/self/fd/{self.fd}/{unnamed}")
         try:
             listener.listen(64)
@@ -220,7 +223,7 @@ class RuntimeDirectory:
         return True
 
     def connect(self, name: str, seconds: float | None = None) -> socket.socket:
-        """Connect to a session's control socket, and wait for no longer than that. Raises OSError."""
+        """Connect to a session's control socket; no operation on it waits longer than `seconds`. Raises OSError."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(seconds)
         try:
@@ -261,7 +264,7 @@ class RuntimeDirectory:
                 try:
                     os.unlink(entry, dir_fd=self.fd)
                 except OSError:
-                    pass  # somebody else has
+                    pass  # somebody else has removed it
 
     def remove(self, name: str) -> None:
         """Remove a session's socket, and the directory if that was the last."""
@@ -272,7 +275,7 @@ class RuntimeDirectory:
         try:
             os.rmdir(os.path.basename(self.path), dir_fd=self.parent)
         except OSError:
-            pass  # other sessions
+            pass  # other sessions use it
 
     def close(self) -> None:
         os.close(self.fd)

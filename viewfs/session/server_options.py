@@ -10,7 +10,7 @@ from viewfs.modules.api.options import choice, integer, parse_options, size
 
 __all__ = ["SERVER_OPTIONS", "ServerOptions"]
 
-#: What a listing can bring. Attributes are most of the work; but who looks at each name asks for each then.
+#: What a listing can bring. Attributes are most of the work; without them, programs that look at names ask for each.
 LISTINGS = ("attributes", "names")
 SERVER_OPTIONS = (
     size("memory", 1 << 30, "memory that the server may use, beyond what it starts with"),
@@ -27,7 +27,7 @@ _MOST_MEMORY = 1 << 57
 
 
 class ServerOptions(NamedTuple):
-    """Those that were given, and the usual ones."""
+    """The options that were given, and the defaults of the others."""
 
     memory: int
     processes: int
@@ -38,7 +38,7 @@ class ServerOptions(NamedTuple):
 
     @classmethod
     def of(cls, options: Mapping[str, str | None]) -> ServerOptions:
-        """Raises `UsageError` for a value that is none."""
+        """Read them from all options of a mount. Raises `UsageError` for an invalid value."""
         names = [option.name for option in SERVER_OPTIONS]
         given = {name: value for name, value in options.items() if name in names}
         found = cls(**parse_options("server", SERVER_OPTIONS, given))
@@ -50,6 +50,6 @@ class ServerOptions(NamedTuple):
 
     @classmethod
     def without(cls, options: Mapping[str, str | None]) -> dict[str, str | None]:
-        """What is left for the module."""
+        """The options that are left for the module."""
         names = [option.name for option in SERVER_OPTIONS]
         return {name: value for name, value in options.items() if name not in names}

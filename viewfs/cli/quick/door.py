@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: Set to anything, all is done by the whole program.
+#: If it is set, everything is done by the whole program.
 SLOW_VARIABLE = "VIEWFS_WHOLE"
 
 
@@ -57,7 +57,7 @@ def _whole_program() -> NoReturn:
 
 
 def _run(parsed: Parsed) -> int:
-    """Do what was asked for: the exit code. Raises as commands do."""
+    """Do what was asked for. Returns the exit code, and raises as commands do."""
     given, words, command = parsed.given, parsed.words, parsed.command
     if command in ("run", "shell", "enter", "at"):
         return _run_in_view(parsed)

@@ -85,7 +85,7 @@ def tell(message: str) -> None:
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Run a command: its exit code, or that of what went wrong, which has been said then (docs/cli.md)."""
+    """Run a command. Returns its exit code, or reports an error and returns the exit code of that (docs/cli.md)."""
     try:
         return command()
     except ViewfsError as error:
@@ -99,7 +99,7 @@ def exit_code(command: Callable[[], int]) -> int:
 
 
 def open_standard_streams() -> None:
-    """Those that were closed: else the next file that is opened would be one. The command finds them closed again."""
+    """Open those that are closed: else the next file opened would be one. They are closed again for the command."""
     for number, mode in enumerate("rww"):
         try:
             os.fstat(number)
@@ -113,7 +113,7 @@ def open_standard_streams() -> None:
 
 
 def flush(code: int) -> int:
-    """The exit code, if all that was written to standard output gets there."""
+    """Flush standard output. Returns `code`, unless that is 0 and the output can't be written: then 1."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -92,7 +92,7 @@ _DIGITS = 16
 
 
 def run_at(epoch: str, command: list[str], session: str | None) -> int:
-    """The same in the view as it was in an epoch, which has a number or the name of a state that was kept."""
+    """As `enter_view`, in the view as it was in `epoch`: a number, or the name of a state that was kept."""
     from viewfs.session.client import find_session
 
     with find_session(session) as found:
@@ -116,7 +116,7 @@ def _run_in(session: Session, command: list[str], epoch: int | None) -> int:
 
 
 def _have_it_run(session: Session, argv: list[str], environment: dict[str, str], epoch: int | None) -> int:
-    """From inside, where there is no right to enter another epoch: the agent starts it, and signals are passed on."""
+    """Inside a view one has no right to enter another epoch: have the agent start the command, and pass on signals."""
     from viewfs.linux.process import pid_of, pidfd_send_signal
 
     os.environ.update(environment)

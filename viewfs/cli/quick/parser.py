@@ -1,7 +1,7 @@
-"""The command line as it is written as a rule. Whatever is written in another way is for click to judge.
+"""The usual forms of the command line. Everything else is left to click.
 
-`parse` never complains: where it is not certain that click would take the same words for the same, it gives None, and
-the whole command line is parsed by click.
+`parse` never reports an error: unless it is certain that click would parse the words in the same way, it returns None,
+and click parses the whole command line.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Parsed:
 
     def __init__(self, command: str, given: dict[str, Any], words: list[str], flags: set[str]) -> None:
         self.command = command
-        #: Parameter → True, a text, or a list of texts; of `changes` a list of option and text. Those that were given.
+        #: Parameters that were given → True, a text, or a list of texts; for `changes` a list of (option, text).
         self.given = given
         self.words = words
         #: "quiet" and "verbose", if the options before the command say so.
@@ -66,7 +66,7 @@ class Parsed:
 
 
 def parse(arguments: list[str]) -> Parsed | None:
-    """What is asked for; None where click is to say."""
+    """The parsed command line; None if click is to parse it."""
     flags = set()
     start = 0
     while start < len(arguments) and (flag := _GLOBAL.get(arguments[start])):

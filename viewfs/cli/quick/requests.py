@@ -38,14 +38,14 @@ def absolute(path: str) -> str:
 
 
 def resolved(path: str) -> str:
-    """`path` without symbolic links, as far as that can be told: a file system on the way may not answer, and what is
-    taken away then is that."""
+    """`path` with symbolic links resolved, unless a file system on the way does not answer. (Then that file system is
+    what is to be taken away.)"""
     found = done_apart(lambda _writing: os.fsencode(os.path.realpath(path)), seconds=_WALK_SECONDS, most=_PATHS_MAX)
     return os.fsdecode(found) if found else os.path.abspath(path)
 
 
 def split_unescaped(text: str, mark: str) -> list[str]:
-    """`text` in parts, at each `mark` that has no backslash before it; the marks that have one are kept without it."""
+    """Split `text` at each `mark` without a backslash before it. Other marks are kept, without their backslash."""
     parts = [""]
     for number, piece in enumerate(text.split(mark)):
         if number and parts[-1].endswith("\\"):
@@ -113,12 +113,12 @@ def load_request(name: str, place: str | None, options: Iterable[str]) -> dict[s
 
 
 def program_request(program: str, place: str, options: Iterable[str], arguments: Sequence[str]) -> dict[str, Any]:
-    """The request that has a program serve `place`, with `{}` for that among its arguments. Raises `UsageError`."""
+    """The request that has a program serve `place`, which `{}` in its arguments stands for. Raises `UsageError`."""
     request = load_request(program, place, options)
     return request | {"type": program, "program": list(arguments)}
 
 
-#: Directories with modules of the user's own, before the one of the XDG Base Directory Specification.
+#: The variable with directories of the user's own modules, before the one of the XDG Base Directory Specification.
 MODULE_PATH_VARIABLE = "VIEWFS_MODULE_PATH"
 
 

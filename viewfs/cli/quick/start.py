@@ -1,9 +1,10 @@
-"""What the script `viewfs` has Python run, without `site`: the package that this file lies in is found by its place."""
+"""What the script `viewfs` has Python run without `site`. The package is found by the path of this file."""
 
 import os
 import sys
 
-#: What isolated mode (-I) leaves out, and the program sees to itself or can do without. Others change what Python does.
+#: Variables that isolated mode (-I) ignores, and that the program heeds itself or can do without. Others change what
+#: Python does.
 _KNOWN = {
     "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTHONNOUSERSITE", "PYTHONHASHSEED", "PYTHONSAFEPATH",
     "PYTHONSTARTUP",
@@ -11,7 +12,7 @@ _KNOWN = {
 
 
 def _lies_where_python_looks(root: str) -> bool:
-    """Is it a checkout, or in the packages of this very Python, and does nobody say that another is wanted?"""
+    """Is `root` a checkout, or among the packages of this very Python, and does PYTHONPATH lead to no other viewfs?"""
     if root.endswith("-packages") and os.path.basename(os.path.dirname(root)) != f"python3.{sys.version_info.minor}":
         return False
     for place in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):

@@ -20,7 +20,7 @@ SCHEMA = 1
 #: Columns that have numbers.
 _RIGHT = frozenset({"EPOCH", "PID", "REQUESTS", "MOUNTS", "COUNT", "P50", "P99"})
 _GAP = 2
-#: On a narrow terminal a column becomes no narrower.
+#: On a narrow terminal no column becomes narrower than this.
 _NARROWEST = 6
 
 

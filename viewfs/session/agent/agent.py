@@ -1,9 +1,9 @@
 """The agent: the small process inside the view that holds its privilege, forks its workers and attaches its mounts.
 
 Plain synchronous code in one thread, because unshare(2) and setns(2) want that. It follows no path and keeps no
-descriptor of a FUSE mount, so that nothing a module does can make it wait: what has to look at the view is done in a
-forked worker, which the supervisor can give up on. It ends when stand-by and supervisor have, and takes all that lives
-in the session with it.
+descriptor of a FUSE mount, so that nothing a module does can make it wait: work that has to look at the view is done in
+a forked worker, which the supervisor can give up on. It ends when stand-by and supervisor have ended, and ends all
+processes of the session with it.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ def agent_main(
 ) -> NoReturn:
     """Make the view, say so on `ready` and on `link` with descriptors of its namespaces, then serve `link`.
 
-    The control socket of session `name` is in `runtime`; that and its layers are taken away at the end, if nobody else
-    is there to do it. Never returns.
+    The control socket of session `name` is in `runtime`. The socket and the session's layers are removed at the end, if
+    nobody else is there to do it. Never returns.
     """
     status = 1
     try:
         os.setpgid(0, 0)  # the terminal's signals are for the command
         keep_only(
             link.fileno(), ready.fileno(), log_fd, runtime.fd, runtime.parent
-        )  # what the caller had open is for the command too
+        )  # the caller's other descriptors are for the command
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -75,7 +75,7 @@ def agent_main(
             make_view(plan, identity, _become_init)
             namespaces = [open_namespace(kind) for kind in plan.kinds]
             _redirect_standard_streams(log_fd)  # before anything is forked that lives as long as the view
-            if link.receive() is None:  # nobody knows of this process
+            if link.receive() is None:  # the stand-by is gone, and nobody else knows of this process
                 _remove_socket(runtime, name)
                 os._exit(1)
             covers = [_cover(request, [namespaces[1], host_root], owners) for request in plan.covers]
@@ -117,7 +117,7 @@ def agent_of_view(
     layers: LayerSettings,
     view: Namespaces,
 ) -> NoReturn:
-    """The same for a view that is there already: join it, then serve `link`. Never returns."""
+    """The agent of a view that is there already: join it, then serve `link`. Never returns."""
     status = 1
     try:
         os.setpgid(0, 0)
@@ -154,7 +154,10 @@ def _serve(agent: AgentRequests, workers: Iterable[int], user_namespace: int, pr
 
 
 def _take_away(runtime: RuntimeDirectory, name: str, layers: LayerSettings, host_root: int) -> None:
-    """As a rule the supervisor has the layers locked, and does this itself when this process has ended."""
+    """Remove the layers and the socket.
+
+    Usually the supervisor holds the lock of the layers, and does this itself when this process has ended.
+    """
     os.fchdir(host_root)
     os.chroot(".")
     layers.end(seconds=0)
@@ -169,8 +172,8 @@ def _remove_socket(runtime: RuntimeDirectory, name: str) -> None:
 
 
 def _cover(request: dict[str, Any], fds: list[int], owners: socket.socket | None) -> tuple[CoverReport, int]:
-    """Cover a tree of the view that nothing runs in yet: what the worker reports, and its pid. Raises the `ViewfsError`
-    that it reports.
+    """Cover a tree of a view in which nothing runs yet. Returns the worker's report and its pid. Raises the
+    `ViewfsError` that the worker reports.
 
     `fds`: the view's mount namespace, and the root directory of the host. `owners`: see `owners_outside`.
     """
@@ -203,15 +206,15 @@ def _cover(request: dict[str, Any], fds: list[int], owners: socket.socket | None
     return report, pid
 
 
-#: For as long as process 1 may take from closing all that it has to its end.
+#: Seconds that process 1 may take from the closing of its descriptors to its end.
 _EXIT_SECONDS = 0.1
 
 
 def _become_init() -> None:
-    """Go on as process 1 of the new pid namespace; the process so far waits for that and ends with it.
+    """Go on as process 1 of the new pid namespace. The calling process waits for that one, and ends as it does.
 
-    What becomes process 1 keeps a pipe open to the last. Where it is stuck in its end (see `wait_for_exits`) it has
-    been killed, as a rule, so the other does not wait.
+    Process 1 keeps a pipe open to the last. If it is stuck while exiting (see `wait_for_exits`), usually because it was
+    killed, the calling process does not wait for it.
     """
     alive, to_the_last = os.pipe2(os.O_CLOEXEC)
     child = os.fork()

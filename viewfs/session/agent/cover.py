@@ -47,7 +47,7 @@ def make_cover(
         except OverlayRefusedError:
             if backend == "overlay":
                 raise
-    # Once, and not by each server. (Where the kernel's overlays will do, nothing of it is needed.)
+    # Imported once, and not by each server. (Where the kernel's overlays will do, nothing of it is needed.)
     from viewfs.cow.serve.filesystem import CowFileSystem
     from viewfs.linux.ids import known_ids
     from viewfs.modules.api import Identities
@@ -77,16 +77,16 @@ def make_cover(
         subtype="viewfs.cow",
         writable=work is not None,
     )
-    os.fstat(server.mount)  # until it has been looked at, nobody may write to it (see worker._trees_of_files)
+    os.fstat(server.mount)  # until it has been looked at, nobody may write to it (see placing._trees_of_files)
     return Cover(server.mount, server)
 
 
-#: What programs that install others read as root and make anew: to who may not read it, it is empty in a view in which
-#: they appear as root.
+#: Files that programs which install others read as root and make anew. In a view in which the user appears as root,
+#: they are empty if the user may not read them.
 _MADE_ANEW = ("/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-")
 
 
 def _stand_ins(path: str) -> list[bytes]:
-    """Those in the tree at `path`, relative to that."""
+    """Those of these files that are in the tree at `path`, relative to it."""
     directory = path.rstrip("/") + "/"
     return [os.fsencode(each[len(directory) :]) for each in _MADE_ANEW if each.startswith(directory)]

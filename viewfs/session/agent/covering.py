@@ -1,8 +1,8 @@
 """What workers do for copy-on-write: cover a tree of the view with overlays, and show a state of it that was kept.
 
-Overlays are made in a *workshop*, a mount namespace of their own that is a copy of the view's first epoch: there the
-directory of the layers is where it is on the host, whatever the view has covered by now. It is kept as long as the
-mount is, for a later worker to find the lower trees in.
+Overlays are made in a *workshop*, a mount namespace of their own that is a copy of the view's first epoch. In it the
+directory of the layers is where it is on the host, whatever the view has covered by now. The workshop is kept as long
+as the mount, so that a later worker finds the lower trees in it.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ from viewfs.session.wire.channel import Channel
 
 __all__ = ["cover", "show_state"]
 
-#: So many directories are looked at for patterns.
+#: How many directories are looked at for patterns.
 _LOOKED_AT = 100_000
-#: So many paths are named in a message.
+#: How many paths a message names.
 _LISTED = 6
 
 
 def cover(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     """Make `path` copy-on-write: a tree of covers for each place, and descriptors of all that has to be kept.
 
-    `fds`: the mount namespace of the first epoch; and before anything runs in the view, the root directory of the host.
-    Last, if the view has users of its own (`asks_owners`), the socket of `owners_outside`.
+    `fds`: the mount namespace of the first epoch; if nothing runs in the view yet, the root directory of the host; and
+    last, if the view has users of its own (`asks_owners`), the socket of `owners_outside`.
     """
     owners = fds.pop() if request["asks_owners"] else None
     first_epoch, *host_root = fds
@@ -123,7 +123,7 @@ def _left_out(top: str, only: Filter) -> Iterator[str]:
 
 
 def _has_any(only: Filter, path: str, top: str) -> bool:
-    """Is the directory `path` meant, or one below it?"""
+    """Does `only` let the directory `path` pass, or one below it?"""
     here = os.fsencode(os.path.relpath(path, top))
     if only.passes(here) or not only.may_pass_below(here):
         return only.passes(here)
@@ -134,12 +134,12 @@ def _has_any(only: Filter, path: str, top: str) -> bool:
     )
 
 
-#: Who throws away what others have left takes a directory for that which has just been made, and has it no longer.
+#: Seconds for which a process that sweeps left-over layers may hold a directory that has just been made.
 _SWEEP_SECONDS = 5.0
 
 
 def _locked_layers(request: dict[str, Any]) -> tuple[LayerSet, list[int]]:
-    """The session's layers, made if there are none, and what holds their lock, unless the session has it already."""
+    """The session's layers, made if there are none, and what holds their lock: none if the session has it already."""
     end = time.monotonic() + _SWEEP_SECONDS
     while True:
         layers = LayerSet.of_session(request["name"], request["directory"], create=True)
@@ -150,7 +150,7 @@ def _locked_layers(request: dict[str, Any]) -> tuple[LayerSet, list[int]]:
             return layers, [lock_session(layers.fd, request["name"], where=request["where"])]
         except (FileNotFoundError, ViewfsError):
             layers.close()
-            # No other session has the name of layers that end with theirs.
+            # Layers that end with their session have a name that no other session has: only a sweep can hold these.
             if not request["volatile"] or time.monotonic() > end:
                 raise
             time.sleep(0.01)
@@ -173,14 +173,14 @@ class _Maker:
     """Makes the covers of one request, and knows what there is to say about it."""
 
     def __init__(self, layers: LayerSet, request: dict[str, Any], behind: dict[str, int], owners: int | None) -> None:
-        """`behind`: where a part only looks like a directory of the host, that directory."""
+        """`behind`: path of a part that only looks like a directory of the host → descriptor of that directory."""
         self._layers, self._request, self._behind, self._owners = layers, request, behind, owners
-        #: A row for each, and its descriptors.
+        #: For each cover a row, and its descriptors.
         self.made: list[dict[str, Any]] = []
         self.kept: list[list[int]] = []
         self.servers: list[ForkedServer] = []
         self._messages: list[str] = []
-        #: What viewfs serves itself, by the reason.
+        #: Reason → paths that viewfs therefore serves itself.
         self._served: dict[str, list[str]] = {}
 
     def cover(self, part: Part) -> int:
@@ -196,7 +196,7 @@ class _Maker:
                 layer.write(replace(layer.record, backend=backend))
         if cover.server is not None:
             self.servers.append(cover.server)
-        attach_aside(cover.mount)  # to be looked at without what will lie in it
+        attach_aside(cover.mount)  # so that it can be looked at without what will be mounted in it
         self.made.append({"path": part.path, "lower": asdict(layer.record.lower), "backend": backend})
         self.kept.append([lower, layer.fd, cover.mount])
         return open_tree(cover.mount, "", OpenTree.CLONE | AT_EMPTY_PATH)
@@ -295,7 +295,7 @@ def _listed(paths: list[str]) -> str:
 
 
 def _in_root(cover: str) -> list[str]:
-    """What of the root can be covered where programs run in it, which would not see another root.
+    """The directories in the root that can be covered while programs run in it: they would not see another root.
 
     Raises `UsageError` if there is nothing.
     """
@@ -310,12 +310,12 @@ def _as_it_is(point: str) -> int:
     try:
         return open_tree(AT_FDCWD, point, OpenTree.CLONE)
     except OSError:
-        # Something is mounted below it outside of the view; it can only be had with that.
+        # Something is mounted below it outside of the view, and the kernel clones it only together with that.
         return open_tree(AT_FDCWD, point, OpenTree.CLONE | AT_RECURSIVE)
 
 
 def show_state(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
-    """A mount namespace that is the view as it is, but for its layers, which are shown in a state that was kept.
+    """Make a mount namespace that shows the view as it is, but its layers in a state that was kept.
 
     `layers` of the request has the mount point and the directory of the state of each; `fds` has the workshop, the
     lower tree and the directory of each.
@@ -329,7 +329,7 @@ def show_state(channel: Channel, request: dict[str, Any], fds: list[int]) -> Non
         if layer["path"] == "/":
             lower = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # as the view has it, and not the host
         state = os.open(layer["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
-        # (The kernel makes none where the layers are in the tree that is covered: at home, as a rule.)
+        # (The kernel makes no overlay if the layers are in the covered tree, as is usual for a home directory.)
         backend = "auto" if layer["backend"] == "overlay" else layer["backend"]
         cover = make_cover(lower, state, None, source=request["cover"], backend=backend)
         os.close(state)

@@ -1,8 +1,7 @@
 """FUSE servers that a worker forks: file systems of viewfs's own, over directories that the user has anyway.
 
-The worker stays as their parent, and keeps what another one needs to take over: the descriptor of the mount, the
-directories, and the ledger (`mounts.fuse.ledger`). So a server that dies is replaced, and nobody notices more than the
-time.
+The worker stays as their parent, and keeps what another server needs to take over: the descriptor of the mount, the
+directories, and the ledger (`mounts.fuse.ledger`). So a server that dies is replaced, and programs notice only a delay.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ log = logging.getLogger("viewfs.worker")
 
 
 class ForkedServer:
-    """A mount that is attached nowhere yet, and the process that serves it, or the next one."""
+    """A mount that is attached nowhere yet, and the process that serves it, or the successor of that."""
 
     def __init__(
         self,
@@ -52,11 +51,11 @@ class ForkedServer:
     ) -> None:
         """Raises OSError and `MachineError`.
 
-        `make` gives the file system, of copies of the `descriptors`. It runs in the server, which is called `name`, has
-        no others, and is confined to files that the user has. `place` is what the log calls the mount; `source` and
-        `subtype` are what the mount table shows.
+        `make` returns the file system when it is called, in the server, with copies of the `descriptors`. The server is
+        called `name`, has no others, and is confined to files that the user has. `place` is what the log calls the
+        mount; `source` and `subtype` are what the mount table shows.
         """
-        # Once, and not by each server.
+        # Imported once, and not by each server.
         import viewfs.mounts.fuse.host
         import viewfs.namespaces.sandbox  # noqa: F401
 
@@ -77,10 +76,10 @@ class ForkedServer:
         self._ledger = Ledger.create()
         self._descriptors = [None if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in descriptors]
         self._patience = Patience()
-        #: Nobody can take over any more.
+        #: No other server can take over any more.
         self.is_given_up = False
         self.pid = self._start(successor=False)
-        # Whoever has made it looks at the mount, and could wait for a server that is dead.
+        # Until `keep`, this process looks at the mount, and could wait for a dead server: the thread prevents that.
         self._is_kept = os.eventfd(0, os.EFD_CLOEXEC)
         apart = threading.Event()
         self._guard = threading.Thread(target=self._give_up_when_dead, args=[pidfd_open(self.pid), apart], daemon=True)
@@ -89,7 +88,7 @@ class ForkedServer:
 
     @property
     def fds(self) -> list[int]:
-        """What a server is to have open."""
+        """The descriptors that a server is to have open."""
         return [self._fuse, self._counters.fd, self._ledger, *(fd for fd in self._descriptors if fd is not None)]
 
     def _start(self, *, successor: bool) -> int:
@@ -118,7 +117,7 @@ class ForkedServer:
         from viewfs.mounts.fuse.host import serve, take_over
         from viewfs.namespaces.sandbox import Confinement, Needs, confine
 
-        # Each file that a program of the view has open, it has open too.
+        # The server has each file open that a program of the view has open.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         confine(Confinement.VIEW, Needs.OWN_FILES)
@@ -139,28 +138,28 @@ class ForkedServer:
         os.close(pidfd)
 
     def keep(self) -> None:
-        """From now on the caller looks after it: `seconds_to_replace`, `replace`, `give_up`."""
+        """From now on the caller looks after the server: `seconds_to_replace`, `replace`, `give_up`."""
         os.eventfd_write(self._is_kept, 1)
         self._guard.join()
         os.close(self._is_kept)
 
     def seconds_to_replace(self) -> float | None:
-        """It has died: how long to wait before `replace`; None: for ever."""
+        """After its death: how long to wait before `replace`; None: it is not to be replaced."""
         return self._patience.seconds(time.monotonic(), self._counters.snapshot().total)
 
     def replace(self) -> None:
-        """Have another go on where this one has died."""
+        """Start another server, which goes on where this one has died."""
         self.pid = self._start(successor=True)
 
     def end(self) -> None:
-        """End it for good, and wait for that; it was not kept."""
+        """End a server on which `keep` was not called, for good, and wait until it has ended."""
         self.keep()
         self.give_up()
-        os.kill(self.pid, signal.SIGKILL)  # a child that nobody has asked after yet
+        os.kill(self.pid, signal.SIGKILL)  # a child that is not reaped yet
         os.waitpid(self.pid, 0)
 
     def give_up(self) -> None:
-        """Whoever waits for an answer gets an error, and nobody takes over."""
+        """Close the descriptors: whoever waits for an answer gets an error, and no other server takes over."""
         if not self.is_given_up:
             self.is_given_up = True
             for fd in self.fds:
@@ -168,12 +167,12 @@ class ForkedServer:
 
 
 def server_names(servers: Sequence[ForkedServer]) -> list[str]:
-    """What a report calls the descriptors of `pidfds`."""
+    """The names that the descriptors of `pidfds` have in a report."""
     return [f"server{number}" for number in range(len(servers) + 1)] if servers else []
 
 
 def pidfds(servers: Sequence[ForkedServer]) -> list[int]:
-    """Of those that serve, and of this process, which waits for them."""
+    """Pidfds of the processes that serve, and of this process, which waits for them."""
     return [pidfd_open(pid) for pid in (*(server.pid for server in servers), os.getpid())] if servers else []
 
 
@@ -184,10 +183,11 @@ def stay(
     ends: Collection[int] = (),
     kept: Collection[int] = (),
 ) -> None:
-    """Until what was sent has been received, which must not be closed here before; and as long as there are servers.
+    """Wait until the descriptors that were sent have been received (they must not be closed here before), and then as
+    long as there are servers.
 
-    `watched` says what to do when a descriptor is readable, for which those that are `kept` are needed; as long as one
-    of `ends` is not readable, there is reason to stay.
+    `watched` says what to do when a descriptor is readable; the descriptors `kept` are needed for that. This process
+    also stays as long as one of `ends` is not readable.
     """
     channel.receive()
     watched = watched or {}
@@ -208,12 +208,12 @@ class _Keeper:
     ) -> None:
         self._watched, self._ends = watched, {*ends}
         self._serving = {pidfd_open(server.pid): server for server in servers}
-        #: Those to come, and when (monotonic).
+        #: When a server is to be replaced (monotonic), and which.
         self._waiting: list[tuple[float, ForkedServer]] = []
         self._poll = select.poll()
         for fd in (*watched, *ends, *self._serving):
             self._poll.register(fd, select.POLLIN)
-        # Without servers this process is in nobody's way at the end; with them it is among those that go last.
+        # With servers this process is among those that are ended last; without them SIGTERM may end it like any other.
         signal.signal(signal.SIGTERM, self._end if servers else signal.SIG_DFL)
 
     def run(self) -> None:
@@ -225,7 +225,7 @@ class _Keeper:
                 server.give_up()
             for server in self._serving.values():
                 server.give_up()
-                os.kill(server.pid, signal.SIGKILL)  # a child that nobody has asked after yet
+                os.kill(server.pid, signal.SIGKILL)  # a child that is not reaped yet
             for server in self._serving.values():
                 os.waitpid(server.pid, 0)
 
@@ -271,4 +271,4 @@ class _Keeper:
 
 
 class _ToldToEndError(BaseException):
-    """SIGTERM came."""
+    """This process got SIGTERM."""

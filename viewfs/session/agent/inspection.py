@@ -1,4 +1,4 @@
-"""Looking at bytes that somebody else wrote, without a module server: a child does it that can do nothing else."""
+"""Looking at bytes that somebody else wrote, without a module server: in a child that can do nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FAILED = "cannot look at {}: the process that did has failed"
 
 
 class _Rest:
-    """What lies in a source from an offset on, as a source."""
+    """The part of a source from an offset on, as a source."""
 
     def __init__(self, source: FileSource, offset: int) -> None:
         self._source, self._offset = source, offset
@@ -34,14 +34,14 @@ class _Rest:
         return self._source.pread(size, self._offset + offset)
 
 
-#: What all formats that can begin elsewhere have for it.
+#: The option of all formats that can begin at an offset.
 _OFFSET = size("offset", 0, "")
 
 
 def find_by_content(source: FileSource, name: str, options: Mapping[str, str | None]) -> Found:
-    """The module that knows `source`, which is called `name`, from the offset on that `options` have. Raises
+    """The module that knows `source`, which is called `name`, from the offset in `options` on. Raises
     `DamagedSourceError` if none does, and `UsageError`."""
-    takers = source_takers()  # imported before the child that asks them can open nothing any more
+    takers = source_takers()  # imported now, for the child that asks them can't open files
     offset = parse_options("this", (_OFFSET,), {"offset": options["offset"]} if "offset" in options else {})["offset"]
     part = _Rest(source, checked_offset(source, offset, name)) if offset else source
     index = _ask_sealed(lambda: takers.index(probe(part, name, takers)), source, name)

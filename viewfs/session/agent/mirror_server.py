@@ -1,9 +1,9 @@
 """Directories that gain a mount point and go on showing what comes and goes in them.
 
-One that the user may write is served (`mounts.mirror`). What is in it that is no regular file is bound over its name,
-so that all below is native. More names are added later over a control socket, whose other end the supervisor keeps for
-the workers that need it. Of any other the view has a skeleton, which a process keeps up to date as long as that end is
-open.
+A directory that the user may write is served (`mounts.mirror`). What is in it that is no regular file is bound over its
+name, so that everything below is native. More names are added later over a control socket, whose other end the
+supervisor keeps for the workers that need it. For any other directory the view has a skeleton, which a process keeps up
+to date as long as such an end is open.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from viewfs.session.wire.channel import Channel
 __all__ = ["Mirrors"]
 
 _SECONDS = 10.0
-#: With more directories than that none is bound: every later epoch copies the mount table.
+#: If more than that would have to be bound, none is: every later epoch copies the mount table.
 _CROWD = 1000
 
 
 class Mirrors:
-    """The directories of a view that are served so, by the control sockets of their servers."""
+    """The directories of a view that are served in this way, and the control sockets of their servers."""
 
     def __init__(self, controls: dict[str, int]) -> None:
         self._controls = controls
         #: Those that were made here: their directories, control sockets and servers.
         self.made: list[tuple[str, socket.socket, ForkedServer]] = []
-        #: Skeletons that were, with both ends of a socket: one to wait for its end with, and one to be kept elsewhere.
+        #: Skeletons made here, with both ends of a socket: one to wait for its end with, and one to be kept elsewhere.
         self._skeletons: dict[str, tuple[Skeleton, socket.socket, socket.socket]] = {}
 
     def keep_up_to_date(self, directory: str, skeleton: Skeleton) -> None:
-        """`skeleton` was put on `directory`."""
+        """Have `stay` keep `skeleton`, which was put on `directory`, up to date."""
         self._skeletons[directory] = (skeleton, *socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
 
     @property
@@ -64,7 +64,7 @@ class Mirrors:
         return controls | {directory: theirs.detach() for directory, (_one, _ours, theirs) in self._skeletons.items()}
 
     def stay(self, channel: Channel) -> None:
-        """As long as there is anything to do: servers to wait for, skeletons to keep up to date."""
+        """Stay as long as there is anything to do: servers to wait for, skeletons to keep up to date."""
         watched = {skeleton.changes: skeleton.update for skeleton, _ours, _theirs in self._skeletons.values()}
         ends = [ours.fileno() for _skeleton, ours, _theirs in self._skeletons.values()]
         kept = [fd for skeleton, _ours, _theirs in self._skeletons.values() for fd in skeleton.fds]
@@ -72,11 +72,11 @@ class Mirrors:
 
     @property
     def directories(self) -> set[str]:
-        """Those that are served, the ones that were made here included."""
+        """The directories that are served, including those that were made here."""
         return {*self._controls, *(directory for directory, _control, _server in self.made)}
 
     def make(self, plan: MountPointPlan, *, is_directory: bool, live_namespace: int) -> None:
-        """Have `plan.parent` have the first of the missing names, and what is missing in it. Raises OSError."""
+        """Make the first of the missing names appear in `plan.parent`, and the others in that. Raises OSError."""
         first = plan.missing[0]
         as_directory = is_directory or len(plan.missing) > 1
         if plan.parent in self.directories:
@@ -109,7 +109,7 @@ class Mirrors:
                 raise ViewfsError(f"the server of {directory} is gone")
 
     def _cover(self, plan: MountPointPlan, *, as_directory: bool, is_directory: bool, live_namespace: int) -> None:
-        """Put the server's mount on `plan.parent`, with what is in it that is not served."""
+        """Put a server's mount on `plan.parent`, and bind in it what is not served."""
         directory = plan.parent
         top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         bound = _to_be_bound(top)
@@ -143,9 +143,9 @@ class Mirrors:
 
 
 def _to_be_bound(top: int) -> list[str]:
-    """Names of directories, sockets, FIFOs and devices: what is no regular file and no link works as itself only.
+    """Names of directories, sockets, FIFOs and devices: anything but a regular file or a link works only as itself.
 
-    An empty directory is none of them: it can't be removed where it is a mount point.
+    Empty directories are left out: a directory that is a mount point can't be removed.
     """
     with os.scandir(top) as entries:
         found = [one.name for one in entries if not one.is_symlink() and not one.is_file(follow_symlinks=False)]
@@ -184,7 +184,7 @@ def _start(directory: str, top: int, own: dict[bytes, bool], bound: list[bytes],
     """A mount that shows what is open in `top`; names are added and removed over the socket `control`."""
 
     def make(top: int, control: int, names: int) -> MirrorFileSystem:
-        # (Another thread's than the server's, and so one for itself.)
+        # (A ledger of its own, for it is used by another thread than the server's.)
         known = _OwnNames(Ledger(names), own)
         file_system = MirrorFileSystem(top, known.names, bound)
         threading.Thread(target=_listen, args=(file_system, socket.socket(fileno=control), known), daemon=True).start()
@@ -207,12 +207,12 @@ def _start(directory: str, top: int, own: dict[bytes, bool], bound: list[bytes],
 
 
 class _OwnNames:
-    """The names of the view's own in a directory, for the next server too."""
+    """The view's own names in a directory, kept for the next server too."""
 
     def __init__(self, ledger: Ledger, first: Mapping[bytes, bool]) -> None:
         self._ledger = ledger
         written = ledger.records().get(0)
-        #: Those that are true are directories.
+        #: Name → is it a directory?
         self.names = dict(first)
         if written is not None:
             self.names = {one[1:]: one[:1] == b"d" for one in written.split(b"\0") if one}
@@ -222,7 +222,7 @@ class _OwnNames:
 
 
 def show_in_root(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
-    """Have the root show what the host's has at `name` now: a link, what is open in `fds`, or nothing."""
+    """Make the view's root show what the host's root has at `name` now: a link, what is open in `fds`, or nothing."""
     name, place = request["name"], f"/{request['name']}"
     servers: list[ForkedServer] = []
     with writable_skeleton("/") as root:
@@ -239,7 +239,7 @@ def show_in_root(channel: Channel, request: dict[str, Any], fds: list[int]) -> N
                 theirs.close()
                 ours.close()
                 servers.append(server)
-                # When it can be served, and not before: until that is there, there is nothing in it.
+                # Not before it can be served: until the mount is there, there is nothing in the entry.
                 make_entry(name, is_directory=stat.S_ISDIR(request["mode"]), directory_fd=root)
                 move_mount(server.mount, "", AT_FDCWD, place, MoveMount.F_EMPTY_PATH)
                 os.close(server.mount)
@@ -248,7 +248,7 @@ def show_in_root(channel: Channel, request: dict[str, Any], fds: list[int]) -> N
 
 
 def _listen(file_system: MirrorFileSystem, control: socket.socket, known: _OwnNames) -> None:
-    """Names are added and removed as workers say."""
+    """Add and remove names as workers ask over `control`."""
     while message := control.recv(1000):
         if message[:1] == b"+":
             known.names[message[2:]] = message[1:2] == b"d"

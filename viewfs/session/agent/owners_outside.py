@@ -1,9 +1,9 @@
-"""Whose files are, as the host has it: a process outside of the view's user namespace is asked.
+"""The owners of files as the host has them: a process outside of the view's user namespace is asked.
 
-In a view with users of its own (subuid(5)) the host's have no number, so that stat(2) shows all of their files as the
-overflow id's. A tree that viewfs serves shows them as belonging to the view's user of the same number: to its `man`
-what is `man`'s. The process is told of files by descriptors (O_PATH), and answers with two numbers; each server has a
-connection of its own, for an answer is for whoever has asked.
+In a view with users of its own (subuid(5)) the host's users have no number, so that stat(2) shows all their files with
+the overflow id. A tree that viewfs serves shows such a file as belonging to the view's user of the same number: what
+belongs to the host's `man` belongs to the view's `man`. The process is sent descriptors of files (O_PATH), and answers
+with two numbers. Each server has a connection of its own, so that each gets its own answers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def start() -> socket.socket:
         return ours
     try:
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # the end of the session is told by the socket
+            signal.signal(number, signal.SIG_IGN)  # the socket tells the end of the session
         fd = theirs.detach()
         os.closerange(0, fd)
         os.closerange(fd + 1, 1 << 16)
@@ -45,7 +45,7 @@ def start() -> socket.socket:
 
 
 def _answer(first: socket.socket) -> None:
-    """Until the `first` connection is closed, over which others come, and those too."""
+    """Answer until all connections are closed: the `first`, and those that come over it."""
     poll = select.poll()
     connections: dict[int, socket.socket] = {}
 
@@ -66,12 +66,12 @@ def _answer(first: socket.socket) -> None:
             else:
                 status = os.fstat(fds[0])
                 os.close(fds[0])
-                with contextlib.suppress(BrokenPipeError):  # it asks no more
+                with contextlib.suppress(BrokenPipeError):  # the client is gone
                     connection.send(_OWNER.pack(status.st_uid, status.st_gid))
 
 
 class OwnersOutside:
-    """What the process says, kept. Made for one thread."""
+    """The answers of the process, cached. Made for one thread."""
 
     def __init__(self, channel: socket.socket) -> None:
         """`channel`: a copy of the socket of `start`, which stays the caller's."""

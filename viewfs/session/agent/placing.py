@@ -28,7 +28,7 @@ log = logging.getLogger("viewfs.worker")
 
 
 def _take_snapshot(live: int) -> int:
-    """A descriptor of a copy of the view as it is now, `live`, in which this process stays."""
+    """A descriptor of a copy of the view as it is now. This process stays in the `live` namespace."""
     unshare(CloneFlags.NEWNS)
     snapshot = open_namespace("mnt")
     setns(live, CloneFlags.NEWNS)
@@ -38,7 +38,7 @@ def _take_snapshot(live: int) -> int:
 def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     """Make the mount points, and where a `root_mode` is given a FUSE mount to attach to them.
 
-    `names`: each of these files of the mount is to be at a place of its own, so that there are as many mount points.
+    `names`: files of the mount, each of which is to be at a place of its own, so that there are as many mount points.
     One called "" is the root of the mount. `fds` are the control sockets of the directories `mirrors`. This process
     stays as the parent of servers that it makes.
     """
@@ -95,7 +95,7 @@ def place(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
 
 
 def _let_go(mount_fd: int, trees: list[int]) -> None:
-    """This process may live on, and what it had of the mount would keep that busy, or for ever."""
+    """Close what this process has of the mount: it may live on, and would keep the mount busy, perhaps for ever."""
     if trees and mount_fd not in trees:
         with contextlib.suppress(OSError):
             umount2(f"/proc/self/fd/{mount_fd}", UmountFlags.DETACH)  # out of this process's own namespace
@@ -147,9 +147,9 @@ def _create_mount(request: dict[str, Any]) -> tuple[int, int]:
 
 
 def _trees_of_files(mount_fd: int, names: list[str]) -> list[int]:
-    """A detached mount of each of these files of a detached mount, whose server must be answering already."""
+    """Detached mounts of the files `names` of a detached mount, whose server must be answering already."""
     if names == [""]:
-        # Until it has been looked at it is the property of a user that this user namespace does not have, and can't be
+        # Until the root has been looked at, its owner is a user that this user namespace does not have, and it can't be
         # written (inode_permission of the kernel).
         os.fstat(mount_fd)
         return [mount_fd]

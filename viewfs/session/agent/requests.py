@@ -1,4 +1,4 @@
-"""What the agent is asked for by stand-by and supervisor: to fork workers and commands, and to attach mounts."""
+"""The requests of stand-by and supervisor to the agent: to fork workers and commands, and to attach mounts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = ["AgentRequests", "become_worker"]
 
 #: Kinds of workers that may become parents of servers.
 _PARENTS = frozenset({"cover", "show_state", "place", "root_name"})
-#: How long they may take to end those.
+#: Seconds that they may take to end these servers.
 _PARENTS_SECONDS = 1.0
-#: Of so many children that have ended it is remembered how, for a supervisor that was not there when they did.
+#: How many exit statuses of children are remembered, for a supervisor that was not there when they ended.
 _REMEMBERED = 1000
 
 
@@ -38,16 +38,16 @@ class AgentRequests:
     def __init__(self, link: Channel, *, as_root: bool, owners: socket.socket | None) -> None:
         self._standby: Channel | None = link
         self._supervisor: Channel | None = None
-        #: It has been told that nothing else lives in the session.
+        #: The agent has been told that nothing else lives in the session.
         self.is_alone = False
         self._as_root = as_root
         self._owners = owners
-        #: What was forked and has not ended, and what kind it is. As process 1 of a pid namespace this process reaps
-        #: orphans besides.
+        #: Pid → kind of each child that was forked and has not ended. As process 1 of a pid namespace this process
+        #: reaps orphans besides.
         self._children: dict[int, str] = {}
-        #: How children have ended.
+        #: Pid → exit status of children that have ended.
         self._ended: dict[int, int] = {}
-        #: Those of them that have children of their own to ask after.
+        #: Pids of children that may have children of their own to wait for.
         self._parents: set[int] = set()
         self._operations: dict[str, Callable[[Message, list[int]], tuple[Message, list[int]]]] = {
             "link": self._link,
@@ -61,12 +61,12 @@ class AgentRequests:
         }
 
     def adopt(self, workers: Iterable[int]) -> None:
-        """These have been forked before, and have forked servers."""
+        """Take on `workers`, which were forked before and have forked servers."""
         self._parents.update(workers)
         self._children |= dict.fromkeys(self._parents, "cover")
 
     def serve(self) -> None:
-        """Until every link has closed."""
+        """Serve until every link has closed."""
         child_ended, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -86,7 +86,7 @@ class AgentRequests:
                     self._supervisor = None if link is self._supervisor else self._supervisor
 
     def _hear(self, link: Channel) -> bool:
-        """Do what it is asked there; False at the end."""
+        """Do what is asked for over `link`; False if it has closed."""
         while True:
             received = link.receive()
             if received is None:
@@ -143,7 +143,7 @@ class AgentRequests:
             os.close(fd)
 
     def _link(self, _request: Message, fds: list[int]) -> tuple[Message, list[int]]:
-        """Another supervisor is there."""
+        """Take on another supervisor, which has the other end of the socket in `fds`."""
         if self._supervisor is not None:
             self._supervisor.close()
         self._supervisor = Channel(socket.socket(fileno=os.dup(fds[0])))
@@ -173,11 +173,11 @@ class AgentRequests:
         return {}, []
 
     def _list_children(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
-        """Those that have not ended, and of which kind they are."""
+        """The children that have not ended, and their kinds."""
         return {"children": list(self._children.items())}, []
 
     def _child(self, request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
-        """A child that this was told of before: its pidfd, or how it has ended."""
+        """A child of which an earlier supervisor knew: its pidfd, or how it has ended."""
         pid = request["pid"]
         if pid in self._children:
             return {}, [os.pidfd_open(pid)]
@@ -206,7 +206,7 @@ class AgentRequests:
         return {"pid": pid}, [ours.detach(), os.pidfd_open(pid)]
 
     def _fork_apart(self) -> int:
-        """Fork a process to which no other has a number, if the kernel and its limits (namespaces(7)) allow that."""
+        """Fork a process into a pid namespace of its own, if the kernel and its limits (namespaces(7)) allow that."""
         try:
             return fork_into(CloneFlags.NEWPID)
         except OSError as error:
@@ -229,7 +229,7 @@ class AgentRequests:
 
 
 def _send(link: Channel, message: Message, fds: list[int] | None = None) -> None:
-    """Whoever asked may have died."""
+    """Send `message` to a process that may have died."""
     try:
         link.send(message, fds)
     except OSError:

@@ -1,9 +1,8 @@
-"""Running a worker: what the agent's forked children do, each a step of a change of the view, which can hang or die
-alone.
+"""Running a worker: a forked child of the agent that does one step of a change of the view, and can hang or die alone.
 
 A mount takes two of them, so that none has both the privilege to mount and bytes that somebody else wrote. The *server*
-(`serving`) opens the source, shuts itself in, and only then looks at what it was given. (Where the type has to be found
-from the content, a sealed child looks before.) The *placer* (`placing`) takes the snapshot that becomes the epoch, and
+(`serving`) opens the source, shuts itself in, and only then looks at what it was given. (If the type has to be found
+from the content, a sealed child looks first.) The *placer* (`placing`) takes the snapshot that becomes the epoch, and
 makes the mount point, and the FUSE mount for a root of the kind that the server found; it reads nothing but paths. The
 agent attaches the one to the other.
 
@@ -43,7 +42,7 @@ _WORKERS = {
     "cover": "viewfs.session.agent.covering:cover",
     "show_state": "viewfs.session.agent.covering:show_state",
 }
-#: Those that need nothing of what modules and their servers do.
+#: Kinds that need no code of modules and their servers.
 LIGHT = frozenset({"cover", "show_state"})
 
 

@@ -42,7 +42,7 @@ log = logging.getLogger("viewfs.worker")
 
 T = TypeVar("T")
 
-#: How many files a server may have open that uses the view.
+#: How many files a server that uses the view may have open.
 _DESCRIPTORS_IN_VIEW = 1024
 
 
@@ -52,7 +52,7 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     found, source = _find(request)
     module = found.module()
     if request["apart"] and isinstance(module, DeviceModule):
-        channel.send({"ok": {"needs_callers": True}})  # whose numbers mean nothing here
+        channel.send({"ok": {"needs_callers": True}})  # pids of callers mean nothing in this namespace
         return
     path = request["path"] or module.mount_point
     if path is None:
@@ -94,7 +94,7 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         return
     descriptors = {"counters": counters.fd}
     if source is not None:
-        descriptors["source"] = source.fd  # for another server to take over with, as what follows
+        descriptors["source"] = source.fd  # another server needs it to take over, like the following
     if isinstance(module, DeviceModule):
         # Whoever has the other end takes the devices away by closing it.
         descriptors["watch"], descriptors["control"] = os.pipe2(os.O_CLOEXEC)
@@ -115,7 +115,7 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
 
 
 def _serve_foreign(channel: Channel, module: ForeignModule, mounting: Mounting, limits: Limits) -> None:
-    """Have a module serve that speaks FUSE itself; one that is a program is in its cage when it is executed."""
+    """Have a module serve that speaks FUSE itself. If it is a program, it is confined before it is executed."""
     if module.is_program:
         module.prepare(mounting)
         _shut_in(module, mounting, limits)
@@ -131,7 +131,7 @@ def _serve_foreign(channel: Channel, module: ForeignModule, mounting: Mounting, 
 
 
 def _what_is_kept(module: DeviceModule, mounting: Mounting) -> dict[str, int]:
-    """What outlives this server of devices that keep something, by name."""
+    """Descriptors, by name, of what outlives this server, if its devices keep something."""
     size = module.keeps(mounting.options)
     if size is None:
         return {}
@@ -163,10 +163,11 @@ def _confinement_of(module: Module) -> Confinement:
 
 
 def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
-    """Become the server of a mount whose server has died, or is about to end: then with the module's code as it is now.
+    """Become the server of a mount whose server has died, or is restarted: then with the module's present code.
 
     `fds` are what `descriptors` of the request says: the counters; the source, if there is one; the epoch that the
-    module sees, if it uses the view; and of devices where they are taken away, and what outlives their server.
+    module sees, if it uses the view; and for devices the pipe by which they are taken away, and what outlives their
+    server.
     """
     opened = dict(zip(request["descriptors"], fds, strict=True))
     if request["anew"]:
@@ -219,7 +220,7 @@ def _mounting(module: Module, request: dict[str, Any], source: FileSource | None
 def _limits(request: dict[str, Any], mounting: Mounting, module: Module) -> Limits:
     options = ServerOptions.of(request["options"])
     memory = options.memory + module.memory(mounting.options)
-    if _confinement_of(module) is not Confinement.SEALED:  # which has files of its own
+    if _confinement_of(module) is not Confinement.SEALED:  # it opens files of its own
         return Limits(memory, options.processes, descriptors=_DESCRIPTORS_IN_VIEW, file_size=None)
     written = mounting.source.size if module.writes_source and mounting.source is not None else 0
     return Limits(memory, options.processes, file_size=written)
@@ -246,8 +247,8 @@ def _shut_in(module: Module, mounting: Mounting, limits: Limits) -> None:
 
 
 def _read_time_zone() -> None:
-    """Have the C library read the time zone while it can: it looks at the default one again whenever it converts a
-    time, and would go on with UTC; at one that TZ names (tzset(3)) it doesn't."""
+    """Have the C library read the time zone while it can. It reads the default one again whenever it converts a time,
+    and would then go on with UTC; one that TZ names (tzset(3)) it reads once."""
     os.environ.setdefault("TZ", ":/etc/localtime")
     time.tzset()
 
@@ -270,10 +271,10 @@ def _open_devices(
 ) -> tuple[Callable[[int, Counters], None], Found]:
     """Shut this process in, and only then let the module make its devices: what serves them, and what to report.
 
-    `fds`: where they are taken away (`watch`), and of those that keep something what outlives the server.
+    `fds`: the pipe by which they are taken away (`watch`), and what outlives the server if they keep something.
 
-    One device is a mount of its own. Several are files of one mount that is attached nowhere; their mount points show
-    one each. They are called as what is appended to the place, the one at the place itself “.main”.
+    One device is a mount of its own. Several are files of one mount that is attached nowhere; each of their mount
+    points shows one. Their names are what is appended to the place; that of the device at the place itself is “.main”.
     """
     lasting = None
     if "kept" in fds:

@@ -1,1 +1,1 @@
-"""What the user starts."""
+"""The process that the user starts."""

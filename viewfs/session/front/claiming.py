@@ -13,10 +13,10 @@ __all__ = ["Claimed"]
 
 
 class Claimed:
-    """What a session has before it has a view: its name, and who will be asked for under it."""
+    """What a session has before it has a view: its name, the listener for that name, and the settings of its layers."""
 
     def __init__(self, plan: SessionPlan) -> None:
-        backend = chosen_backend(plan.cow_backend)  # before there is anything to be taken away again
+        backend = chosen_backend(plan.cow_backend)  # may fail, so before there is anything to be taken away
         self.runtime, self.listener, self.name = RuntimeDirectory.claim(plan.name)
         self.layers = LayerSettings.of_session(
             self.name,

@@ -1,4 +1,4 @@
-"""Starting a command in a view, and standing for it while it runs: signals go there, and its end becomes ours."""
+"""Starting a command in a view, and standing in for it: signals are passed on, and its exit status becomes ours."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["run_in_view", "start_command"]
 
 
 def start_command(namespaces: Namespaces, argv: list[str], environment: dict[str, str], *, as_root: bool) -> int:
-    """Fork a child that joins the namespaces, gives up privilege and becomes `argv`; its pid.
+    """Fork a child that joins the namespaces, gives up privilege and becomes `argv`. Returns its pid.
 
-    With a pid namespace among them the child has to fork once more, and passes on what becomes of the command.
+    If a pid namespace is among them, the child has to fork once more, and stands in for the command.
     """
     working_directory = os.getcwd()
     pid = os.fork()
@@ -30,7 +30,7 @@ def start_command(namespaces: Namespaces, argv: list[str], environment: dict[str
         if namespaces.needs_fork:
             command = os.fork()
             if command:
-                keep_only()  # what tells the session that the front is gone must not live on here
+                keep_only()  # a copy here would hide from the session that the front is gone
                 _stand_for(command)
         drop_privileges_for_command(as_root=as_root)
         exec_command(argv, environment, working_directory)
@@ -41,7 +41,7 @@ def start_command(namespaces: Namespaces, argv: list[str], environment: dict[str
 
 
 def _stand_for(command: int) -> None:
-    """Behave as the process `command`, which this one's parent can't see: signals go there, its end becomes ours."""
+    """Stand in for the process `command`, which this one's parent can't see: pass on signals, and end as it does."""
 
     def pass_on(number: int, _frame: object) -> None:
         try:
@@ -51,8 +51,8 @@ def _stand_for(command: int) -> None:
 
     for number in (*FORWARDED, *FROM_TERMINAL, signal.SIGCONT):
         signal.signal(number, pass_on)
-    # The terminal stops the command, and that stops this process. Stopped by the terminal itself it could learn of the
-    # command's stop when all go on again, and would stop once more.
+    # The terminal stops the command, and this process then stops itself. If the terminal stopped both, this process
+    # might learn of the command's stop only when both go on again, and would stop once more.
     for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -67,7 +67,7 @@ def _stand_for(command: int) -> None:
 
 
 def run_in_view(namespaces: Namespaces, argv: list[str], environment: dict[str, str], *, as_root: bool) -> int:
-    """Run a command in a view that is there already (`enter`, `at` from outside): its exit code."""
+    """Run a command in a view that is there already (`enter`, `at` from outside). Returns its exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
     command = start_command(namespaces, argv, environment, as_root=as_root)
     namespaces.close()

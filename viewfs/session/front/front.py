@@ -51,21 +51,21 @@ class Front:
         self._layers = claimed.layers
         self._covers = plan.covers
         self._to_standby: Channel
-        #: From the agent, if that makes the view.
+        #: The channel from the agent, if that makes the view.
         self._ready: Channel | None = None
         self._namespaces: Namespaces | None = None
         self._processes: dict[str, int] = {}
         self._ended: dict[str, int] = {}
         self._kept = False
-        #: What the stand-by says: that nothing is left of the session, and which part of it was lost.
+        #: What the stand-by has said: that nothing is left of the session, and which part of it was lost.
         self._is_empty = False
         self._lost_part: str | None = None
         self._is_told = True
-        #: The user knows.
+        #: The user has been told why the session ended.
         self._has_told = False
 
     def open(self) -> None:
-        """Have the view made, and the stand-by forked that owns it."""
+        """Have the view made, and fork the stand-by that owns it."""
         self._to_standby, front_end = map(Channel, socket_pair())
         log_read, log_write = os.pipe2(os.O_CLOEXEC)
         if self._making is None:
@@ -104,7 +104,7 @@ class Front:
             self._await_agent(self._ready)
 
     def _have_agent_make_it(self, log_write: int) -> dict[str, Any]:
-        """Where something has to be done in the view before the command is there, an agent does it."""
+        """Fork an agent that makes the view, because something has to be done in it before the command is there."""
         agent_end, standby_end = map(Channel, socket_pair())
         self._ready, ready_end = map(Channel, socket_pair())
         agent = os.fork()
@@ -165,7 +165,7 @@ class Front:
         changes = self._plan.changes[len(self._covers) :]
         if not changes:
             return
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_TERMINAL)  # a mount that takes long can be given up
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_TERMINAL)  # the user can give up a mount that takes long
         from viewfs.session.client import Session
 
         session = Session.connect(self._runtime, self.name)
@@ -181,20 +181,20 @@ class Front:
             session.close()
 
     def _wait(self, command: int) -> int:
-        """Until the command has ended, or the session has lost what holds it."""
+        """Wait until the command has ended, or the stand-by or the agent has failed. Returns the exit code."""
         while "command" not in self._ended:
             if next_signal(command) == signal.SIGCHLD:
                 self._reap()
             if (lost := self._lost()) is not None:
                 return lost
         code = self._ended["command"]
-        # Who killed it? If the session did, because it lost a part of itself, that is what has to be said.
+        # If the session killed it because it lost a part of itself, that is what the user has to be told.
         if (code < 0 or code > 128) and (lost := self.lost_soon(_BLAME_SECONDS)) is not None:
             return lost
         return code if code >= 0 else 128 - code
 
     def lost_soon(self, seconds: float) -> int | None:
-        """The exit code if the stand-by or the agent has failed, or does so in as many seconds."""
+        """The exit code if the stand-by or the agent has failed, or fails within `seconds`."""
         deadline = time.monotonic() + seconds
         while True:
             self._reap()
@@ -202,7 +202,7 @@ class Front:
                 return lost
             if (left := deadline - time.monotonic()) <= 0:
                 return None
-            if not self._is_told:  # its end is near
+            if not self._is_told:  # the stand-by has closed the channel, and is about to end
                 time.sleep(min(left, 0.01))
             self._hear(left)
 
@@ -221,7 +221,7 @@ class Front:
         return 1
 
     def _hear(self, seconds: float) -> None:
-        """What the stand-by has to say; wait for as long if it says nothing."""
+        """Take what the stand-by has said; if it has said nothing, wait for at most `seconds`."""
         poll = select.poll()
         poll.register(self._to_standby.fileno(), select.POLLIN)
         while self._is_told and (self._to_standby.has_more or poll.poll(seconds * 1000)):
@@ -238,7 +238,7 @@ class Front:
                 self._warn(f"what was changed in {path} is discarded with the view (to keep it: --name)")
 
     def _reap(self) -> None:
-        """Note which children have ended. Where the command has stopped, stop too, for whoever waits for us."""
+        """Note which children have ended. If the command has stopped, stop too, for whoever waits for this process."""
         for name, pid in self._processes.items():
             if name in self._ended:
                 continue
@@ -260,7 +260,7 @@ class Front:
             self._making.give_up()
         try:
             self._to_standby.send({"end": True})
-            # A supervisor that is killed when it has read that takes it away with it; the end is there for the next.
+            # A supervisor may be killed when it has read the message; the next one still sees the end of the stream.
             self._to_standby.socket.shutdown(socket.SHUT_WR)
         except OSError:
             pass
@@ -276,15 +276,15 @@ class Front:
             if name not in self._ended:
                 self._end_child(pid)
         if self._covers or not self._is_empty:
-            self._layers.end()  # as a rule the supervisor has done it
+            self._layers.end()  # usually the supervisor has done it
         self._layers.sweep()
-        if self._has_told:  # of a session inside nothing may be left that would do it
+        if self._has_told:  # nothing may be left of a session inside this one that would do it
             self._runtime.sweep()
         self._runtime.remove(self.name)
         self._runtime.close()
 
     def _end_child(self, pid: int) -> None:
-        """It is about to end; if somebody has stopped it, it is killed."""
+        """Wait for a child that is about to end. If it does not, because somebody has stopped it, kill it."""
         pidfd = pidfd_open(pid)
         wait_for_ends([pidfd], _END_SECONDS)
         pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -292,7 +292,7 @@ class Front:
         os.waitpid(pid, 0)
 
     def _await_standby(self) -> None:
-        """It ends the session, in good order. One that takes too long is killed, and what it leaves is ended here."""
+        """Wait for the stand-by to end the session in good order. If it takes too long it is killed."""
         if "standby" not in self._ended:
             pid = self._processes["standby"]
             pidfd = pidfd_open(pid)

@@ -1,4 +1,4 @@
-"""A command that makes its view itself: a child that unshares, says so, and waits until it is let go."""
+"""A command that makes its view itself: a child that unshares, reports that, and waits until it is let go."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _NOT = b"!"
 
 
 class Making:
-    """Such a child. What it inherits is for the command."""
+    """Such a child. The command inherits what the child inherits."""
 
     def __init__(
         self, plan: AgentPlan, argv: list[str], environment: Callable[[], dict[str, str]], claimed: Claimed
     ) -> None:
-        """The listener stays with the others: who waits at it is to learn when they have ended.
+        """The child closes the listener, so that clients waiting at it learn when the session's processes have ended.
 
-        `environment` is asked in the child: a copy in this process would be in the memory of each server too.
+        `environment` is called in the child: a copy in this process would be in the memory of each server too.
         """
         self._kinds = plan.kinds
         self._told, telling = os.pipe2(os.O_CLOEXEC)

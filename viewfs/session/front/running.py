@@ -1,4 +1,4 @@
-"""Opening a session: what comes before the view, and so is done with as little as can be imported."""
+"""Opening a session. This comes before the view is there, and so imports as little as possible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["run_session"]
 
 
-#: Seconds in which the end of a part of the session is heard of by who has met it.
+#: Seconds in which the front hears that a part of the session has ended, after a connection to it has.
 _BLAME_SECONDS = 0.3
 
 
@@ -33,19 +33,19 @@ def run_session(plan: SessionPlan, warn: Callable[[str], None]) -> int:
     sys.stderr.flush()
     making = None
     if not plan.view.needs_agent and not plan.covers:
-        # As a rule the command makes its view itself, and waits until it is let go.
+        # Usually the command makes its view itself, and waits until it is let go.
         def environment() -> dict[str, str]:
             return plan.environment_in(claimed.name, claimed.runtime.path)
 
         making = Making(plan.view, list(plan.command), environment, claimed)
-    from viewfs.session.front.front import Front  # while it does
+    from viewfs.session.front.front import Front  # while the child makes the view
 
     front = Front(plan, warn, claimed, making)
     try:
         front.open()
         return front.run()
     except OSError:
-        # Where a connection has ended because a part of the session has, that is what has to be said.
+        # If a connection has ended because a part of the session has, that is what the user has to be told.
         lost = front.lost_soon(_BLAME_SECONDS)
         if lost is None:
             raise

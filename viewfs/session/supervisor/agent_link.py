@@ -1,4 +1,4 @@
-"""The supervisor's side of the agent: requests that are answered, workers that are talked to, ends that are told."""
+"""The supervisor's side of the link to the agent: requests and their replies, workers, and the ends of children."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Child:
     """A process that the agent started. `status` is None until it has ended, then as `os.waitstatus_to_exitcode`."""
 
     def __init__(self, number: int, pidfd: int | None, *, is_waited_for: bool = False) -> None:
-        """`number`: what the agent calls it. The descriptor is its own, and closed when it has ended; where a client
-        waits for it, by that client's task (`is_waited_for`). None: it has ended, as will be told at once."""
+        """`number`: the agent's number for it. The child owns `pidfd`, which is closed when it has ended; if a client
+        waits for it (`is_waited_for`), by that client's task. None: it has ended, and `end` is called at once."""
         self.number = number
         self.pidfd = pidfd
         self._keeps_pidfd = is_waited_for
@@ -43,7 +43,7 @@ class Child:
         self._to_be_told: list[Callable[[], None]] = []
 
     def end(self, status: int) -> None:
-        """It has ended."""
+        """Record that it has ended, and tell whoever waits for that."""
         self.status = status
         if not self._keeps_pidfd and self.pidfd is not None:
             os.close(self.pidfd)
@@ -53,7 +53,7 @@ class Child:
 
     @contextmanager
     def when_ended(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Have `tell` called when it ends, or has ended, while in the block."""
+        """While in the block: call `tell` when the child ends, or at once if it has ended already."""
         self._to_be_told.append(tell)
         try:
             if self.status is not None:
@@ -92,8 +92,8 @@ class WorkerProcess:
         return result_with(message, fds)
 
     async def found(self, doing: str, decided: Decided) -> Found:
-        """What a server found that has shut itself in, and that its source may have taken over since. Raises as
-        `answer` does, and `ViewfsError` for what is none."""
+        """The second report of a server, which is shut in, and may have been taken over by its source since. Raises as
+        `answer` does, and `ViewfsError` for what is no such report."""
         value, fds = await self.answer(doing)
         for fd in fds:
             os.close(fd)
@@ -113,7 +113,7 @@ class AgentLink:
         self._next_id = 0
         self._replies: dict[int, tuple[Message, list[int]]] = {}
         self._waiting: dict[int, trio.Event] = {}
-        #: By the number that the agent knows them by.
+        #: The agent's number → child.
         self._children: dict[int, Child] = {}
         self._is_gone = False
         self._ended_early: dict[int, int] = {}
@@ -176,12 +176,12 @@ class AgentLink:
         return child
 
     async def children(self) -> dict[int, str]:
-        """By what the agent calls them, all that have not ended, and of which kind they are."""
+        """The agent's number → kind, of all children that have not ended."""
         result, _none = await self.call("children")
         return {int(number): str(kind) for number, kind in result["children"]}
 
     async def find_child(self, number: int, *, is_waited_for: bool = False) -> Child:
-        """A child of which a supervisor before this one knew."""
+        """A child of which an earlier supervisor knew, by the agent's number for it."""
         result, fds = await self.call("child", pid=number)
         if fds:
             return self._adopt(number, fds[0], is_waited_for=is_waited_for)
@@ -201,8 +201,8 @@ class AgentLink:
     ) -> AsyncIterator[WorkerProcess]:
         """A worker of that kind. It is killed where the block is left by an exception, and left alone otherwise.
 
-        `apart`: in a pid namespace of its own. `undoes`: when it finds that it is left alone it takes back what it has
-        done, for which it has a moment.
+        `apart`: in a pid namespace of its own. `undoes`: when its channel is closed it takes back what it has done, for
+        which it has a moment before it is killed.
         """
         result, (channel_fd, pidfd) = await self.call("fork", fds, kind=kind, request=request, apart=apart)
         child = self._adopt(result["pid"], pidfd)

@@ -1,8 +1,8 @@
 """What a supervisor leaves with its stand-by, so that another supervisor can go on where it died.
 
-It is a table: a row has a name, a value that JSON can say, and descriptors. After each change of the view the
-supervisor sends the rows that are not as they were. The stand-by reads no value; it keeps them, and the descriptors
-open, for the next supervisor, which it forks.
+It is a table, in which a row has a name, a JSON value, and descriptors. After each change of the view the supervisor
+sends the rows that have changed. The stand-by keeps the values, and the descriptors open, for the next supervisor,
+which it forks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["LOG_LINES", "Deposit", "Depositor", "Entry", "Row"]
 
 #: How many lines of its log a session keeps.
 LOG_LINES = 1000
-#: Seconds that a stand-by may take to read; one that somebody has stopped keeps nobody waiting.
+#: Seconds that a stand-by may take to read: one that somebody has stopped must not block the supervisor.
 _SECONDS = 10.0
 #: Bytes of rows in one message, at most, unless one row alone is longer.
 _PART = MAX_FRAME // 8
@@ -30,14 +30,14 @@ _PART = MAX_FRAME // 8
 
 @dataclass(frozen=True)
 class Row:
-    """One row. Its descriptors stay whose they are."""
+    """One row. It does not own its descriptors."""
 
     value: Any
     fds: tuple[int, ...] = ()
 
 
 class Entry(NamedTuple):
-    """A row as it is now. It is made only if it has changed, which its mark tells."""
+    """A row as it is now. `make` is called only if the row has changed: if its `mark` is another than before."""
 
     name: str
     mark: Any
@@ -56,14 +56,14 @@ class Deposit:
     _parts: list[tuple[dict[str, Row | None], list[str]]] = field(default_factory=list)
 
     def take(self, message: Message, fds: list[int]) -> None:
-        """What a `Depositor` has sent. The descriptors are the deposit's from now on."""
+        """Take what a `Depositor` has sent. The descriptors are the deposit's from now on."""
         if "log" in message:
             self.log.append(message["log"])
             return
         left = iter(fds)
         put: dict[str, Row | None] = {}
         for name, value, count in message.get("put", ()):
-            if count is None:  # the descriptors are those that are here
+            if count is None:  # the row keeps the descriptors that it has here
                 before = self.rows.get(name)
                 put[name] = Row(value, () if before is None else before.fds)
             else:
@@ -74,11 +74,11 @@ class Deposit:
 
     @property
     def servers(self) -> set[int]:
-        """The processes that serve something, by number (a row of that name)."""
+        """The pids of the processes that serve something (the row “servers”)."""
         return set(self.rows["servers"].value) if "servers" in self.rows else set()
 
     def _apply(self) -> None:
-        """A change takes effect as a whole."""
+        """Apply all parts of a change at once."""
         self.changes += 1
         for put, dropped in self._parts:
             for name in dropped:
@@ -90,14 +90,14 @@ class Deposit:
         self._parts.clear()
 
     def forget_part(self) -> None:
-        """Whoever sent it died before it was complete."""
+        """Drop a change whose sender died before it was complete."""
         for put, _dropped in self._parts:
             for name, row in put.items():
                 _close(row, self.rows.get(name))
         self._parts.clear()
 
     def close(self) -> None:
-        """Keep nothing open."""
+        """Close all descriptors."""
         self.forget_part()
         for row in self.rows.values():
             _close(row, None)
@@ -105,7 +105,7 @@ class Deposit:
 
 
 def _close(row: Row | None, kept: Row | None) -> None:
-    """Close what `row` has open, and `kept` has not."""
+    """Close the descriptors of `row` that `kept` does not have."""
     for fd in set(row.fds if row else ()) - set(kept.fds if kept else ()):
         os.close(fd)
 
@@ -117,7 +117,7 @@ class Depositor:
         """`rows`: what the stand-by has already."""
         self._channel = Channel(sock)
         sock.settimeout(_SECONDS)
-        #: Mark and descriptors of each.
+        #: Name → mark and descriptors of each row that the stand-by has.
         self._known: dict[str, tuple[Any, tuple[int, ...]]] = {name: (None, row.fds) for name, row in rows.items()}
         self._is_gone = False
 
@@ -135,7 +135,7 @@ class Depositor:
                 continue
             row = make()
             now[name] = mark, row.fds
-            # (A number may stand for one file after another, but not in one row.)
+            # (A descriptor number may be used for another file later, but not in the same row.)
             has_fds = before is not None and before[1] == row.fds
             changed.append((name, row, None if has_fds else len(row.fds)))
         dropped = [name for name in self._known if name not in now]
@@ -158,7 +158,7 @@ class Depositor:
         self._send({"put": part, "drop": dropped}, fds)
 
     def log(self, line: str) -> None:
-        """Have the next supervisor know it too."""
+        """Send a line of the log, so that the next supervisor has it too."""
         self._send({"log": line})
 
     def let_go(self) -> None:
@@ -171,7 +171,7 @@ class Depositor:
                 pass
 
     def _send(self, message: Message, fds: list[int] | None = None) -> None:
-        """A stand-by that is gone, or stopped, keeps nobody from going on."""
+        """Send to the stand-by. If that is gone, or stopped, the supervisor goes on without it."""
         if not self._is_gone:
             try:
                 self._channel.send(message, fds)

@@ -1,6 +1,6 @@
 """What a view has been, epoch by epoch: what was mounted and by which server, and which epochs can still be entered.
 
-It is what a supervisor that dies leaves to the next one: `entries` says all of it, and `take_up` reads that again.
+A supervisor that dies leaves it to the next one: `entries` writes all of it, and `take_up` reads that again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from viewfs.session.supervisor.served import ServedMount
 
 __all__ = ["History"]
 
-#: So many mounts are remembered that are gone for good, and what they did in the log, in a session without --history.
+#: How many mounts that are gone for good are remembered, with their changes in the log, in a session without --history.
 _PAST = 1000
 
 
@@ -27,15 +27,15 @@ class History:
 
     def __init__(self, live_namespace: int, *, keeps_all: bool, time_ns: int) -> None:
         """`live_namespace`: a descriptor of the mount namespace that the view lives in. `keeps_all`: epochs can be
-        entered though what was mounted in them has been unmounted."""
+        entered even if what was mounted in them has been unmounted."""
         self.epochs = EpochStack.begin(time_ns)
         self.served: dict[Epoch, ServedMount] = {}
-        #: What epochs are called whose state of copy-on-write trees was kept.
+        #: Epoch whose state of copy-on-write trees was kept → name of that state.
         self.state_names: dict[Epoch, str] = {}
         self._live_namespace = live_namespace
         self._keeps_all = keeps_all
         self._snapshots: dict[Epoch, int] = {}
-        #: Epochs in which the same was mounted as in an earlier one, which stands for them.
+        #: Epoch → an earlier one in which the same was mounted, and whose namespace stands for it.
         self._same_as: dict[Epoch, Epoch] = {}
 
     @property
@@ -45,7 +45,7 @@ class History:
 
     @property
     def first_namespace(self) -> int:
-        """The oldest that there is: that of epoch 0, if it has ended and can be entered."""
+        """The namespace of epoch 0, if that has ended and can be entered; else the live one."""
         return self._snapshots.get(Epoch(0), self._live_namespace)
 
     def namespace_of(self, epoch: Epoch) -> int:
@@ -74,7 +74,7 @@ class History:
         return {*self._snapshots, *self._same_as, self.epochs.current}
 
     def keep_snapshot(self, namespace: int) -> None:
-        """`namespace` shows the current epoch, which is about to end."""
+        """Keep `namespace`, which shows the current epoch. That is about to end."""
         mounts = {mount.made_in for mount in self.epochs.live()}
         for epoch in self._snapshots:
             if epoch not in self.state_names and {mount.made_in for mount in self.epochs.in_epoch(epoch)} == mounts:
@@ -84,12 +84,12 @@ class History:
         self._snapshots[self.epochs.current] = namespace
 
     def keep_state(self, namespace: int) -> Epoch:
-        """The current epoch is about to end, has a state of its own, and `namespace` shows it; returns it."""
+        """Keep `namespace`, which shows the current epoch with its own state. That is about to end, and is returned."""
         self._snapshots[self.epochs.current] = namespace
         return self.epochs.current
 
     def mount_on_device(self, number: int | None) -> Epoch | None:
-        """The mount that still works whose files have this st_dev."""
+        """The mount whose files have this st_dev, if it still works."""
         if number is None:
             return None
         device = f"{os.major(number)}:{os.minor(number)}"
@@ -144,7 +144,7 @@ class History:
         yield Entry("epochs", names, partial(Row, names))
 
     def take_up(self, rows: Mapping[str, Row]) -> None:
-        """Be what these say. The servers are still to be found (`ServedMount.server_number`)."""
+        """Restore it from `rows`. The servers still have to be found (`ServedMount.server_number`)."""
         self.epochs.changes.clear()
         for key, row in rows.items():
             kind, _, number = key.partition(" ")

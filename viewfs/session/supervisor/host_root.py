@@ -1,7 +1,7 @@
-"""What comes to the host's root and goes while a view is open; `root_names` has the view follow.
+"""Names that come and go in the host's root while a view is open; `root_names` makes the view follow.
 
-To end a watch takes the kernel several milliseconds (inotify(7); it waits for all who may be looking). So there is one
-only in a view that lasts, and what came before is found by comparing.
+Ending an inotify(7) watch takes the kernel several milliseconds, for it waits for all who may be looking. So only a
+view that lasts has one, and what changed before is found by comparing.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ __all__ = ["RootNames"]
 
 
 class RootNames:
-    """Names in `/`, from the time when this is made on."""
+    """Changes of names in `/` since this object was made."""
 
     def __init__(self) -> None:
         self._before = _names()
         self.is_watched = False
-        #: From which changes can be read; None before `watch`, and where the kernel doesn't tell.
+        #: Descriptor from which changes can be read; None before `watch`, and if the kernel doesn't tell.
         self.changes: int | None = None
         #: Names that changed before there was a watch, and have not been dealt with.
         self.missed: list[str] = []
 
     def watch(self) -> None:
-        """Begin, if that has not been done."""
+        """Begin to watch, unless that has been done."""
         if self.is_watched:
             return
         self.is_watched = True
@@ -42,6 +42,6 @@ class RootNames:
 
 
 def _names() -> dict[str, int]:
-    """With their inode numbers: another file may have the name."""
+    """The names and their inode numbers, which tell whether a name has gone to another file."""
     with os.scandir("/") as entries:
         return {entry.name: entry.inode() for entry in entries}

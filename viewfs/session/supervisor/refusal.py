@@ -1,4 +1,4 @@
-"""Answering for a file system whose servers die and die: EIO at once, so that nobody waits beyond a deadline."""
+"""Answering for a file system whose servers keep dying: EIO at once, so that nobody waits beyond a deadline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["refuse"]
 
 #: Room for the longest request there is: a write(2) of 1 MiB and what stands before it.
 _BUFFER = (1 << 20) + (64 << 10)
-#: INIT is for the next server: an error would be the end of the mount.
+#: INIT is left to the next server: an error would be the end of the mount.
 _UNANSWERED = frozenset({Opcode.INIT, Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
 _TRY_AGAIN = frozenset({errno.EAGAIN, errno.ENOENT, errno.EINTR})
 
@@ -40,4 +40,4 @@ async def refuse(fuse_fd: int) -> None:
                 if error.errno not in _TRY_AGAIN:
                     raise
     finally:
-        os.set_blocking(fuse_fd, True)  # the next server has the same open file
+        os.set_blocking(fuse_fd, True)  # the next server shares the open file description

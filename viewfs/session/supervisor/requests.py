@@ -108,7 +108,7 @@ class Connection:
             reply, result_fds = failure(request, error), []
         except (KeyError, TypeError, ValueError) as error:
             reply, result_fds = failure(request, UsageError(f"a malformed request: {error!r}")), []
-        except Exception as error:  # a worker that went away in the middle, or a defect: this request's affair alone
+        except Exception as error:  # a worker that went away in the middle, or a defect: only this request fails
             self._supervisor.log("".join(traceback.format_exception(error)).rstrip())
             what = ViewfsError(
                 f"{request.get('op')} failed: {type(error).__name__}: {error}", remedy="see `viewfs log`"
@@ -357,7 +357,7 @@ class Connection:
         ]
 
     async def _spawn(self, request: Message, fds: list[int]) -> Result:
-        """Run a command for a client that may not; the end is announced when it comes."""
+        """Run a command for a client that may not join namespaces itself; its end is announced when it comes."""
         epoch = self._epoch(request)
         if len(fds) != _SPAWN_FDS:
             raise UsageError("a malformed request: three streams and the command are descriptors")

@@ -1,8 +1,8 @@
 """The root of a view follows the host's: names that come and go in `/` after the view was made.
 
-The view's own mounts have nothing of what is new there, for its root is a skeleton that lies over nothing. So the
-supervisor, which stands outside, watches the host's root, and hands a worker what is new. The worker has it served
-(`mounts.mirror`) at the same place.
+The view does not see what is new there, for its root is a skeleton that does not lie over the host's. So the
+supervisor, which runs outside of the view, watches the host's root, and hands a worker what is new. The worker has it
+served (`mounts.mirror`) at the same place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("viewfs.view")
 
 
 async def follow_root(view: View, names: RootNames, tell: Callable[[str], None]) -> None:
-    """For ever. What can't be followed is told."""
+    """Follow for ever; `tell` what can't be followed."""
     if (changes := names.changes) is None:
         tell("what comes and goes in / is not seen in this view: the kernel does not tell (inotify(7), its limits)")
         return

@@ -28,7 +28,7 @@ class Scaffold:
     _count: int = 0
 
     def add(self, mount: Epoch, plan: MountPointPlan) -> None:
-        """`plan` was carried out for `mount`."""
+        """Record that `plan` was carried out for `mount`."""
         if plan.needs_skeleton:
             self._add(mount, plan)
         if plan.missing:
@@ -44,7 +44,7 @@ class Scaffold:
             yield Entry(f"made {number}", item, partial(_row, *item))
 
     def take_up(self, rows: Mapping[str, Row]) -> None:
-        """Have made what these say."""
+        """Restore it from `rows`."""
         made = {int(name[5:]): row.value for name, row in rows.items() if name.startswith("made ")}
         self._made = {n: (Epoch(made[n][0]), MountPointPlan.from_json(made[n][1])) for n in sorted(made)}
         self._count = max(made, default=-1) + 1
@@ -75,7 +75,7 @@ class Scaffold:
         return due
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """These are gone."""
+        """Forget what has been taken away."""
         for number in numbers:
             del self._made[number]
 

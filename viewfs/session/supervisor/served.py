@@ -17,8 +17,8 @@ from viewfs.session.wire.reports import Decided, Found
 
 __all__ = ["FOR_SUCCESSOR", "ServedMount"]
 
-#: Descriptors that a server leaves to the next, by name: the source; and of devices where they are taken away, who has
-#: them open, and what they keep.
+#: Names of the descriptors that a server leaves to the next: the source; and for devices the pipe by which they are
+#: taken away, who has them open, and what they keep.
 FOR_SUCCESSOR = ("source", "watch", "ledger", "kept")
 
 
@@ -27,15 +27,15 @@ class ServedMount:
     """What the supervisor holds of one mount. Kernel mounts have neither server nor counters."""
 
     confinement: str
-    #: What its server said when it began; None of what no module serves.
+    #: What its server said when it began; None for a mount that no module serves.
     decided: Decided | None = None
     found: Found | None = None
     #: major:minor of its superblock, by which sources that lie in it are known; empty for binds.
     device: str = ""
     server: Child | None = None
-    #: What the agent calls that which a supervisor before this one had as `server`.
+    #: The agent's number for the `server` of an earlier supervisor, until that process is found.
     server_number: int | None = None
-    #: A duplicate of the server's descriptor: its death then does not end the connection before we say so.
+    #: A duplicate of the server's /dev/fuse descriptor, so that its death does not end the connection before we say so.
     fuse_fd: int | None = None
     counters: Counters | None = None
     #: Devices are there as long as this is open.
@@ -48,7 +48,7 @@ class ServedMount:
     successor: Child | None = None
     #: Its server was ended, and no other is to come.
     is_aborted: bool = False
-    #: About servers that die.
+    #: Says how long to wait when a server has died.
     patience: Patience = field(default_factory=Patience)
 
     @property
@@ -82,12 +82,12 @@ class ServedMount:
 
     @property
     def _number(self) -> int | None:
-        """What the agent calls its server, which may not have been looked for yet."""
+        """The agent's number for its server, which may not have been looked for yet."""
         return self.server_number if self.server is None else self.server.number
 
     @property
     def mark(self) -> tuple[Any, ...]:
-        """Differs when it has changed."""
+        """Another value when the row has changed."""
         return (self._number, *self._held().items())
 
     def row(self) -> Row:
@@ -106,7 +106,7 @@ class ServedMount:
 
     @classmethod
     def of_row(cls, row: Row) -> ServedMount:
-        """What another supervisor had. Its server is still to be found."""
+        """The mount as an earlier supervisor had it. Its server still has to be found."""
         value = row.value
         held = dict(zip(value["descriptors"], row.fds, strict=True))
         counters, fuse, control = (held.pop(name, None) for name in ("counters", "fuse_fd", "control_fd"))
@@ -126,7 +126,7 @@ class ServedMount:
         return served
 
     def withdraw(self) -> None:
-        """Take devices away, for those too who have them open. Other mounts have nothing of that kind."""
+        """Take devices away, even from programs that have them open. Does nothing for other mounts."""
         if self.control_fd is not None:
             os.close(self.control_fd)
             self.control_fd = None
@@ -144,7 +144,7 @@ class ServedMount:
         return self.server is not None and self.server.status is None
 
     def forget(self) -> None:
-        """Nobody asks for it any more."""
+        """Close everything, the counters too: nobody asks for the mount any more."""
         self.release()
         if self.counters is not None:
             self.counters.close()

@@ -26,7 +26,7 @@ def _held(fd: int | None) -> int:
 
 
 class Servers:
-    """Those of one view."""
+    """The servers of one view."""
 
     #: Tasks that watch them run in it.
     nursery: trio.Nursery
@@ -41,13 +41,13 @@ class Servers:
         self._keep = keep
 
     def watch(self, mount: Mount, served: ServedMount) -> None:
-        """Deal with the end of its server, if it has one, and with its silence."""
+        """If the mount has a server, deal with its end, and with requests that it doesn't answer."""
         if served.server is not None:
             self.nursery.start_soon(self._watch_server, mount, served, served.server)
             self.nursery.start_soon(self._watch_answers, mount, served)
 
     async def take_up(self) -> None:
-        """Watch the servers that a supervisor before this one has watched; those that it had only begun are ended."""
+        """Watch the servers that an earlier supervisor has watched; end those that it had only begun to start."""
         served_now = list(self._history.served.items())
         for _epoch, served in served_now:
             if served.server_number is not None:
@@ -57,14 +57,14 @@ class Servers:
             if kind in ("mount", "resume") and number not in known:
                 begun = await self._agent.find_child(number)
                 begun.kill()
-                await begun.ended.wait()  # or it could read what is for another one
+                await begun.ended.wait()  # or it could read requests that are for another server
         for epoch, served in served_now:
             mount = self._history.epochs.mount_of(epoch)
             if mount is not None and served.fuse_fd is not None:  # else it was given up long ago
                 self.watch(mount, served)
 
     async def _watch_server(self, mount: Mount, served: ServedMount, server: Child) -> None:
-        """Until the mount is gone; a server that dies before is replaced if that can be done without loss."""
+        """Watch until the mount is gone. A server that dies before is replaced if that can be done without loss."""
         while True:
             await server.ended.wait()
             if served.successor is not None:
@@ -89,7 +89,7 @@ class Servers:
         self._keep()
 
     async def _find_successor(self, mount: Mount, served: ServedMount) -> Child | None:
-        """Another server that has taken over, sooner or later; None where none can."""
+        """Wait until another server has taken over, and return it; None if none can."""
         while (seconds := served.seconds_to_resume()) is not None:
             async with trio.open_nursery() as nursery:
                 if served.fuse_fd is not None and served.patience.is_over(trio.current_time()):
@@ -144,13 +144,13 @@ class Servers:
     async def _successor(
         self, served: ServedMount, epoch: int | None = None, *, anew: bool
     ) -> AsyncIterator[WorkerProcess]:
-        """Another server, which has opened what was mounted, and may begin. Raises `ViewfsError`."""
+        """Another server, which has opened what was mounted, and is ready to serve. Raises `ViewfsError`."""
         decided = served.decided
         assert decided is not None and served.counters is not None
         given = {"counters": served.counters.fd} | served.for_successor | ({} if epoch is None else {"epoch": epoch})
         request = served.request | {"anew": anew, "descriptors": list(given)}
         doing = f"cannot have another server take over {decided.path}"
-        # (Callers of a device have no numbers in a pid namespace of its own.)
+        # (In a pid namespace of its own a server of devices would see no pids of its callers.)
         apart = not decided.has_devices
         async with self._agent.worker("resume", request, list(given.values()), apart=apart) as worker:
             with answering(doing, served.options.deadline, "see `viewfs log`"):
@@ -162,8 +162,8 @@ class Servers:
             yield worker
 
     async def restart(self, mount: Mount) -> int:
-        """Have another server go on, with the module's code as it is now; its pid. Raises `ViewfsError`, the one before
-        going on."""
+        """Have another server go on, with the module's code as it is now. Returns its pid. Raises `ViewfsError`; then
+        the server before goes on."""
         served = self._history.served[mount.made_in]
         doing = f"cannot restart {mount.path}"
         remedy = "unmount it, and mount it anew"

@@ -1,9 +1,10 @@
 """The stand-by of a session: it starts the supervisor when there is something to do, and another where one dies.
 
 It does nothing but poll(2), so that a view in which nobody asks for anything costs little. When somebody connects it
-forks the supervisor, and keeps what that has to lose (`deposit`). A supervisor that has nothing to watch any more ends,
-and comes again when it is asked for; one that was killed is replaced at once, and the next finds the session as it was.
-The stand-by has no successor: when it is killed, the session ends.
+forks the supervisor, and keeps the state that would be lost with that process (`deposit`). A supervisor that has
+nothing to watch any more ends, and another is forked when somebody connects again. A supervisor that was killed is
+replaced at once, and its successor finds the session as it was. The stand-by has no successor: when it is killed, the
+session ends.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ __all__ = ["standby_main"]
 _DEADLINE_SECONDS = 3.0
 #: Seconds for which an agent is waited for that has nothing to do but end.
 _AGENT_SECONDS = 5.0
-#: Milliseconds after which a view is one that lasts, and follows the host's root.
+#: Milliseconds after which a view is taken for one that lasts, and begins to follow the host's root.
 _SHORT_MS = 300
 
 
@@ -50,8 +51,8 @@ def standby_main(handles: SessionHandles) -> NoReturn:
     """Own the session until it ends. Never returns."""
     status = 1
     try:
-        # Of its own group, for the terminal's signals are for the command; and of the same terminal session, for the
-        # agent that it forks starts commands that have the terminal.
+        # In a process group of its own, for the terminal's signals are for the command; but in the same terminal
+        # session, for the agent that this process forks starts commands that have the terminal.
         os.setpgid(0, 0)
         keep_only(
             handles.listener.fileno(),
@@ -87,14 +88,14 @@ def standby_main(handles: SessionHandles) -> NoReturn:
 
 
 def _made_view(handles: SessionHandles) -> TheView | None:
-    """The view that the agent has made, or the command, of which the front says so; None where that has failed."""
+    """The view, made by the agent, or by the command as the front then reports; None if that has failed."""
     if handles.agent_process is None or handles.link is None:
         received = handles.front.receive()
         if received is None or "kinds" not in received[0]:
             return None
         return TheView(dict(zip(received[0]["kinds"], received[1], strict=True)), [], [], set())
     try:
-        handles.link.send({"op": "begin"})  # from now on there is somebody who takes away what it makes
+        handles.link.send({"op": "begin"})  # from now on this process takes away what the agent makes
     except OSError:
         return None
     received = handles.link.receive()
@@ -110,18 +111,18 @@ class _StandBy:
         #: None until there has been a supervisor.
         self._deposit: Deposit | None = None
         self._root = RootNames()
-        #: Of the agent, if this process has forked it.
+        #: Pid of the agent, if this process has forked it.
         self._agent: int | None = None
         #: The session is ending, and its supervisor sees to it.
         self._has_let_go = False
-        #: From which can be read that SIGTERM came: from an administrator, or from the end of a session that this one
-        #: lives in.
+        #: A pipe that is readable when SIGTERM has come: from an administrator, or from the end of a session that this
+        #: one lives in.
         self._told_to_end, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(told, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda _number, _frame: None)
 
     def run(self) -> int:
-        """Until the session has ended: the exit status."""
+        """Run until the session has ended. Returns the exit status."""
         patience, status = Patience(_DEADLINE_SECONDS), RETIRED
         while not (status == RETIRED and self._has_ended_unseen()):
             patience.begin(time.monotonic())
@@ -130,8 +131,8 @@ class _StandBy:
                 return 0
             if status != RETIRED:
                 if any(map(pidfd_is_dead, self._view.agents)):
-                    break  # without which no supervisor can do anything
-                # One that has failed by itself will do so again, whatever it has written down before.
+                    break  # without the agent no supervisor can do anything
+                # A supervisor that has failed by itself will fail again, whatever it has deposited before.
                 counted = self._deposit.changes if status < 0 and self._deposit is not None else 0
                 seconds = patience.seconds(time.monotonic(), counted)
                 how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
@@ -146,7 +147,7 @@ class _StandBy:
         return 0
 
     def _pause(self, seconds: float) -> None:
-        """Until another supervisor is to be tried, or the session is to end."""
+        """Wait until another supervisor is to be tried, or the session is to end."""
         poll = select.poll()
         poll.register(self._told_to_end, select.POLLIN)
         if self._handles.link is not None:
@@ -171,7 +172,7 @@ class _StandBy:
         return self._handles.told_to_end and (self._deposit is None or not self._deposit.rows)
 
     def _wait(self) -> bool:
-        """Until somebody asks for something; False: the session is to end."""
+        """Wait until a supervisor is needed; False: the session is to end."""
         handles = self._handles
         while True:
             poll = select.poll()
@@ -200,9 +201,9 @@ class _StandBy:
             handles.kept = True
 
     def _supervise(self) -> int:
-        """Have a supervisor until it ends: its exit status, or minus the signal that killed it."""
+        """Fork a supervisor, and wait until it ends. Returns its exit status, or minus the signal that killed it."""
         if self._deposit is None:
-            from viewfs.session.supervisor.deposit import Deposit  # a view that nobody asks anything has none
+            from viewfs.session.supervisor.deposit import Deposit  # not needed by a view that nobody asks anything
 
             self._deposit = Deposit()
         self._root.watch()
@@ -232,7 +233,7 @@ class _StandBy:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def _have_an_agent(self) -> Channel:
-        """Fork one that joins the view, which the command has made itself."""
+        """Fork an agent that joins the view, which the command has made itself."""
         handles, view = self._handles, self._view
         assert handles.log_writer is not None
         ours, theirs = map(Channel, socket_pair())
@@ -280,7 +281,7 @@ class _StandBy:
                 poll.unregister(pidfd)
             if self._told_to_end in events:
                 os.read(self._told_to_end, 4096)
-                self._handles.told_to_end = True  # though this supervisor should be killed
+                self._handles.told_to_end = True  # even if this supervisor is killed
                 pidfd_send_signal(supervisor, signal.SIGTERM)
             if channel.fileno() in events:
                 try:
@@ -303,7 +304,7 @@ class _StandBy:
             return
         deposit.take(message, fds)
         if self._view.covers and deposit.rows:
-            self._view.forget_covers()  # they are in it
+            self._view.forget_covers()  # the deposit has them now
 
     def _become_supervisor(self, deposit: Deposit, deposits: Channel, link: Channel) -> NoReturn:
         status = 1
@@ -313,7 +314,7 @@ class _StandBy:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until there is an event loop to hear it
             signal.set_wakeup_fd(-1)
             try:
-                link.send({"op": "warm"})  # it imports what it needs while this process does
+                link.send({"op": "warm"})  # the agent imports what it needs while this process does so too
             except OSError:
                 pass
             complete()
@@ -355,7 +356,7 @@ class _StandBy:
         return True
 
     def _end(self) -> None:
-        """End the session: it has never had a supervisor, or there is none that lives."""
+        """End the session, which has never had a supervisor, or has none that lives."""
         if self._deposit is None and not self._view.covers and self._end_of_nothing():
             return
         layers, covers, deposit = self._handles.layers, self._view.covers, self._deposit
@@ -374,7 +375,7 @@ class _StandBy:
 
 
 def _changed(covers: list[CoverReport]) -> Iterator[str]:
-    """What has changes in it; the front tells of it if they go with the session."""
+    """The paths of layers with changes; the front names them if they are discarded with the session."""
     complete()
     from viewfs.cow.layer.layers import has_changes
 

@@ -36,7 +36,7 @@ from viewfs.session.wire.protocol import ProtocolError
 
 __all__ = ["Supervisor", "run_supervisor"]
 
-#: A supervisor that nobody has asked for anything for so long ends, if it has nothing to watch.
+#: A supervisor ends if it has had no client for so long, and has nothing to watch.
 _IDLE_SECONDS = 10.0
 #: Bytes of a line of the log that are kept.
 _LINE_BYTES = 8192
@@ -62,7 +62,7 @@ class Supervisor:
         self.agent = AgentLink(handles.link.socket)
         before = deposit.rows.get("session")
         self.started_ns: int = time.time_ns() if before is None else before.value["started_ns"]
-        #: The process that the user started need not be there for the session to go on.
+        #: The session goes on without the process that the user started.
         self.kept: bool = handles.kept or (before is not None and before.value["kept"])
         history = History(view.namespaces["mnt"], keeps_all=handles.history, time_ns=self.started_ns)
         layers = ViewLayers(self.agent, handles.layers, history)
@@ -110,7 +110,7 @@ class Supervisor:
                 if listener is not None:
                     nursery.start_soon(self._accept, trio.socket.from_stdlib_socket(listener))
             await self.ending.wait()
-            self.keep()  # whoever comes after this one has to end it too
+            self.keep()  # a supervisor after this one has to end the session too
             nursery.cancel_scope.cancel()
 
     async def _begin(self) -> None:
@@ -128,7 +128,7 @@ class Supervisor:
             self.ending.set()
 
     def end(self) -> int:
-        """End everything that lives in the session, unless it goes on without a supervisor: the exit status."""
+        """End everything that lives in the session, unless it goes on without a supervisor. Returns the exit status."""
         if self._is_retired:
             return RETIRED
         spare = self._view.own | self.view.server_pids()
@@ -141,18 +141,18 @@ class Supervisor:
         return 0
 
     def stays_open(self, channel: AsyncChannel) -> None:
-        """Whoever is there waits for its end, which is to be that of the session."""
+        """Keep the connection open until the session has ended: the client waits for it to be closed."""
         self._waiting_for_end.append(os.dup(channel.fileno()))
 
     def forget_command(self, child: Child) -> None:
-        """Its end has been announced."""
+        """Forget a command whose end has been announced."""
         if self.commands.pop(child.number, None) is not None:
             if child.pidfd is not None:
                 os.close(child.pidfd)
             self.keep()
 
     async def _forget_unless_awaited(self, child: Child) -> None:
-        """A command that a supervisor before this one had started."""
+        """Forget a command of an earlier supervisor some time after its end, if no client has asked for that."""
         await child.ended.wait()
         await trio.sleep(_IDLE_SECONDS)
         self.forget_command(child)
@@ -164,7 +164,7 @@ class Supervisor:
             self.handles.link.close()
 
     async def _retire_when_idle(self) -> None:
-        """A view in which nothing is mounted that a server has to be watched for needs no supervisor."""
+        """End this supervisor when it is idle: a view needs none if no mount has a server that has to be watched."""
         while True:
             await trio.sleep_until(max(self._last_client + _IDLE_SECONDS, trio.current_time() + 1))
             busy = self._clients or self.commands or any(one.server for one in self.view.history.served.values())
@@ -181,7 +181,7 @@ class Supervisor:
             self.ending.set()
 
     async def _watch_standby(self) -> None:
-        """It says nothing by itself: there is something to read when it is gone."""
+        """End when the stand-by is gone. It sends nothing by itself, so its channel is readable only then."""
         await trio.lowlevel.wait_readable(self._depositor)
         self.ending.set()
 
@@ -197,7 +197,7 @@ class Supervisor:
             self.ending.set()
 
     async def _watch_for_term(self) -> None:
-        """From an administrator, or from the end of a session that this one lives in."""
+        """End on SIGTERM, which an administrator sends, or the end of a session that this one lives in."""
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             async for _number in signals:
                 self.ending.set()
@@ -208,7 +208,7 @@ class Supervisor:
         async for chunk in stream:
             *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > _LINE_BYTES:
-                lines, rest = [*lines, rest], b""  # whoever writes no ends of lines gets them made
+                lines, rest = [*lines, rest], b""  # too long without the end of a line: make one
             for line in lines:
                 self.log(line[:_LINE_BYTES].decode(errors="replace"))
 

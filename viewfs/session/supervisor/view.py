@@ -67,12 +67,12 @@ class _Descriptors:
 
 @dataclass(frozen=True)
 class _Intent:
-    """A change that is under way: these places had so many mounts, one on the other, before it."""
+    """A change that is under way. Before it, each of `paths` had so many mounts, one on the other, as `depths` says."""
 
     paths: list[str] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     operation: str = ""
-    #: The mounts that are to be removed, by epoch; of a change that mounts something there are none.
+    #: The mounts that are to be removed, by epoch; none if the change mounts something.
     unmounted: list[Epoch] = field(default_factory=list)
 
 
@@ -84,14 +84,14 @@ class _Placing:
     """One mount on its way to its place."""
 
     request: dict[str, Any]
-    #: The server, or what has made a mount of the kernel.
+    #: The server, or the worker that has made a kernel mount.
     worker: WorkerProcess
     decided: Decided
     found: Found
     opened: _Descriptors
     served: ServedMount
     plans: list[MountPointPlan] = field(default_factory=list)
-    #: How many of them have something attached.
+    #: How many of the `plans` have something attached.
     attached: int = 0
 
     @property
@@ -109,7 +109,7 @@ class _Placing:
             "directory": self.found.is_directory and self.found.names is None,
             "root_mode": None if self.decided.is_kernel else self.found.root_mode,
             "writable": self.found.writable,
-            # Whether a foreign server answers is seen when it is looked at, as for files of a mount.
+            # The mount of a foreign server is looked at, like files of a mount, to see whether the server answers.
             "names": [""] if self.decided.speaks_fuse else self.found.names,
         }
 
@@ -136,13 +136,13 @@ class View:
         self._log = log
         self._keep = keep
         self._lock = trio.Lock()
-        #: Directories that are served so that they can have mount points, by the control sockets of their servers.
+        #: Directory that is served so that it can have mount points → control socket of its server.
         self._mirrors: dict[str, int] = {}
         self._mirror_servers: set[int] = set()
         self._intent = _NOTHING
 
     def server_pids(self) -> set[int]:
-        """Every process that serves something of it."""
+        """The pids of all processes that serve something in the view."""
         found = {served.server.pid for served in self.history.served.values() if served.server and served.is_running}
         forked = self.layers.servers | self._mirror_servers  # which their parents may have replaced
         return found.union(forked, *map(children_of, forked))
@@ -163,7 +163,7 @@ class View:
         yield Entry("intent", self._intent, partial(Row, self._intent))
 
     async def take_up(self, rows: Mapping[str, Row]) -> None:
-        """Be what these say, which another supervisor had, and finish what it had begun."""
+        """Restore the view from `rows`, as an earlier supervisor had it, and finish what that had begun."""
         self.history.take_up(rows)
         self.layers.take_up(rows)
         self._scaffold.take_up(rows)
@@ -182,7 +182,7 @@ class View:
                 self._log(f"a change that was under way can't be finished: {error}")
 
     async def _settle(self, intent: _Intent) -> None:
-        """A change was under way: what was mounted and not written down is taken away, what was unmounted is."""
+        """Settle a change that was under way: unmount what was mounted and not recorded; record what was unmounted."""
         if not intent.paths:
             return
         async with self.agent.worker("survey", {"paths": intent.paths}) as worker:
@@ -205,7 +205,7 @@ class View:
 
     @contextlib.asynccontextmanager
     async def _changing(self) -> AsyncIterator[None]:
-        """One change at a time; whoever comes after this supervisor knows of it when the block is left."""
+        """Make one change at a time. When the block is left, the result is kept for a supervisor after this one."""
         async with self._lock:
             try:
                 yield
@@ -213,12 +213,12 @@ class View:
                 self._done()
 
     def _done(self) -> None:
-        """What was under way is written down, or was taken back."""
+        """Nothing is under way any more: the change was recorded, or taken back."""
         self._intent = _NOTHING
         self._keep()
 
     def _intend(self, paths: Sequence[str], depths: list[int], operation: str, unmounted: Sequence[Epoch] = ()) -> None:
-        """What is done next can't be undone by a supervisor that doesn't know of it."""
+        """Record what is done next: only a supervisor that knows of it can undo it."""
         self._intent = asdict(_Intent(list(paths), depths, operation, list(unmounted)))
         self._keep()
 
@@ -229,7 +229,7 @@ class View:
         doing = f"cannot mount {request['source'] or request['type']}"
         deadline = ServerOptions.of(request["options"]).deadline
         for apart in (True, False):
-            # What takes its time to open keeps nobody else from changing the view.
+            # Opening may take long, and must not keep others from changing the view.
             async with self.agent.worker("mount", request | {"apart": apart}, apart=apart) as worker:
                 with answering(doing, deadline, "is it damaged, or on a file system that hangs? -o deadline=SECONDS"):
                     report, fds = await worker.answer(doing)
@@ -264,7 +264,7 @@ class View:
                 wanted = placing.wanted | {"mirrors": list(self._mirrors)}
                 async with (
                     self.agent.worker("place", wanted, list(self._mirrors.values()), undoes=True) as placer,
-                    ended_first(worker, served),  # whose mount the placer may be looking at
+                    ended_first(worker, served),  # the placer may be looking at its mount
                 ):
                     report, fds = await placer.answer(doing)
                     placing.plans = [MountPointPlan.from_json(plan) for plan in report["plans"]]
@@ -285,12 +285,12 @@ class View:
     async def _trees_of(
         self, placing: _Placing, placer: WorkerProcess, made: _Descriptors, stack: contextlib.ExitStack
     ) -> list[int]:
-        """What is to be attached, in the order of the plans; the `stack` closes what is nobody else's."""
+        """The trees to attach, in the order of the plans. The `stack` closes those that nobody else closes."""
         if placing.decided.is_kernel:
             return [placing.opened["tree"]]
         if placing.found.names is None and not placing.decided.speaks_fuse:
             return [made["mount"]]
-        # Files of the mount, and looking at them takes its server.
+        # They are files of the mount, and looking at them needs its server.
         await self._let_serve(placing, made)
         await placer.channel.send({"served": True})
         async with while_alive(placing.worker.child, placing.doing):
@@ -301,7 +301,7 @@ class View:
     async def _attach(
         self, placing: _Placing, placer: WorkerProcess, report: dict[str, Any], made: _Descriptors, trees: list[int]
     ) -> None:
-        """From here on there is no giving up: what is attached gets recorded."""
+        """Attach the trees. From here on there is no giving up: what is attached gets recorded."""
         self._intend([plan.path for plan in placing.plans], report["depths"], placing.request["operation"])
         for number, tree in enumerate(trees):
             await self.agent.call("attach", [tree, made[f"place{number}"]])
@@ -315,7 +315,7 @@ class View:
             placing.served.device = attached["device"]
 
     async def _let_serve(self, placing: _Placing, made: _Descriptors) -> None:
-        """Give the server its /dev/fuse descriptor, and keep what is ours of it."""
+        """Give the server its /dev/fuse descriptor, and keep our descriptors of it in `served`."""
         served, opened = placing.served, placing.opened
         served.fuse_fd = made.take("fuse")
         try:
@@ -330,7 +330,7 @@ class View:
         served.for_successor = {name: opened.take(name) for name in FOR_SUCCESSOR if name in opened}
 
     def _record(self, placing: _Placing, snapshot: int) -> Mount:
-        """What is attached is a mount of the view from now on, and `snapshot` shows how that was before."""
+        """Record what is attached as a mount of the view; `snapshot` shows the view before it."""
         request, decided, served = placing.request, placing.decided, placing.served
         self.history.keep_snapshot(snapshot)
         mount = self.history.epochs.mount(
@@ -364,14 +364,14 @@ class View:
             self._log(f"what was mounted on {', '.join(paths)} is still there: {error}")
 
     def _adopt_mirrors(self, report: dict[str, Any], made: _Descriptors) -> None:
-        """Keep what it takes to add names to directories that are served from now on."""
+        """Keep the control sockets of directories that are served from now on, to add names; and the servers' pids."""
         for number, directory in enumerate(report["mirrors"]):
             self._mirrors[directory] = made.take(f"control{number}")
         servers = [name for name in report["descriptors"] if name.startswith("server")]
         self._mirror_servers.update(pid_of(made[name]) for name in servers)
 
     async def cover(self, request: dict[str, Any]) -> tuple[Mount, list[str]]:
-        """Make a tree copy-on-write; also what there was to say. Raises `ViewfsError`, nothing having changed."""
+        """Make a tree copy-on-write; also returns messages. Raises `ViewfsError`, nothing having changed."""
         async with self._changing():
             mount, messages = await self.layers.cover(request, self._intend)
             self._done()
@@ -393,7 +393,7 @@ class View:
     async def unmount(self, mount: Mount, *, lazy: bool, operation: str, force: bool = False) -> Epoch:
         """Take `mount` out of the view. Raises `ViewfsError`, nothing having changed.
 
-        `lazy`: though something uses it; `force`: and its server, which may answer nothing any more, is ended.
+        `lazy`: even if something uses it. `force`: also end its server, which may answer nothing any more.
         """
         if force and not self.history.epochs.is_shadowed(mount):
             self._abort(mount)  # at once: another change may be waiting for that very server
@@ -408,8 +408,8 @@ class View:
                     f"{mount.path} is busy: {inside[0].path} is mounted in it",
                     remedy=f"`viewfs umount {inside[0].path}` first",
                 )
-            # A tree of other mounts is taken away whole; unmounting it one by one is what EBUSY would ask for. And a
-            # device can be unplugged while programs have it open.
+            # A tree of other mounts is taken away whole: without MNT_DETACH, EBUSY would ask for unmounting them one by
+            # one. And a device can be unplugged while programs have it open.
             served = self.history.served[mount.made_in]
             shows_others = served.decided is not None and served.decided.shows_others
             lazy = lazy or force or shows_others or served.control_fd is not None
@@ -449,7 +449,8 @@ class View:
             self.history.served[one.made_in].abort()
 
     async def follow_root_name(self, request: dict[str, Any], fds: list[int]) -> None:
-        """A `name` has come to the host's root or gone: what it is now is in `fds`. Raises `ViewfsError`."""
+        """Make the view follow a `name` that has come or gone in the host's root; `fds` has what it is now. Raises
+        `ViewfsError`."""
         async with self._changing():
             path = f"/{request['name']}"
             if self._scaffold.has_made(path) or any(path in mount.paths for mount in self.history.epochs.live()):
@@ -460,7 +461,7 @@ class View:
                     self._mirror_servers.update(pid_of(servers[name]) for name in report["descriptors"])
 
     async def _tidy(self) -> None:
-        """Take away what was made to mount on and is needed no more. What can't be taken away does no harm."""
+        """Take away mount points that were made and are not needed any more. What can't be taken away does no harm."""
         due = self._scaffold.due(self.history.epochs, self.history.kept)
         if due:
             request = {"plans": [asdict(plan) for plan in due.values()], "mirrors": list(self._mirrors)}

@@ -32,7 +32,7 @@ log = logging.getLogger("viewfs.layers")
 
 @dataclass
 class HeldLayer:
-    """One layer, by descriptors of directories: of the lower tree, its own, and of what the view shows."""
+    """One layer, with descriptors of directories: the lower tree, the layer's own, and what the view shows."""
 
     path: str
     lower: dict[str, str]
@@ -41,7 +41,7 @@ class HeldLayer:
     lower_fd: int
     layer_fd: int
     view_fd: int
-    #: What it showed in the epochs whose state was kept.
+    #: Epoch whose state was kept → descriptor of what the view showed in it.
     states: dict[Epoch, int] = field(default_factory=dict)
 
     @property
@@ -93,16 +93,16 @@ class CoveredTree:
 
 
 class ViewLayers:
-    """What a view has of layers, by the epoch of the mount that covers a tree with them."""
+    """The layers of a view, by the epoch of the mount that covers a tree with them."""
 
     def __init__(self, agent: AgentLink, settings: LayerSettings, history: History) -> None:
         self._settings = settings
         self._history = history
-        #: Processes that serve them.
+        #: Pids of the processes that serve them.
         self.servers: set[int] = set()
         self._agent = agent
         self.trees: dict[Epoch, CoveredTree] = {}
-        #: Says that no other session may have these layers, as long as it is open.
+        #: Descriptor of the lock: as long as it is open, no other session may have these layers.
         self.lock: int | None = None
 
     def layers(self) -> list[HeldLayer]:
@@ -112,10 +112,10 @@ class ViewLayers:
     async def cover(
         self, request: dict[str, Any], intend: Callable[[list[str], list[int], str], None]
     ) -> tuple[Mount, list[str]]:
-        """Make `path` of the request copy-on-write. The caller holds the view's lock, and is told before anything is
-        mounted.
+        """Make `path` of the request copy-on-write. The caller holds the view's lock; `intend` is called before
+        anything is mounted.
 
-        Also what there was to say about it. Raises `ViewfsError`, nothing having changed.
+        Returns the mount, and messages about it. Raises `ViewfsError`, nothing having changed.
         """
         doing = f"cannot make {request['path']} copy-on-write"
         mounts = [
@@ -165,7 +165,7 @@ class ViewLayers:
     async def take_up_states(self, mount: Mount) -> None:
         """Make epochs of the states that an earlier session of that name kept. The caller holds the view's lock."""
         records = {layer.path: Layer.open(layer.layer_fd) for layer in self.trees[mount.made_in].layers}
-        # One state is in a directory of that name in each layer that there was.
+        # A state has a directory of the same name in each layer that there was then.
         kept = {one.directory: one for layer in records.values() for one in _kept(layer)}
         for state in sorted(kept.values(), key=lambda one: one.time_ns):
             try:
@@ -174,7 +174,7 @@ class ViewLayers:
                 log.warning("the state %s is not to be had: %s", state.name, error)
 
     async def keep_state(self, name: str, directory: str, *, operation: str) -> Epoch:
-        """End the current epoch, which goes on showing what is in `checkpoints/` of each layer under `directory`.
+        """End the current epoch. It goes on showing, of each layer, the state in `directory` below `checkpoints/`.
 
         The caller holds the view's lock. Returns the epoch that was ended. Raises `ViewfsError`.
         """
@@ -218,12 +218,12 @@ class ViewLayers:
         raise NotFoundError(f"no state is kept of epoch {wanted}", remedy=f"those that are: {listed}")
 
     def release(self, epoch: Epoch) -> None:
-        """The mount made in `epoch` is out of the view."""
+        """Close what belongs to the mount made in `epoch`, which is out of the view."""
         if (tree := self.trees.pop(epoch, None)) is not None:
             tree.close()
 
     def close(self) -> None:
-        """But for the lock, which goes with this process: the session has still to end its layers."""
+        """Close everything but the lock, which goes with this process: the session still has to end its layers."""
         for epoch in list(self.trees):
             self.release(epoch)
 
@@ -236,7 +236,7 @@ class ViewLayers:
         yield Entry("layers", (servers, lock), partial(Row, {"servers": servers}, lock))
 
     def take_up(self, rows: Mapping[str, Row]) -> None:
-        """Be what these say."""
+        """Restore it from `rows`."""
         for name, row in rows.items():
             kind, _, number = name.partition(" ")
             if kind == "tree":

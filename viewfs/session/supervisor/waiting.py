@@ -16,7 +16,7 @@ __all__ = ["answering", "ended_first", "while_alive"]
 
 @contextlib.contextmanager
 def answering(doing: str, seconds: float, remedy: str) -> Iterator[None]:
-    """Wait for no answer longer than that. Raises `ViewfsError`."""
+    """Wait in the block for at most `seconds`. Raises `ViewfsError`."""
     try:
         with trio.fail_after(seconds):
             yield
@@ -26,7 +26,7 @@ def answering(doing: str, seconds: float, remedy: str) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def ended_first(worker: WorkerProcess, served: ServedMount) -> AsyncIterator[None]:
-    """Where the block is left by an exception the server ends, and nobody waits for it any more."""
+    """If the block is left by an exception, end the server, so that nobody waits for it any more."""
     try:
         yield
     except BaseException:
@@ -37,7 +37,7 @@ async def ended_first(worker: WorkerProcess, served: ServedMount) -> AsyncIterat
 
 @contextlib.asynccontextmanager
 async def while_alive(server: Child, doing: str) -> AsyncIterator[None]:
-    """What is waited for in the block comes from `server`. Raises `ViewfsError` when that ends."""
+    """Wait in the block for something that comes from `server`. Raises `ViewfsError` when that process ends."""
     with trio.CancelScope() as scope, server.when_ended(scope.cancel):
         yield
     if scope.cancelled_caught:

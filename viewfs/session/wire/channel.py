@@ -61,7 +61,7 @@ class Channel:
 
     @property
     def is_at_end(self) -> bool:
-        """Is there nothing to receive, and so, where poll(2) tells that there is, the end?"""
+        """Is there nothing to receive? If poll(2) has reported the socket, this means that the other end has closed."""
         if self._inbox:
             return False
         try:

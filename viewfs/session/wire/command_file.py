@@ -22,7 +22,7 @@ def write_command(argv: list[str], environment: dict[str, str], working_director
 
 
 def read_command(fd: int) -> dict[str, Any]:
-    """What `write_command` was given: `argv`, `env` and `cwd`. Raises OSError, and ValueError for what is none."""
+    """What `write_command` was given: `argv`, `env` and `cwd`. Raises OSError, and ValueError for another file."""
     os.lseek(fd, 0, os.SEEK_SET)
     with open(fd, encoding="ascii") as file:
         command = json.load(file)

@@ -28,7 +28,7 @@ ANCILLARY_SIZE = room_for(MAX_WITH_ONE)
 
 
 def result_with(reply: Message, fds: list[int]) -> tuple[dict[str, Any], list[int]]:
-    """What a reply brings, and its descriptors. Raises the `ViewfsError` that it carries, and then closes those."""
+    """The result in a reply, and its descriptors. Raises the `ViewfsError` that it carries, after closing these."""
     try:
         return result_of(reply), fds
     except ViewfsError:
@@ -50,15 +50,15 @@ class Inbox:
         return bool(self._messages)
 
     def add(self, data: bytes, ancillary: Iterable[Ancillary], flags: int = 0) -> None:
-        """What one recvmsg(2) gave. Raises `ProtocolError` on bytes that can't be messages, and where descriptors were
-        lost."""
+        """Add what one recvmsg(2) returned. Raises `ProtocolError` for bytes that can't be messages, and if descriptors
+        were lost."""
         self._fds.extend(descriptors_in(ancillary))
         if flags & socket.MSG_CTRUNC:
             raise ProtocolError("no descriptor is free: too many files are open", remedy="see `ulimit -n`")
         self._messages.extend(self._decoder.feed(data))
 
     def pop(self) -> Received:
-        """The next. Raises `ProtocolError` where it says that descriptors came with it, and they did not."""
+        """The next message. Raises `ProtocolError` if it says that descriptors came with it, and they did not."""
         message = self._messages.popleft()
         count = message.get("fds", 0)
         if count > len(self._fds):

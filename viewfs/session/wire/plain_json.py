@@ -1,6 +1,6 @@
-"""JSON in one line: what Python's `json` does without options, without what it imports for the others.
+"""JSON in one line, as Python's `json` writes and reads it, without the modules that `json` imports.
 
-The work is done by the same code in C that `json` uses. Where that is not to be had, `json` itself does it.
+The work is done by the same C code that `json` uses. Where that can't be had, `json` itself does it.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def _reader() -> Callable[[str], Any]:
 
 
 #: A value of dicts with text as keys, lists, texts, numbers, booleans and None as ASCII; and back. `loads` raises
-#: `ValueError` for what is none, and RecursionError for what is too deep.
+#: `ValueError` for a text that is no JSON, and RecursionError for one that is nested too deeply.
 dumps = _writer(",", ":")
 loads = _reader()
 
 
 def dumps_spaced(value: Any) -> str:
-    """The same with blanks after commas and colons, for people too."""
+    """As `dumps`, with blanks after commas and colons, for people too."""
     return _writer(", ", ": ")(value)

@@ -1,6 +1,6 @@
 """What the processes of a session, and its clients, say to each other. Pure: bytes in, messages out, and back.
 
-A message is a JSON object behind its length in bytes (32 bits, big-endian). Requests have an `id` and an `op`, replies
+A message is a JSON object after its length in bytes (32 bits, big-endian). Requests have an `id` and an `op`, replies
 the `id` and either `ok` or `error`; a message without `id` announces something. Descriptors travel beside the bytes
 (unix(7), SCM_RIGHTS): `fds` says how many belong to the message. The first message on a control socket is the server's
 greeting with `viewfs`, the version of all this.
@@ -101,7 +101,7 @@ def failure(request: Message, error: ViewfsError) -> Message:
 
 
 def result_of(reply: Message) -> dict[str, Any]:
-    """What a reply brings. Raises the `ViewfsError` that it carries."""
+    """The result in a reply. Raises the `ViewfsError` that it carries."""
     if "error" in reply:
         raise ViewfsError.from_json(reply["error"])
     result: dict[str, Any] = reply.get("ok", {})

@@ -1,8 +1,9 @@
 """What a module server says of itself while it starts: what was decided before it shut itself in, and what it found.
 
-The first is sent before the server has looked at a byte that somebody else wrote, and says all that has consequences:
-which module it is, where it is to be mounted, what it may do. The second comes from a process that its input may have
-taken over, and brings a few facts, which are checked. What is not exactly of this form is refused.
+The first report (`Decided`) is sent before the server has looked at a byte that somebody else wrote, and says all that
+has consequences: which module it is, where it is to be mounted, what it may do. The second (`Found`) comes from a
+process that its input may have taken over, and brings a few facts, which are checked. What is not exactly of this form
+is refused.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ class Decided:
 
 @dataclass(frozen=True)
 class Found:
-    """Known once it has."""
+    """Known once the server has looked at its source."""
 
     #: Type and permissions of the root: a directory or a regular file.
     root_mode: int
     writable: bool = False
     #: The file system has no state but its source, so that another server can go on where this one ends.
     resumable: bool = False
-    #: Of devices: what is appended to the place for each, or `MAIN_DEVICE`; [""] for a single one.
+    #: For devices: what is appended to the place of each, or `MAIN_DEVICE`; [""] for a single one.
     names: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
