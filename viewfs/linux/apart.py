@@ -55,8 +55,7 @@ def done_apart(
         try:
             if group:
                 os.killpg(child, signal.SIGKILL)
-            else:
-                os.kill(child, signal.SIGKILL)
         except ProcessLookupError:
-            pass
+            pass  # it has ended, or is no group yet
+        os.kill(child, signal.SIGKILL)  # nobody has asked after it
         os.waitpid(child, 0)

@@ -161,7 +161,9 @@ def _unshare_mapped_by_another(identity: IdentityMap, others: int) -> None:
         status = 1
         try:
             os.close(go)
-            if os.read(waiting, 1) and identity.is_subordinate:
+            if not os.read(waiting, 1):
+                pass  # there is no namespace
+            elif identity.is_subordinate:
                 status = _write_subordinate(pid, identity)
             else:
                 _write_map(str(pid), "uid_map", _lines(identity.uids))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 
-from viewfs.linux.process import pid_of
+from viewfs.linux.plain import signal
+from viewfs.linux.process import pid_of, pidfd_send_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,6 +87,12 @@ class CoverReport:
     def take_servers(self) -> set[int]:
         """The pids of the processes that serve the tree; their pidfds are removed and closed."""
         return take_servers(self.fds)
+
+    def end_servers(self) -> None:
+        """Kill the processes that serve the tree."""
+        for name, fd in self.fds.items():
+            if name.startswith("server"):
+                pidfd_send_signal(fd, signal.SIGKILL)
 
     def take_lock(self) -> int | None:
         """The descriptor that holds the lock of the session's layers, if this report brought it."""

@@ -192,12 +192,13 @@ def opened_layers(request: Request) -> Iterator[OpenLayers]:
         opened = OpenLayers([], _session_of(request), [])
         if opened.session is not None:
             stack.callback(opened.session.close)
-        elif request.tidies:
-            stack.callback(_tidy, request)  # under the lock, which is taken before and let go after
+        locked = stack.enter_context(contextlib.ExitStack())  # what is entered first is left last
+        if opened.session is None and request.tidies:
+            stack.callback(_tidy, request)
         closing = stack.enter_context(contextlib.ExitStack())
         messages = opened.messages
         found = (
-            _left_by(request, messages, stack)
+            _left_by(request, messages, locked)
             if opened.session is None
             else _of_session(opened.session, request, messages)
         )
@@ -286,7 +287,8 @@ def _tidy(request: Request) -> None:
         layers.close()
 
 
-def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack) -> Iterator[OpenLayer]:
+def _left_by(request: Request, messages: list[str], locked: contextlib.ExitStack) -> Iterator[OpenLayer]:
+    """The layers of a session that has ended; their lock is held until `locked` is closed."""
     assert request.session is not None
     if request.states:
         raise UsageError("states can be looked at in a view only", remedy=f"open one with --name {request.session}")
@@ -294,7 +296,7 @@ def _left_by(request: Request, messages: list[str], stack: contextlib.ExitStack)
     layers = LayerSet.of_session(request.session, directory)
     assert layers is not None
     try:
-        stack.callback(os.close, lock_session(layers.fd, request.session, where=where, shared=request.reads))
+        locked.callback(os.close, lock_session(layers.fd, request.session, where=where, shared=request.reads))
         identity = identity_for(layers)
     finally:
         layers.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import struct
@@ -206,20 +207,31 @@ class RuntimeDirectory:
             try:
                 os.link(unnamed, name + _SUFFIX, src_dir_fd=self.fd, dst_dir_fd=self.fd)
             except FileExistsError:
-                if self._answers(name):
-                    raise
-                os.rename(unnamed, name + _SUFFIX, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+                self._replace_left_over(name, unnamed)
                 return
             os.unlink(unnamed, dir_fd=self.fd)
         except OSError:
             os.unlink(unnamed, dir_fd=self.fd)
             raise
 
+    def _replace_left_over(self, name: str, unnamed: str) -> None:
+        """Raises FileExistsError if a session answers. Of two that find a left-over, the second finds the first."""
+        lock = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._answers(name):
+                raise FileExistsError
+            os.rename(unnamed, name + _SUFFIX, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        finally:
+            os.close(lock)
+
     def _answers(self, name: str) -> bool:
         try:
-            self.connect(name).close()
-        except OSError:
+            self.connect(name, _CONNECT_SECONDS).close()
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError:
+            pass  # it is busy
         return True
 
     def connect(self, name: str, seconds: float | None = None) -> socket.socket:

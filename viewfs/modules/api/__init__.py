@@ -165,7 +165,7 @@ class OpenFile:
 
     def fallocate(self, mode: int, offset: int, length: int) -> Answer[None]:
         """Reserve space, punch a hole, or whatever else fallocate(2) has a `mode` for."""
-        raise os_error(errno.ENOSYS)
+        raise os_error(errno.EOPNOTSUPP)  # (after ENOSYS the kernel would ask for no other file either)
 
     def get_flags(self) -> Answer[int]:
         """FS_IOC_GETFLAGS of ioctl_iflags(2): what lsattr(1) shows."""

@@ -38,6 +38,9 @@ class LostFile(LastingFile):
     def lseek(self, offset: int, whence: int) -> int:
         raise os_error(errno.ESTALE)
 
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        raise os_error(errno.ESTALE)
+
     def fsync(self, *, data_only: bool) -> None:
         raise os_error(errno.ESTALE)
 

@@ -75,7 +75,7 @@ class Changing:
     def _fallocate(self, request: Request) -> Answer[Body]:
         handle, offset, length, mode = request.fields[:4]
         if not handle:
-            raise os_error(errno.ENOSYS)
+            raise os_error(errno.EOPNOTSUPP)
         return then(self._open_file(handle).fallocate(mode, offset, length), done)
 
     def _fsyncdir(self, request: Request) -> Answer[Body]:

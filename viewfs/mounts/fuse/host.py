@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from viewfs.modules.api import FileSystem, InodeNumber, WritableFileSystem
 from viewfs.modules.api.lasting import LastingFileSystem
@@ -30,9 +30,6 @@ from viewfs.mounts.fuse.operations import Operations
 from viewfs.mounts.fuse.protocol import Notify, Opcode, Request, encode_notification, encode_stale_attributes
 from viewfs.mounts.fuse.serial import OneAtATime, is_plain
 from viewfs.mounts.fuse.server import Server
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["serve", "take_over"]
 

@@ -57,7 +57,10 @@ def _answer(first: socket.socket) -> None:
     while connections:
         for number, _event in poll.poll():
             connection = connections[number]
-            message, fds, _flags, _address = socket.recv_fds(connection, 1, 1)
+            try:
+                message, fds, _flags, _address = socket.recv_fds(connection, 1, 1)
+            except ConnectionError:  # a client that was killed before it had read its answer
+                message, fds = b"", []
             if not message or not fds:
                 poll.unregister(number)
                 connections.pop(number).close()
@@ -66,7 +69,7 @@ def _answer(first: socket.socket) -> None:
             else:
                 status = os.fstat(fds[0])
                 os.close(fds[0])
-                with contextlib.suppress(BrokenPipeError):  # the client is gone
+                with contextlib.suppress(ConnectionError):  # the client is gone
                     connection.send(_OWNER.pack(status.st_uid, status.st_gid))
 
 

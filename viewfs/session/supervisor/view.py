@@ -373,7 +373,7 @@ class View:
     async def cover(self, request: dict[str, Any]) -> tuple[Mount, list[str]]:
         """Make a tree copy-on-write; also returns messages. Raises `ViewfsError`, nothing having changed."""
         async with self._changing():
-            mount, messages = await self.layers.cover(request, self._intend)
+            mount, messages = await self.layers.cover(request, self._intend, self._take_back)
             self._done()
             await self.layers.take_up_states(mount)
         return mount, messages

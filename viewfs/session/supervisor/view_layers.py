@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -110,7 +110,10 @@ class ViewLayers:
         return sorted((layer for tree in self.trees.values() for layer in tree.layers), key=lambda layer: layer.path)
 
     async def cover(
-        self, request: dict[str, Any], intend: Callable[[list[str], list[int], str], None]
+        self,
+        request: dict[str, Any],
+        intend: Callable[[list[str], list[int], str], None],
+        take_back: Callable[[list[str]], Awaitable[None]],
     ) -> tuple[Mount, list[str]]:
         """Make `path` of the request copy-on-write. The caller holds the view's lock; `intend` is called before
         anything is mounted.
@@ -131,12 +134,30 @@ class ViewLayers:
             await worker.channel.send({"kept": True})
         with trio.CancelScope(shield=True):
             intend(report.roots, report.depths, "cow")
-            for _root, tree, place in report.take_trees():
-                await self._agent.call("attach", [tree, place])
-                os.close(tree)
-                os.close(place)
+            try:
+                await self._attach(report, take_back)
+            except BaseException:
+                report.end_servers()
+                report.close()
+                raise
             mount = self.adopt(report)
         return mount, report.messages
+
+    async def _attach(self, report: CoverReport, take_back: Callable[[list[str]], Awaitable[None]]) -> None:
+        attached: list[str] = []
+        with contextlib.ExitStack() as closing:
+            trees = report.take_trees()
+            for _root, *fds in trees:
+                for fd in fds:
+                    closing.callback(os.close, fd)
+            try:
+                for root, tree, place in trees:
+                    await self._agent.call("attach", [tree, place])
+                    attached.append(root)
+            except BaseException:
+                if attached:
+                    await take_back(attached)
+                raise
 
     def adopt(self, report: CoverReport) -> Mount:
         """Record what has been covered."""
