@@ -27,8 +27,8 @@ def run_session(plan: SessionPlan, warn: Callable[[str], None]) -> int:
 
     128 + n stands for a command that signal n ended. Raises `ViewfsError` where the session can't be opened.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)  # before there is a socket that would be left
     claimed = Claimed(plan)
-    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
     sys.stdout.flush()
     sys.stderr.flush()
     making = None
