@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -282,7 +283,8 @@ def test_a_session_that_is_killed_keeps_what_has_a_name(
 
 
 def test_what_a_machine_that_went_down_has_left(viewfs: Viewfs, tree: Path) -> None:
-    """Layers of views without a name are taken away by the next such view, if they are of this machine, and older."""
+    """Layers of views without a name are taken away by the next such view, if they are of this machine, and nobody has
+    them locked."""
     layers = viewfs.state / "viewfs"
     out = viewfs.sh("--cow", tree, script=f"echo x > {tree}/text; ls {layers}").out
     unnamed, machine, boot, name, begun = out.strip().split(".")
@@ -290,10 +292,13 @@ def test_what_a_machine_that_went_down_has_left(viewfs: Viewfs, tree: Path) -> N
     older = layers / f"unnamed.{machine}.00000000.{name}.{begun}"
     elsewhere = layers / f"unnamed.00000000.{boot}.{name}.{begun}"
     live = layers / f"unnamed.{machine}.{boot}.1.{begun}"
-    for directory in (older, elsewhere, live):
+    killed = layers / f"unnamed.{machine}.{boot}.2.{begun}"
+    for directory in (older, elsewhere, live, killed):
         (directory / "tree/upper/closed").mkdir(parents=True)
         (directory / "tree/upper/closed").chmod(0)
-    viewfs.sh("--cow", tree, script="true")
+    with open(live / ".session", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        viewfs.sh("--cow", tree, script="true")
     assert sorted(layers.iterdir()) == sorted([elsewhere, live])
     for directory in (elsewhere, live):
         (directory / "tree/upper/closed").chmod(0o700)
