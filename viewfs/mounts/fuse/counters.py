@@ -86,7 +86,7 @@ def upper_bound_ns(bucket: int) -> int:
 
 
 def latency_of(counts: list[int]) -> Latency | None:
-    """From how often each class occurred; None if none did."""
+    """The latency, given how often each class occurred; None if none did."""
     total = sum(counts)
     if not total:
         return None
@@ -106,7 +106,7 @@ class Row:
         self._slots = slots
 
     def count(self, opcode: int, bytes_out: int, *, failed: bool) -> None:
-        """A request that is about to be answered."""
+        """Count a request that is about to be answered."""
         slots = self._slots
         if opcode < _OPCODES:
             slots[opcode] += 1
@@ -115,20 +115,20 @@ class Row:
             slots[_ERRORS] += 1
 
     def begin(self, now_ns: int) -> None:
-        """A request is being answered since `now_ns` (CLOCK_MONOTONIC); 0: none is."""
+        """Note when the thread began with a request (CLOCK_MONOTONIC); 0: it is not busy."""
         self._slots[_BEGUN] = now_ns
 
     def count_error(self) -> None:
-        """A request that has been counted could not be answered after all."""
+        """Note that a request that was counted could not be answered after all."""
         self._slots[_ERRORS] += 1
 
     def count_latency(self, opcode: int, nanoseconds: int) -> None:
-        """How long it took to answer a request."""
+        """Note how long it took to answer a request."""
         if opcode < _OPCODES:
             self._slots[_LATENCIES + opcode * _BUCKETS + bucket_of(nanoseconds)] += 1
 
     def count_pushed(self, length: int) -> None:
-        """A message that nobody asked for."""
+        """Count a message that is no reply (a notification)."""
         self._slots[_PUSHES] += 1
         self._slots[_BYTES_PUSHED] += length
 
@@ -188,17 +188,17 @@ class Counters:
         )
 
     def oldest_ns(self) -> int:
-        """Since when the thread has been at it that has been at one request for longest; 0: none is at any."""
+        """When the oldest request began that a thread is busy with (CLOCK_MONOTONIC); 0 if no thread is busy."""
         begun = [self._slots[row * _SLOTS + _BEGUN] for row in range(MAX_ROWS)]
         return min((since for since in begun if since), default=0)
 
     def is_late(self, nanoseconds: int) -> bool:
-        """Has a thread been at one request for longer than that?"""
+        """Has a thread been busy with one request for longer than that?"""
         oldest = self.oldest_ns()
         return bool(oldest) and time.perf_counter_ns() - oldest > nanoseconds
 
     def forget_begun(self) -> None:
-        """The server is about to end, and its successor has not begun."""
+        """Forget what threads are busy with: the server is about to end, and its successor has not begun."""
         for row in self.rows:
             row.begin(0)
 

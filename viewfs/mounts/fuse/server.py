@@ -1,7 +1,7 @@
 """One /dev/fuse descriptor: reading requests, having them answered, and writing the answers.
 
-Around every request stands a guard: `OSError` becomes its errno; anything else is logged with its traceback and becomes
-EIO for that one request. A mount ends by being unmounted, never by an exception. Requests whose answer is a promise
+`OSError` becomes its errno. Any other exception is logged with its traceback and becomes EIO for that one request
+(MemoryError: ENOMEM). A mount ends by being unmounted, never by an exception. Requests whose answer is a promise
 have a task and a cancel scope each, so that FUSE_INTERRUPT can end them.
 """
 
