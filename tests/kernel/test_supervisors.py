@@ -221,3 +221,13 @@ def mounted(view: View) -> list[str]:
 
 def nobody_restarts(view: View) -> bool:
     return all(row["state"] != "restarting" for row in view.json("lsmod")["modules"])
+
+
+def test_no_supervisor_that_can_begin(viewfs: Viewfs) -> None:
+    """There are too few descriptors for one: that ends soon, and with one line."""
+    limited = ["sh", "-c", 'ulimit -n 20; exec "$@"', "sh", *viewfs.command, "run", "--load", "hello", "--", "true"]
+    begin = time.monotonic()
+    ended = subprocess.run(limited, env=viewfs.environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended
+    assert "its supervisors ended, one after the other" in ended.stderr
+    assert time.monotonic() - begin < 20, "they are not tried for as long as those that are killed (30 s)"

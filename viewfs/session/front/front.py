@@ -234,6 +234,7 @@ class Front:
             self._lost_part = self._lost_part or said.get("lost")
             if "reason" in said:
                 self._warn(f"the session ended: {said['reason']}")
+                self._lost_part, self._has_told = said["reason"], True
             for path in said.get("discarding", ()):
                 self._warn(f"what was changed in {path} is discarded with the view (to keep it: --name)")
 

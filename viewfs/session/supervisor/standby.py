@@ -41,6 +41,8 @@ __all__ = ["standby_main"]
 
 #: A tenth of the seconds for which supervisors may end without having done anything.
 _DEADLINE_SECONDS = 3.0
+#: So many supervisors may fail by themselves, one after the other.
+_FAILURES = 5
 #: Seconds for which an agent is waited for that has nothing to do but end.
 _AGENT_SECONDS = 5.0
 #: Milliseconds after which a view is taken for one that lasts, and begins to follow the host's root.
@@ -123,7 +125,7 @@ class _StandBy:
 
     def run(self) -> int:
         """Run until the session has ended. Returns the exit status."""
-        patience, status = Patience(_DEADLINE_SECONDS), RETIRED
+        patience, status, failed = Patience(_DEADLINE_SECONDS), RETIRED, 0
         while not (status == RETIRED and self._has_ended_unseen()):
             patience.begin(time.monotonic())
             status = self._supervise()
@@ -132,11 +134,13 @@ class _StandBy:
             if status != RETIRED:
                 if any(map(pidfd_is_dead, self._view.agents)):
                     break  # without the agent no supervisor can do anything
-                # A supervisor that has failed by itself will fail again, whatever it has deposited before.
+                # A supervisor that has failed by itself will fail again, whatever it has deposited before: there may be
+                # too few descriptors for it, say.
+                failed = failed + 1 if status > 0 else 0
                 counted = self._deposit.changes if status < 0 and self._deposit is not None else 0
                 seconds = patience.seconds(time.monotonic(), counted)
                 how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-                if self._has_let_go or seconds is None:
+                if self._has_let_go or seconds is None or failed == _FAILURES:
                     self._tell(f"its supervisors ended, one after the other ({how})")
                     break
                 now = time.strftime("%H:%M:%S")
