@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -78,6 +79,20 @@ def test_many_mounts_at_once(session: tuple[View, Session]) -> None:
     for number in range(MOUNTS):
         unload(found, f"/many/{number}")
     assert view.json("lsmod")["modules"] == []
+
+
+def test_more_mounts_than_a_process_has_descriptors_for(open_view: OpenView) -> None:
+    """Three of each are kept by the supervisor and by the stand-by; commands have the limit that the user has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        view = open_view()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    script = "for number in $(seq 50); do viewfs insmod hello /many/$number; done; cat /many/* | wc -l"
+    inside = view.sh(f"viewfs at 0 -- sh -c 'ulimit -Sn'; {script}").out
+    assert inside == "100\n50\n"
+    assert view("log").out == ""
 
 
 def test_many_views_at_once(open_view: OpenView, image: Callable[..., Path], viewfs: Viewfs) -> None:

@@ -49,6 +49,7 @@ __all__ = [
     "pidfd_is_dead",
     "pidfd_open",
     "pidfd_send_signal",
+    "raise_descriptor_limit",
     "set_name",
     "show_memory",
     "signal_name",
@@ -183,6 +184,14 @@ def _is_main_thread(tid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may: trees are walked, and mounts kept, with some for each."""
+    import resource  # few processes need it
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def drop_capabilities(keep: Iterable[int] = (), *, bounding: bool = True) -> None:

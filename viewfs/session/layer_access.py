@@ -26,6 +26,7 @@ from viewfs.cow.layer.settling import settle
 from viewfs.errors import MachineError, NotFoundError, UsageError, ViewfsError, explain_os_error
 from viewfs.linux.mount import AT_FDCWD, MountFlags, OpenTree, mount, open_tree
 from viewfs.linux.namespaces import CloneFlags, setns
+from viewfs.linux.process import raise_descriptor_limit
 from viewfs.mounts.attach import attach_aside
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.paths import is_at_or_below
@@ -33,7 +34,7 @@ from viewfs.session.agent.cover import make_cover
 from viewfs.session.agent.forked_server import ForkedServer
 from viewfs.session.client import Session, find_session
 from viewfs.session.layer_names import state_directory
-from viewfs.session.left_layers import identity_for, raise_descriptor_limit
+from viewfs.session.left_layers import identity_for
 
 __all__ = ["OpenLayer", "OpenLayers", "Request", "State", "opened_layers", "select"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 from collections.abc import Collection, Iterator
 
 from viewfs.cow.layer.layers import LayerSet, has_changes
@@ -12,6 +11,7 @@ from viewfs.cow.layer.session_lock import is_in_use, lock_session
 from viewfs.errors import NotFoundError, ViewfsError, explain_os_error
 from viewfs.linux.apart import done_apart
 from viewfs.linux.mountinfo import mount_table
+from viewfs.linux.process import raise_descriptor_limit
 from viewfs.namespaces.user import IdentityMap, unshare_user_namespace
 from viewfs.session.layer_names import UNNAMED, boot, state_directory, unnamed_prefix
 from viewfs.session.runtime import RuntimeDirectory, check_name
@@ -21,7 +21,6 @@ __all__ = [
     "garbage",
     "identity_for",
     "left_behind",
-    "raise_descriptor_limit",
     "remove_all",
     "sweep",
     "take_away",
@@ -185,9 +184,3 @@ def forget(name: str, directory: str | None = None) -> list[str]:
         os.close(lock)
         layers.close()
     return paths
-
-
-def raise_descriptor_limit() -> None:
-    """Raise it as far as possible: walking a tree takes a descriptor for each directory on the way down."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

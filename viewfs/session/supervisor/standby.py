@@ -15,7 +15,14 @@ import time
 
 from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.plain import signal
-from viewfs.linux.process import how_it_ended, keep_only, pidfd_is_dead, pidfd_send_signal, set_name
+from viewfs.linux.process import (
+    how_it_ended,
+    keep_only,
+    pidfd_is_dead,
+    pidfd_send_signal,
+    raise_descriptor_limit,
+    set_name,
+)
 from viewfs.namespaces.enter import Namespaces
 from viewfs.namespaces.members import members_of, wait_for_exits
 from viewfs.python import complete, print_traceback
@@ -212,6 +219,7 @@ class _StandBy:
             self._deposit = Deposit()
         self._root.watch()
         link = self._handles.link or self._have_an_agent()
+        raise_descriptor_limit()  # of this process; what the agent starts has the user's
         ours, theirs = map(Channel, socket_pair())
         agents, supervisors = socket_pair()
         try:

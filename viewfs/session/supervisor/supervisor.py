@@ -18,9 +18,9 @@ from functools import partial
 import trio
 
 from viewfs.linux.namespaces import namespace_id
+from viewfs.linux.process import raise_descriptor_limit
 from viewfs.session.ending import end_session
 from viewfs.session.handles import RETIRED, SessionHandles, TheView
-from viewfs.session.left_layers import raise_descriptor_limit
 from viewfs.session.supervisor.agent_link import AgentLink, Child
 from viewfs.session.supervisor.deposit import Deposit, Depositor, Entry, Row
 from viewfs.session.supervisor.history import History
