@@ -311,6 +311,14 @@ def test_two_reads_are_in_the_server_at_once(open_view: OpenView, tmp_path: Path
     assert requests(view)["read"] == 2
 
 
+#: Names whose number in the listing is not the one that stat(2) tells.
+SAME_NUMBERS = """
+import os
+entries = [entry for at, _dirs, _files in os.walk("/m") for entry in os.scandir(at)]
+print([entry.path for entry in entries if entry.inode() != os.lstat(entry).st_ino])
+"""
+
+
 @both
 def test_names_alone(open_view: OpenView, built: Callable[[Make], Path], make: Make) -> None:
     """-o listing=names: all is there as before, and who wants the names alone waits for nothing else."""
@@ -319,6 +327,7 @@ def test_names_alone(open_view: OpenView, built: Callable[[Make], Path], make: M
         view = open_view("--mount", f"{built(make)}:/m:,listing={listing}")
         bare = view.sh("ls -RU --color=never /m | sort").out
         looked = _requests(view).get("lookup", 0)
+        assert view.sh(f"python3 -c '{SAME_NUMBERS}'").out == "[]\n"
         whole = view.sh("cd /m; find . -printf '%p %y %s %m %l\\n' | sort; cat deep/7/deeper/link").out
         seen.append((bare, whole))
         assert (looked > 20) == (listing == "names"), "only directories are looked for"

@@ -37,6 +37,9 @@ class Volume(Protocol):
     def entries(self, directory: int, start: int) -> Iterable[tuple[bytes, int, int, int]]:
         """Name, cookie, inode number and the format's type number of each name after cookie `start`."""
 
+    def names(self, directory: int, start: int) -> Iterable[tuple[bytes, int, int, int]]:
+        """As `entries`, with the inode number that stat(2) shows."""
+
     def read_pieces(self, inode: int, offset: int, size: int) -> Content: ...
 
     def readlink(self, inode: int) -> bytes: ...
@@ -90,7 +93,7 @@ class ImageFileSystem(FileSystem):
 
     def names(self, directory: InodeNumber, start: int) -> Iterator[Name]:
         bits = self.type_bits
-        for name, cookie, inode, kind in self._volume.entries(directory, start):
+        for name, cookie, inode, kind in self._volume.names(directory, start):
             yield name, cookie, inode, bits(kind)
 
     def read(self, inode: InodeNumber, offset: int, size: int) -> Content:

@@ -150,6 +150,9 @@ class Volume:
             raise os_error(errno.ENOTDIR)
         return self._directories.entries(inode, max(start, 0))
 
+    #: stat(2) shows the inode numbers of `entries`.
+    names = entries
+
     def read(self, inode: int, offset: int, size: int) -> bytes:
         """As `read_pieces`, joined."""
         return joined(self.read_pieces(inode, offset, size))

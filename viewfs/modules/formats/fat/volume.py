@@ -204,6 +204,9 @@ class ClusterVolume(ABC):
         for found in listed:
             yield found.name, found.end + _DOTS, found.node, _DIRECTORY_KIND if found.is_directory else _FILE_KIND
 
+    #: stat(2) shows the nodes of `entries`.
+    names = entries
+
     def read(self, node: int, offset: int, size: int) -> bytes:
         """As `read_pieces`, joined."""
         return joined(self.read_pieces(node, offset, size))

@@ -175,6 +175,17 @@ class Volume:
         for name, cookie, reference, _number, kind in self._directories.entries(inode, start):
             yield name, cookie, reference + NODE_OF_REFERENCE, kind
 
+    def names(self, directory: int, start: int = 0) -> Iterator[tuple[bytes, int, int, int]]:
+        """As `entries`, with inode numbers in place of nodes; that of `..` is not looked up."""
+        inode = self._directory(directory)
+        number = inode.attributes.shown_ino
+        if start < 1:
+            yield b".", 1, number, _DIRECTORY_KIND
+        if start < 2:
+            yield b"..", 2, number if directory == self.root else inode.parent, _DIRECTORY_KIND
+        for name, cookie, _reference, shown, kind in self._directories.entries(inode, start):
+            yield name, cookie, shown, kind
+
     def read(self, node: int, offset: int, size: int) -> bytes:
         """As `read_pieces`, joined."""
         return joined(self.read_pieces(node, offset, size))
