@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import SECONDS, View, own_processes, wait_until
+from tests.kernel.conftest import SECONDS, View, own_processes, session_processes, wait_until
 from tests.kernel.test_takeover import HANGS
 
 OpenView = Callable[..., View]
@@ -123,6 +125,57 @@ def test_a_server_that_does_not_end(open_view: OpenView, tmp_path: Path) -> None
     view("umount", "/endless")
     wait_until(lambda: "viewfs-endless" not in own_processes().values(), "its server is gone")
     assert "/endless (endless) has not ended 1 s after it was unmounted" in view("log").out
+
+
+def stop_server(view: View) -> int:
+    """Stop the server of the only mount, and return its pid."""
+    server: int = view.json("lsmod")["modules"][0]["server"]
+    os.kill(server, signal.SIGSTOP)
+    return server
+
+
+@pytest.mark.parametrize("kind", ["image", "device"])
+def test_a_server_that_somebody_has_stopped(open_view: OpenView, image: Callable[..., Path], kind: str) -> None:
+    """It does not even read what it is asked; its callers wait for the next one, and no longer."""
+    view = open_view()
+    if kind == "image":
+        view("mount", "-o", "deadline=1", image(file="content"), "/mnt")
+        command, wanted = "cat /mnt/file", "content"
+    else:
+        view("insmod", "-o", "deadline=1", "zero", "/dev/nothing")
+        command, wanted = "head -c 3 /dev/nothing", "\0\0\0"
+    stopped = stop_server(view)
+    assert view.sh(command).out == wanted
+    assert view.json("lsmod")["modules"][0]["server"] != stopped
+    assert "has not answered for 1 s: it is ended" in view("log").out
+
+
+def test_a_stopped_server_whose_successor_is_stopped_too(open_view: OpenView, image: Callable[..., Path]) -> None:
+    view = open_view()
+    view("mount", "-o", "deadline=1", image(file="content", other="more"), "/mnt")
+    first = stop_server(view)
+    reading = begun(view, "cat /mnt/file")
+    wait_until(lambda: view.json("lsmod")["modules"][0]["server"] not in (first, None), "another has taken over")
+    out, _err = reading.communicate(timeout=SECONDS)
+    assert out == b"content"
+    stop_server(view)
+    assert view.sh("cat /mnt/other").out == "more"
+    assert view("log").out.count("has not answered for 1 s: it is ended") == 2
+
+
+@pytest.mark.parametrize("options", ["-f", "ro"])
+def test_a_stopped_program_that_speaks_fuse(open_view: OpenView, tmp_path: Path, options: str) -> None:
+    """Nobody can go on for it, in the foreground or in the background; who waits gets an error."""
+    (tmp_path / "d").mkdir()
+    view = open_view()
+    given = ["-f"] if options == "-f" else ["-o", options]
+    view("insmod", "bindfs", "/b", "-o", "deadline=1", "--", *given, tmp_path / "d", "{}")
+    for pid, name in session_processes(tmp_path).items():
+        if name == "bindfs":
+            os.kill(pid, signal.SIGSTOP)
+    assert view.sh("ls /b", check=False).code == 2
+    assert "has not answered for 1 s: it is ended" in view("log").out
+    wait_until(lambda: "bindfs" not in session_processes(tmp_path).values(), "nothing is left of it")
 
 
 def test_errors_that_are_none_of_the_kernel(open_view: OpenView, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "hide_memory",
     "how_it_ended",
     "is_exiting",
+    "is_stopped",
     "keep_for_programs",
     "keep_only",
     "no_new_privileges",
@@ -149,14 +150,26 @@ def pidfd_is_dead(pidfd: int) -> bool:
 _EXITING = 0x4
 
 
+def _stat_of(pid: int) -> list[str]:
+    """The fields of proc_pid_stat(5) from the third, the state, on. Raises OSError if it can't be told."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()
+
+
 def is_exiting(pidfd: int) -> bool:
     """Has the process begun to end, so that it runs no program any more? (The flags of proc_pid_stat(5).)"""
     try:
-        with open(f"/proc/{pid_of(pidfd)}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
+        return bool(int(_stat_of(pid_of(pidfd))[6]) & _EXITING)
     except OSError:
         return pidfd_is_dead(pidfd)
-    return bool(int(fields[6]) & _EXITING)
+
+
+def is_stopped(pid: int) -> bool:
+    """Has a signal stopped the process (SIGSTOP, say; the state of proc_pid_stat(5))?"""
+    try:
+        return _stat_of(pid)[0] == "T"
+    except OSError:
+        return False
 
 
 def thread_group_of(tid: int) -> int:

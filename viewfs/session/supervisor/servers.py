@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import select
 from collections.abc import AsyncIterator, Callable
 
 import trio
 
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import UsageError, ViewfsError
+from viewfs.linux.process import children_of, is_stopped
 from viewfs.session.patience import LIFE_SECONDS
 from viewfs.session.supervisor.agent_link import AgentLink, Child, WorkerProcess
 from viewfs.session.supervisor.history import History
@@ -23,6 +25,42 @@ def _held(fd: int | None) -> int:
     if fd is None:
         raise ViewfsError("the mount has been given up meanwhile")
     return fd
+
+
+def _is_stopped(server: int) -> bool:
+    """Has a signal stopped it, or a process that serves for it?"""
+    return is_stopped(server) or any(map(_is_stopped, children_of(server)))
+
+
+class _Queue:
+    """The requests that a server has not read yet."""
+
+    def __init__(self, served: ServedMount) -> None:
+        self._served = served
+        self._since: float | None = None
+        self._answered = -1
+
+    def seconds(self, now: float) -> float:
+        """For how long requests have been there while the server read none, as far as one can see who looks at times.
+
+        That it answers none doesn't say so of devices, which may have callers wait, and of a program that speaks FUSE
+        itself nobody counts the answers. Of these it is known only when they are stopped.
+        """
+        served = self._served
+        assert served.fuse_fd is not None and served.counters is not None and served.decided is not None
+        poll = select.poll()
+        poll.register(served.fuse_fd, select.POLLIN)
+        if not any(events & select.POLLIN for _fd, events in poll.poll(0)):
+            self._since = None
+            return 0
+        if served.decided.has_devices or served.decided.speaks_fuse:
+            reads = served.server is None or not _is_stopped(served.server.pid)
+        else:
+            before, self._answered = self._answered, served.counters.snapshot().total
+            reads = self._answered != before
+        if reads or self._since is None:
+            self._since = now
+        return now - self._since
 
 
 class Servers:
@@ -108,18 +146,22 @@ class Servers:
         return None
 
     async def _watch_answers(self, mount: Mount, served: ServedMount) -> None:
-        """End a server that has been at one request for longer than its deadline: another may do better."""
-        deadline = served.options.deadline
+        """End a server that has been at one request for longer than its deadline, or reads none: another may do
+        better."""
+        deadline, queue = served.options.deadline, _Queue(served)
         while True:
             await trio.sleep(min(deadline / 4, LIFE_SECONDS))
             if served.server is None or served.counters is None or served.fuse_fd is None:
                 return
-            if served.control_fd is not None:
-                continue  # devices may have callers wait for ever, as long as they are there
-            if served.counters.is_late(deadline * 10**9) and served.is_running:
+            if not served.is_running:
+                continue
+            # Devices may have callers wait for ever, as long as they are there.
+            is_late = served.control_fd is None and served.counters.is_late(deadline * 10**9)
+            if is_late or queue.seconds(trio.current_time()) >= deadline:
                 self._log(f"the server of {mount.path} ({mount.type}) has not answered for {deadline} s: it is ended")
                 served.counters.forget_begun()
                 served.server.kill()
+                queue = _Queue(served)
 
     def end_in_time(self, mount: Mount, served: ServedMount) -> None:
         """It has been unmounted, and nobody uses it: end its server if that doesn't end by itself."""
