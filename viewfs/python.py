@@ -14,17 +14,35 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["complete", "finish", "print_traceback"]
+__all__ = ["add_environment", "collect_garbage", "complete", "finish", "print_traceback"]
 
 _incomplete = bool(sys.flags.no_site)
 
 
-def complete() -> None:
-    """Add what every Python program has: installed packages, PYTHONPATH, and garbage collection."""
+def collect_garbage() -> None:
+    """Have Python look for garbage from now on, but not among what is there: it is not garbage, and looking at it would
+    make copies of memory that this process shares with the one that it was forked from (gc.freeze)."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+def add_environment() -> None:
+    """Add the packages of the virtual environment that this Python is of, if it is of one (venv, pyvenv.cfg). This
+    takes no time; what is not found so has to wait for `complete`."""
+    top = os.path.dirname(os.path.dirname(sys.executable))
+    place = f"{top}/lib/python3.{sys.version_info.minor}/site-packages"
+    if _incomplete and place not in sys.path and os.path.exists(f"{top}/pyvenv.cfg"):
+        sys.path.append(place)
+
+
+def complete() -> bool:
+    """Add what every Python program has: installed packages, PYTHONPATH, and garbage collection. False: it is there
+    already."""
     global _incomplete
-    gc.enable()
+    collect_garbage()
     if not _incomplete:
-        return
+        return False
     _incomplete = False
     import site
 
@@ -32,6 +50,7 @@ def complete() -> None:
     site.ENABLE_USER_SITE = None if os.environ.get("PYTHONNOUSERSITE") else True
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     site.main()
+    return True
 
 
 def print_traceback() -> None:

@@ -236,6 +236,30 @@ def test_the_quick_ways_import_little(line: str, at_most: int, tmp_path: Path) -
     assert len({name for name in lines if lies_in(name, "viewfs")}) <= at_most
 
 
+#: What a few mounts do without, besides.
+SLOW_TO_MOUNT = {
+    "site", "trio", "asyncio", "socket", "subprocess", "uuid", "json", "click", "rich", "argparse", "pathlib",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "viewfs.session.supervisor.standby, viewfs.session.supervisor.first_mounts",
+        "viewfs.session.agent.agent; viewfs.session.agent.agent.warm_for_few({'ext', 'squashfs'})",
+    ],
+)
+def test_a_few_mounts_import_little(imports: str) -> None:
+    code = (
+        f"import sys; sys.path.append({str(ROOT.parent)!r}); import {imports}; "
+        "print(*(name for name, loaded in sys.modules.items() if loaded))"
+    )
+    done = subprocess.run([sys.executable, "-ISEc", code], capture_output=True, text=True, check=True)
+    names = done.stdout.split()
+    assert not SLOW_TO_MOUNT & {name.partition(".")[0] for name in names}
+    assert ("viewfs.modules.formats.ext.volume" in names) == ("warm_for_few" in imports)
+
+
 def test_the_quick_ways_are_those_of_every_command() -> None:
     """What is imported at the top of a module of the quick way is such a module, or of the standard library's C."""
     seen, open_ends = set(), ["viewfs.cli.quick.door", "viewfs.cli.quick.opening", "viewfs.cli.quick.view",

@@ -17,9 +17,9 @@ from viewfs.cow.compare.trees import Tree, read_entry
 from viewfs.cow.copying import remove_tree, set_attributes
 from viewfs.cow.export.images import FORMATS, Format, format_of, mismatches, place_durably, run_tool, write_image
 from viewfs.cow.export.owners import Owner, owners_for, stored_owners
-from viewfs.cow.layer.records import identity_of
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import PYTHON
+from viewfs.modules.framework.sources import identity_of
 from viewfs.session.layer_access import OpenLayer, Request, opened_layers
 from viewfs.session.layer_settings import OWN_LAYERS
 

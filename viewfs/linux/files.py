@@ -13,7 +13,18 @@ from enum import IntFlag
 
 from viewfs.linux.libc import check, function, path_bytes, syscall
 
-__all__ = ["Rename", "Resolve", "birth_ns", "chmod_at", "fallocate", "openat2", "pwrite_at", "renameat2", "syncfs"]
+__all__ = [
+    "Rename",
+    "Resolve",
+    "birth_ns",
+    "chmod_at",
+    "fallocate",
+    "is_on_fuse",
+    "openat2",
+    "pwrite_at",
+    "renameat2",
+    "syncfs",
+]
 
 
 class Resolve(IntFlag):
@@ -46,6 +57,10 @@ _STATX_BTIME = 0x800
 _AT_EMPTY_PATH = 0x1000
 #: RWF_NOAPPEND of linux/fs.h.
 _RWF_NOAPPEND = 0x20
+_fstatfs = function("fstatfs", ctypes.c_int, ctypes.c_void_p)
+#: Bytes: more than any struct statfs has; f_type is its first field.
+_STATFS_SIZE = 256
+_FUSE_SUPER_MAGIC = 0x65735546
 _syncfs = function("syncfs", ctypes.c_int)
 _fallocate = function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _renameat2 = syscall("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
@@ -108,3 +123,10 @@ def pwrite_at(fd: int, data: bytes, offset: int) -> int:
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2), with any of its modes."""
     check(_fallocate(fd, mode, offset, length), "fallocate")
+
+
+def is_on_fuse(fd: int) -> bool:
+    """Does a FUSE server serve the file (fstatfs(2), FUSE_SUPER_MAGIC)?"""
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    check(_fstatfs(fd, ctypes.addressof(buffer)), "fstatfs")
+    return ctypes.c_long.from_buffer(buffer).value == _FUSE_SUPER_MAGIC

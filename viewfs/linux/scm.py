@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 from viewfs.linux.plain import socket
@@ -10,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["MAX_WITH_ONE", "Ancillary", "descriptors_in", "in_pieces", "rights", "room_for"]
+__all__ = ["MAX_WITH_ONE", "Ancillary", "descriptors_in", "in_pieces", "parked", "rights", "room_for", "unparked"]
 
 #: How many descriptors the kernel takes with one message (unix(7), SCM_MAX_FD).
 MAX_WITH_ONE = 253
@@ -50,3 +51,30 @@ def descriptors_in(ancillary: Iterable[Ancillary]) -> list[int]:
             count = len(payload) // _INT
             found += struct.unpack(f"{count}i", payload[: count * _INT])
     return found
+
+
+def parked(fd: int) -> int:
+    """A socket in whose queue a copy of `fd` lies. `unparked` takes another copy out; the caller closes the socket.
+
+    To close a file of a FUSE server that hangs means waiting for it (FUSE_FLUSH), for good and even if one is killed.
+    A copy that lies in a queue goes without that. Raises OSError (ETOOMANYREFS if the user has too many in queues).
+    """
+    keeping, filling = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        filling.sendmsg([b"."], rights([fd]))
+        return keeping.detach()
+    finally:
+        filling.close()
+        keeping.close()
+
+
+def unparked(sock: int) -> int:
+    """A copy of what lies in the queue of `sock`, where it stays. Raises OSError."""
+    keeping = socket.socket(fileno=os.dup(sock))
+    try:
+        flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        _data, ancillary, _flags, _address = keeping.recvmsg(1, room_for(1), flags)
+        (fd,) = descriptors_in(ancillary)
+    finally:
+        keeping.close()
+    return fd

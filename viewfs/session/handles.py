@@ -39,6 +39,8 @@ class SessionHandles:
         plan: AgentPlan,
         command: list[str],
         history: bool,
+        first: list[dict[str, Any]],
+        formats: set[str],
         listener: socket.socket,
         link: Channel | None,
         front: Channel,
@@ -53,6 +55,10 @@ class SessionHandles:
         #: The command that runs in the session, for people to read.
         self.command = command
         self.history = history
+        #: Requests for mounts that are made before there is a supervisor (`first_mounts`).
+        self.first = first
+        #: What their sources seem to be.
+        self.formats = formats
         self.listener = listener
         #: To the agent; None where there is none yet.
         self.link = link

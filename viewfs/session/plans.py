@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["AgentPlan", "InitialChange", "SessionPlan"]
 
 
+#: Types of mounts that need no event loop; None: an image or a directory, as is found out.
+_SIMPLE = (None, "ext", "squashfs", "vfat", "exfat", "bind", "tmp")
+_SQUASHFS_NAMES = (".sqfs", ".squashfs", ".sqsh", ".sfs", ".sq", ".snap", ".appimage")
+#: More mounts than this are quicker with a supervisor, for its agent imports once what their servers need.
+_FEW = 4
+
+
 class AgentPlan:
     """What the view is to be."""
 
@@ -67,6 +74,17 @@ class InitialChange:
         self.request = request
         self.arguments = arguments
 
+    @property
+    def is_simple(self) -> bool:
+        """Does it mount an image, a directory or memory?"""
+        return self.request == "mount" and self.arguments.get("type") in _SIMPLE
+
+    @property
+    def likely_format(self) -> str:
+        """What its source may be, by its name alone. (What is imported early depends on it, and nothing else.)"""
+        kind, name = self.arguments.get("type"), str(self.arguments["source"]).lower()
+        return str(kind or ("squashfs" if name.endswith(_SQUASHFS_NAMES) else "ext"))
+
 
 class SessionPlan:
     """What the user asked for."""
@@ -107,6 +125,13 @@ class SessionPlan:
         """Those changes that are made before anything runs in the view."""
         others = (number for number, change in enumerate(self.changes) if change.request != "cow")
         return list(self.changes[: next(others, len(self.changes))])
+
+    @property
+    def first(self) -> list[InitialChange]:
+        """Those mounts that are made before there is a supervisor (`supervisor.first_mounts`)."""
+        others = (number for number, change in enumerate(self.changes) if not change.is_simple)
+        first = list(self.changes[: next(others, len(self.changes))])
+        return first if len(first) <= _FEW else []
 
     def environment_in(self, session: str, runtime: str) -> dict[str, str]:
         """The environment of the command, in a session of that name whose control socket is in `runtime`."""

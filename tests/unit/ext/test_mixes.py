@@ -112,7 +112,7 @@ def test_tells_of_the_file_system(tree: Path, tmp_path: Path, opened: Opener) ->
         name, colon, value = line.partition(":")
         if colon:
             facts[name] = value.strip()
-    assert (volume.label, str(volume.uuid)) == ("label", facts["Filesystem UUID"])
+    assert (volume.label, volume.uuid) == ("label", facts["Filesystem UUID"])
     assert list(volume.features) == facts["Filesystem features"].split()
     statistics = volume.statistics()
     assert statistics.block_size == int(facts["Block size"])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from viewfs.cow.compare.trees import Entry
 from viewfs.paths import is_at_or_below
 
-__all__ = ["Checkpoint", "LayerRecord", "Lower", "identity_of", "is_state_directory", "typed"]
+__all__ = ["Checkpoint", "LayerRecord", "Lower", "is_state_directory", "typed"]
 
 T = TypeVar("T")
 
@@ -36,11 +36,6 @@ class Lower:
         identity = value["identity"]
         numbers = None if identity is None else tuple(typed(one, int) for one in typed(identity, list))
         return cls(typed(value["type"], str), typed(value["source"], str), numbers)
-
-
-def identity_of(status: os.stat_result) -> tuple[int, ...]:
-    """What differs as soon as the file is another one, or has other content."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)

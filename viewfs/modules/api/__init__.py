@@ -381,6 +381,8 @@ class Module:
     uses_view: ClassVar[bool] = False
     #: The module may open network connections.
     uses_network: ClassVar[bool] = False
+    #: No method of its file system returns a promise, so that its server needs no event loop, and starts sooner.
+    never_waits: ClassVar[bool] = False
 
     @classmethod
     def memory(cls, options: Mapping[str, Any]) -> int:

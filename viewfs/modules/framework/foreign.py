@@ -9,21 +9,21 @@ umount`.
 from __future__ import annotations
 
 import inspect
-import mmap
 import os
 import select
-import signal
-import socket
 import stat
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.mount import AT_FDCWD, MountAttr, MoveMount, OpenTree, detached_tmpfs, move_mount, open_tree
 from viewfs.modules.api import Module, Mounting
 from viewfs.modules.api.options import Option, flag, integer, text
+
+if TYPE_CHECKING:
+    import socket
 
 __all__ = ["ForeignModule", "ProgramModule", "is_pyfuse3_class", "module_of_operations", "module_of_program"]
 
@@ -224,6 +224,8 @@ class ProgramModule(ForeignModule):
         if _is_of_libfuse_2(self.executable):
             place = directory
         argv = [argument.replace(_DIRECTORY, directory).replace(_PLACE, place) for argument in self.argv]
+        import socket
+
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(f"{self._aside}/server")
         listener.listen()
@@ -248,6 +250,9 @@ class ProgramModule(ForeignModule):
         """Wait until the program and all its children have ended (it may run in the background), or nothing is mounted
         any more; returns the exit status. (When this process, the first of its pid namespace, ends, so do all others.)
         """
+        import signal
+        import socket
+
         ended, telling = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -314,5 +319,7 @@ def _find(program: str, working_directory: str) -> str | None:
 
 def _is_of_libfuse_2(executable: str) -> bool:
     """Is the program linked with libfuse 2? (The library's name is then in its dynamic string table, elf(5).)"""
+    import mmap
+
     with open(executable, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content[:4] == b"\x7fELF" and content.find(b"\0libfuse.so.2\0") >= 0

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import re
 import sys
@@ -28,6 +27,7 @@ __all__ = [
     "available",
     "find_module",
     "forget_code",
+    "likely_taker",
     "look_at_installed",
     "probe",
     "source_takers",
@@ -60,6 +60,8 @@ BUILT_IN = {
 }
 #: The built-in modules that recognize a source by its content. (To find them by importing all would take long.)
 KNOW_CONTENT = ("ext", "squashfs", "exfat", "vfat")
+#: The first of these, with an offset in bytes and what is there in any such file system.
+_MAGIC = (("ext", 1080, b"\x53\xef"), ("squashfs", 0, b"hsqs"))
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,8 @@ _FILE_SECONDS, _FILE_BYTES = 5.0, 1 << 20
 
 
 def _described_apart(path: str, name: str) -> Listed | None:
+    import json
+
     def describe(_writing: int) -> bytes:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
@@ -203,6 +207,16 @@ def _names_in(places: Sequence[str]) -> Iterator[str]:
             continue
         names = (name for name, suffix in map(os.path.splitext, files) if suffix == ".py")
         yield from (name for name in names if _FILE_NAME.fullmatch(name) and os.path.isfile(f"{place}/{name}.py"))
+
+
+def likely_taker(source: Source) -> Found | None:
+    """The built-in module whose magic number is in `source`. If it recognizes the content, no other comes before it,
+    and none has to be imported."""
+    try:
+        name = next((name for name, offset, magic in _MAGIC if source.pread(len(magic), offset) == magic), None)
+    except OSError:
+        return None
+    return None if name is None else find_module(name)
 
 
 def source_takers() -> list[Found]:

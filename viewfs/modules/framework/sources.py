@@ -11,7 +11,12 @@ from viewfs.errors import UsageError, ViewfsError, explain_os_error
 from viewfs.modules.api import Buffer, FileRange, Source
 from viewfs.modules.framework.damage import missing
 
-__all__ = ["FileSource", "Section", "checked_offset", "joined", "open_source"]
+__all__ = ["FileSource", "Section", "checked_offset", "identity_of", "joined", "open_source"]
+
+
+def identity_of(status: os.stat_result) -> tuple[int, ...]:
+    """What differs as soon as the file is another one, or has other content."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.EISDIR)

@@ -17,19 +17,19 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from viewfs.modules.api import FileSystem, InodeNumber, WritableFileSystem
-from viewfs.modules.api.lasting import LastingFileSystem
 from viewfs.mounts.fuse.ahead import Ahead
 from viewfs.mounts.fuse.answers import Body
 from viewfs.mounts.fuse.counters import MAX_ROWS, Counters, Row
-from viewfs.mounts.fuse.ledger import Ledger
-from viewfs.mounts.fuse.once import LastingOperations
 from viewfs.mounts.fuse.operations import Operations
 from viewfs.mounts.fuse.protocol import Notify, Opcode, Request, encode_notification, encode_stale_attributes
 from viewfs.mounts.fuse.serial import OneAtATime, is_plain
 from viewfs.mounts.fuse.server import Server
+
+if TYPE_CHECKING:
+    from viewfs.mounts.fuse.once import LastingOperations
 
 __all__ = ["serve", "take_over"]
 
@@ -52,16 +52,15 @@ def take_over(fd: int) -> None:
     os.write(fd, encode_notification(Notify.RESEND, b""))
 
 
-def serve(file_system: FileSystem, fd: int, counters: Counters, ledger: Ledger | None = None) -> None:
+def serve(file_system: FileSystem, fd: int, counters: Counters, operations: LastingOperations | None = None) -> None:
     """Answer the kernel over `fd` until the file system is unmounted everywhere.
 
-    With a `ledger`, a `LastingFileSystem` continues where the previous server was, and records what the next one needs.
+    With `operations` a file system continues where the previous server was, and records what the next one needs.
     """
     try:
-        if ledger is not None and isinstance(file_system, LastingFileSystem):
-            _serve_alone(file_system, fd, counters, operations=LastingOperations(file_system, ledger))
-            return
-        if file_system.immutable and file_system.concurrent:
+        if operations is not None:
+            _serve_alone(file_system, fd, counters, operations=operations)
+        elif file_system.immutable and file_system.concurrent:
             _serve_with_threads(file_system, fd, counters)
         elif file_system.immutable and is_plain(file_system):
             _serve_sending_ahead(file_system, fd, counters)

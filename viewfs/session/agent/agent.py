@@ -23,11 +23,11 @@ from viewfs.linux.process import (
 )
 from viewfs.mounts.attach import attach
 from viewfs.mounts.root import replace_root
-from viewfs.namespaces.enter import open_namespace
+from viewfs.namespaces.enter import Namespaces, open_namespace
 from viewfs.namespaces.members import end_members, wait_for_ends
 from viewfs.namespaces.user import IdentityMap
 from viewfs.python import print_traceback
-from viewfs.session.agent.requests import AgentRequests, become_worker
+from viewfs.session.agent.requests import AgentRequests, become_worker, warm_for_few
 from viewfs.session.covers import CoverReport
 from viewfs.session.handles import DEBUG_VARIABLE
 from viewfs.session.making import explained, make_view
@@ -36,10 +36,9 @@ from viewfs.session.wire.protocol import result_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from typing import Any, NoReturn
 
-    from viewfs.namespaces.enter import Namespaces
     from viewfs.session.layer_settings import LayerSettings
     from viewfs.session.plans import AgentPlan
     from viewfs.session.runtime import RuntimeDirectory
@@ -115,15 +114,24 @@ def agent_of_view(
     runtime: RuntimeDirectory,
     name: str,
     layers: LayerSettings,
-    view: Namespaces,
+    formats: Collection[str] | None,
 ) -> NoReturn:
-    """The agent of a view that is there already: join it, then serve `link`. Never returns."""
+    """The agent of a view that somebody else makes: join it when `link` brings it, then serve `link`. Never returns.
+
+    `formats`: of what a few servers are to be started for at once; what they need is imported meanwhile.
+    """
     status = 1
     try:
         os.setpgid(0, 0)
-        keep_only(link.fileno(), log_fd, runtime.fd, runtime.parent, *view.fds.values())
+        keep_only(link.fileno(), log_fd, runtime.fd, runtime.parent)
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if formats is not None:
+            warm_for_few(formats)
+        received = link.receive()
+        if received is None:  # there is no view
+            os._exit(0)
+        view = Namespaces(dict(zip(received[0]["kinds"], received[1], strict=True)))
         view.join()
         _redirect_standard_streams(log_fd)
         for kind, fd in view.fds.items():

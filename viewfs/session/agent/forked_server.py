@@ -11,7 +11,6 @@ import logging
 import os
 import resource
 import select
-import signal
 import threading
 import time
 import traceback
@@ -19,15 +18,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from viewfs.linux.namespaces import CloneFlags, unshare
+from viewfs.linux.plain import signal
 from viewfs.linux.process import die_with_parent, hide_memory, keep_only, pidfd_open, set_name
 from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
 from viewfs.mounts.fuse.counters import Counters
-from viewfs.mounts.fuse.ledger import Ledger
 from viewfs.session.patience import Patience
 from viewfs.session.wire.channel import Channel
 
 if TYPE_CHECKING:
-    from viewfs.modules.api import FileSystem
+    from viewfs.modules.api.lasting import LastingFileSystem
 
 __all__ = ["ForkedServer", "pidfds", "server_names", "stay"]
 
@@ -39,7 +38,7 @@ class ForkedServer:
 
     def __init__(
         self,
-        make: Callable[..., FileSystem],
+        make: Callable[..., LastingFileSystem],
         *,
         name: str,
         place: str,
@@ -55,9 +54,11 @@ class ForkedServer:
         called `name`, has no others, and is confined to files that the user has. `place` is what the log calls the
         mount; `source` and `subtype` are what the mount table shows.
         """
-        # Imported once, and not by each server.
+        # Imported once, and not by each server; few workers fork servers.
         import viewfs.mounts.fuse.host
+        import viewfs.mounts.fuse.once
         import viewfs.namespaces.sandbox  # noqa: F401
+        from viewfs.mounts.fuse.ledger import Ledger
 
         self.name, self.place = name, place
         self._make = make
@@ -115,6 +116,8 @@ class ForkedServer:
 
     def _serve(self, *, successor: bool) -> None:
         from viewfs.mounts.fuse.host import serve, take_over
+        from viewfs.mounts.fuse.ledger import Ledger
+        from viewfs.mounts.fuse.once import LastingOperations
         from viewfs.namespaces.sandbox import Confinement, Needs, confine
 
         # The server has each file open that a program of the view has open.
@@ -123,7 +126,8 @@ class ForkedServer:
         confine(Confinement.VIEW, Needs.OWN_FILES)
         if successor:
             take_over(self._fuse)
-        serve(self._make(*self._descriptors), self._fuse, self._counters, Ledger(self._ledger))
+        file_system = self._make(*self._descriptors)
+        serve(file_system, self._fuse, self._counters, LastingOperations(file_system, Ledger(self._ledger)))
 
     def _give_up_when_dead(self, pidfd: int, apart: threading.Event) -> None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 from viewfs.errors import DamagedSourceError, ViewfsError, printable
 from viewfs.linux.apart import done_apart
 from viewfs.linux.process import die_with_parent, keep_only
-from viewfs.modules.api import Identities, Module, Mounting
+from viewfs.modules.api import Identities, Module, Mounting, Source
 from viewfs.modules.api.options import parse_options, size
-from viewfs.modules.framework.registry import Found, probe, source_takers
+from viewfs.modules.framework.registry import Found, likely_taker, probe, source_takers
 from viewfs.modules.framework.sources import FileSource, checked_offset
 from viewfs.namespaces.sandbox import confine_reader
+from viewfs.session.wire import plain_json
 
-__all__ = ["describe_source", "find_by_content"]
+__all__ = ["describe_source", "find_by_content", "part_of"]
 
 #: Bytes of an answer that are read.
 _ANSWER_MAX = 1 << 20
@@ -38,12 +38,21 @@ class _Rest:
 _OFFSET = size("offset", 0, "")
 
 
+def part_of(source: FileSource, name: str, options: Mapping[str, str | None]) -> Source:
+    """`source`, which is called `name`, from the offset in `options` on. Raises `UsageError`."""
+    offset = parse_options("this", (_OFFSET,), {"offset": options["offset"]} if "offset" in options else {})["offset"]
+    return _Rest(source, checked_offset(source, offset, name)) if offset else source
+
+
 def find_by_content(source: FileSource, name: str, options: Mapping[str, str | None]) -> Found:
     """The module that knows `source`, which is called `name`, from the offset in `options` on. Raises
     `DamagedSourceError` if none does, and `UsageError`."""
-    takers = source_takers()  # imported now, for the child that asks them can't open files
-    offset = parse_options("this", (_OFFSET,), {"offset": options["offset"]} if "offset" in options else {})["offset"]
-    part = _Rest(source, checked_offset(source, offset, name)) if offset else source
+    part = part_of(source, name, options)
+    # Modules are imported here, for the child that asks them can't open files.
+    likely = likely_taker(part)
+    if likely is not None and _ask_sealed(lambda: likely.module.probe(part), source, name) is True:
+        return likely
+    takers = source_takers()
     index = _ask_sealed(lambda: takers.index(probe(part, name, takers)), source, name)
     if type(index) is not int or not 0 <= index < len(takers):
         raise ViewfsError(_FAILED.format(name))
@@ -78,10 +87,10 @@ def _ask_sealed(question: Callable[[], Any], source: FileSource, name: str) -> A
             answer["error"] = error.to_json()
         except OSError as error:
             answer["error"] = DamagedSourceError(f"cannot read {name}: {error.strerror or error}").to_json()
-        return json.dumps(answer).encode()
+        return plain_json.dumps(answer).encode()
 
     try:
-        answer = json.loads(done_apart(ask, most=_ANSWER_MAX))
+        answer = plain_json.loads(done_apart(ask, most=_ANSWER_MAX).decode())
     except ValueError:
         answer = {}
     if not isinstance(answer, dict) or "ok" not in answer:

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import stat
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from viewfs.errors import ViewfsError
 from viewfs.linux.mount import AT_FDCWD, AT_RECURSIVE, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
-from viewfs.mounts.fuse.ledger import Ledger
-from viewfs.mounts.mirror import MIRROR_SOURCE, MirrorFileSystem
+from viewfs.linux.plain import socket
 from viewfs.mounts.root import make_entry
 from viewfs.mounts.skeleton import (
     MountPointPlan,
@@ -31,6 +29,10 @@ from viewfs.mounts.skeleton import (
 )
 from viewfs.session.agent.forked_server import ForkedServer, pidfds, server_names, stay
 from viewfs.session.wire.channel import Channel
+
+if TYPE_CHECKING:
+    from viewfs.mounts.fuse.ledger import Ledger
+    from viewfs.mounts.mirror import MirrorFileSystem
 
 __all__ = ["Mirrors"]
 
@@ -102,7 +104,7 @@ class Mirrors:
     def _tell(self, directory: str, message: bytes) -> None:
         own = {made: control.fileno() for made, control, _server in self.made}
         fd = own.get(directory, self._controls.get(directory, -1))
-        with socket.socket(fileno=os.dup(fd)) as control:
+        with contextlib.closing(socket.socket(fileno=os.dup(fd))) as control:
             control.settimeout(_SECONDS)
             control.send(message)
             if not control.recv(1):
@@ -182,6 +184,8 @@ def _bind_children(old: int, directory: str, names: list[str]) -> None:
 
 def _start(directory: str, top: int, own: dict[bytes, bool], bound: list[bytes], control: int) -> ForkedServer:
     """A mount that shows what is open in `top`; names are added and removed over the socket `control`."""
+    from viewfs.mounts.fuse.ledger import Ledger  # few mount points need any of this
+    from viewfs.mounts.mirror import MIRROR_SOURCE, MirrorFileSystem
 
     def make(top: int, control: int, names: int) -> MirrorFileSystem:
         # (A ledger of its own, for it is used by another thread than the server's.)

@@ -11,25 +11,27 @@ from viewfs.linux.namespaces import CloneFlags, setns
 from viewfs.linux.plain import signal, socket
 from viewfs.linux.process import die_with_parent, fork_into, keep_only, set_name
 from viewfs.mounts.attach import attach
-from viewfs.namespaces.members import wait_for_ends
-from viewfs.python import complete, print_traceback
+from viewfs.namespaces.members import wait_for_ends, wait_for_exits
+from viewfs.python import add_environment, collect_garbage, complete, print_traceback
 from viewfs.session.execution import drop_privileges_for_command, exec_command
 from viewfs.session.wire.channel import Channel, socket_pair
 from viewfs.session.wire.protocol import failure, success
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from typing import Any, NoReturn
 
     from viewfs.session.wire.protocol import Message
 
-__all__ = ["AgentRequests", "become_worker"]
+__all__ = ["AgentRequests", "become_worker", "warm_for_few"]
 
 #: Kinds of workers that may become parents of servers.
 _PARENTS = frozenset({"cover", "show_state", "place", "root_name"})
 #: Seconds that they may take to end these servers.
 _PARENTS_SECONDS = 1.0
+#: Seconds that others may take to end when they are killed.
+_CHILDREN_SECONDS = 5.0
 #: How many exit statuses of children are remembered, for a supervisor that was not there when they ended.
 _REMEMBERED = 1000
 
@@ -119,8 +121,10 @@ class AgentRequests:
         wait_for_ends(parents, _PARENTS_SECONDS)
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
+        # (One whose source lies on a server that hangs can't end before that does.)
+        wait_for_exits([os.pidfd_open(pid) for pid in self._children], _CHILDREN_SECONDS)
         for pid in self._children:
-            os.waitpid(pid, 0)
+            os.waitpid(pid, os.WNOHANG)
 
     def _handle(self, link: Channel, request: Message, fds: list[int]) -> None:
         operation = self._operations.get(request.get("op", ""))
@@ -152,20 +156,39 @@ class AgentRequests:
     def _warm(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
         """Import what workers use, once, so that each is forked with it in memory. Nothing of it starts a thread."""
         complete()
-        import trio  # noqa: F401
-
         import viewfs.modules.formats.ext.module
         import viewfs.modules.formats.fat.module
         import viewfs.modules.formats.squashfs.module
-        import viewfs.modules.trees.hello
         import viewfs.session.agent.placing
         import viewfs.session.agent.serving  # noqa: F401
-        from viewfs.modules.framework.registry import look_at_installed
         from viewfs.namespaces.sandbox import make_filters
 
-        look_at_installed()
         make_filters()
         return {}, []
+
+    def _warm_for(self, request: Message) -> None:
+        """Import what workers of this kind use."""
+        complete()
+        from viewfs.session.agent.running import LIGHT
+
+        if request["kind"] not in LIGHT:
+            self._warm(request, [])
+        if request["kind"] in ("mount", "resume"):
+            self._warm_for_more(request["request"].get("code", request["request"].get("type")))
+
+    @staticmethod
+    def _warm_for_more(name: str | None) -> None:
+        """Import what servers of module `name` use besides: None is an image or a directory."""
+        from viewfs.modules.framework.registry import BUILT_IN, KNOW_CONTENT, look_at_installed
+
+        if name is None or name in KNOW_CONTENT:
+            return
+        import trio  # noqa: F401
+
+        import viewfs.session.agent.device_serving  # noqa: F401
+
+        if name not in BUILT_IN:
+            look_at_installed()
 
     def _alone(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
         """Nothing lives in the session but this process, and it is to end."""
@@ -185,11 +208,10 @@ class AgentRequests:
 
     def _fork(self, request: Message, fds: list[int]) -> tuple[Message, list[int]]:
         """Fork a worker, which is given `fds`; the reply has its pid, and descriptors of its channel and of itself."""
-        complete()
-        from viewfs.session.agent.running import LIGHT
-
-        if request["kind"] not in LIGHT:
-            self._warm(request, [])
+        if request.get("few"):
+            warm_for_few(frozenset())
+        else:
+            self._warm_for(request)
         given = fds
         if request["kind"] == "cover" and self._owners is not None:
             request["request"]["asks_owners"] = True
@@ -236,13 +258,37 @@ def _send(link: Channel, message: Message, fds: list[int] | None = None) -> None
         pass
 
 
+#: Format → its module.
+_READERS = {name: f"viewfs.modules.formats.{name}.module" for name in ("ext", "squashfs")}
+
+
+def warm_for_few(formats: Collection[str]) -> None:
+    """Import what every mount uses, and the readers of `formats`: all that a few mounts take, and no more."""
+    add_environment()
+    import importlib
+
+    import viewfs.session.agent.placing
+    import viewfs.session.agent.serving  # noqa: F401
+    from viewfs.namespaces.sandbox import make_filters
+
+    make_filters()
+    for name in _READERS.keys() & formats:
+        try:
+            importlib.import_module(_READERS[name])
+        except ModuleNotFoundError:
+            pass  # it needs packages that `complete` finds
+
+
 def become_worker(request: Message, channel_socket: Any, agent: int, fds: list[int]) -> NoReturn:
     status = 1
     try:
         _forget_children_signals()
         keep_only(channel_socket.fileno(), *fds)
         die_with_parent(agent)
-        complete()
+        if request.get("few"):
+            collect_garbage()
+        else:
+            complete()
         from viewfs.session.agent.running import run_worker
 
         set_name(f"viewfs-{request['kind']}")

@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import stat
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from viewfs.cow.layer.records import identity_of
-from viewfs.errors import DamagedSourceError, UsageError, ViewfsError
+from viewfs.errors import DamagedSourceError, UsageError
+from viewfs.linux.files import is_on_fuse
 from viewfs.linux.ids import mapped_ids
 from viewfs.linux.landlock import landlock_version
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
-from viewfs.linux.process import set_name
-from viewfs.modules.api import Answer, FileSystem, Identities, Module, Mounting, WritableFileSystem
+from viewfs.linux.scm import parked, unparked
+from viewfs.modules.api import Answer, Identities, Module, Mounting, Source, WritableFileSystem
 from viewfs.modules.api.device import DeviceModule
-from viewfs.modules.api.kept import Kept
 from viewfs.modules.api.options import parse_options
 from viewfs.modules.framework import registry
 from viewfs.modules.framework.foreign import ForeignModule, ProgramModule, module_of_program
 from viewfs.modules.framework.kernel import KernelModule
-from viewfs.modules.framework.sources import FileSource, open_source
+from viewfs.modules.framework.sources import FileSource, identity_of, open_source
 from viewfs.mounts.fuse.counters import Counters
-from viewfs.mounts.fuse.device_host import Lasting, serve_devices
 from viewfs.mounts.fuse.host import serve, take_over
-from viewfs.mounts.fuse.ledger import FixedLedger
-from viewfs.namespaces.sandbox import Confinement, Limits, Needs, confine
-from viewfs.session.agent.inspection import find_by_content
+from viewfs.namespaces.sandbox import Confinement, Limits
+from viewfs.python import complete
+from viewfs.session.agent.inspection import find_by_content, part_of
+from viewfs.session.agent.shutting_in import confinement_of, shut_in
 from viewfs.session.server_options import SERVER_OPTIONS, ServerOptions
 from viewfs.session.wire.channel import Channel
-from viewfs.session.wire.reports import MAIN_DEVICE, Decided, Found
+from viewfs.session.wire.reports import Decided, Found
 
 __all__ = ["mount", "resume"]
-
-log = logging.getLogger("viewfs.worker")
 
 T = TypeVar("T")
 
@@ -49,7 +44,12 @@ _DESCRIPTORS_IN_VIEW = 1024
 def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     """Become the server of a module, which sees the view as it is now, or make a kernel mount and end."""
     unshare(CloneFlags.NEWNS)
-    found, source = _find(request)
+    try:
+        found, source, unsure = _find(request)
+    except ModuleNotFoundError:
+        if not complete():
+            raise
+        found, source, unsure = _find(request)
     module = found.module()
     if request["apart"] and isinstance(module, DeviceModule):
         channel.send({"ok": {"needs_callers": True}})  # pids of callers mean nothing in this namespace
@@ -94,19 +94,19 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         return
     descriptors = {"counters": counters.fd}
     if source is not None:
-        descriptors["source"] = source.fd  # another server needs it to take over, like the following
+        descriptors["source"] = _keepable(source.fd)  # another server needs it to take over, like the following
     if isinstance(module, DeviceModule):
+        from viewfs.session.agent.device_serving import what_is_kept
+
         # Whoever has the other end takes the devices away by closing it.
         descriptors["watch"], descriptors["control"] = os.pipe2(os.O_CLOEXEC)
-        descriptors |= _what_is_kept(module, mounting)
+        descriptors |= what_is_kept(module, mounting)
     _tell_decided(channel, decided, descriptors)
-    if isinstance(module, DeviceModule):
+    if "control" in descriptors:
         os.close(descriptors.pop("control"))
-        serving, seen = _open_devices(module, mounting, limits, descriptors)
-    else:
-        file_system, seen = _open_confined(module, mounting, limits)
-        file_system.lists_names_alone = ServerOptions.of(request["options"]).listing == "names"
-        serving = partial(serve, file_system)
+    if source is not None and descriptors["source"] != source.fd:
+        os.close(descriptors.pop("source"))
+    serving, seen = _open(module, request, mounting, limits, descriptors, unsure)
     channel.send({"ok": seen.to_json()})
     received = channel.receive()
     if received is not None:  # else the mount was given up
@@ -118,30 +118,16 @@ def _serve_foreign(channel: Channel, module: ForeignModule, mounting: Mounting, 
     """Have a module serve that speaks FUSE itself. If it is a program, it is confined before it is executed."""
     if module.is_program:
         module.prepare(mounting)
-        _shut_in(module, mounting, limits)
+        shut_in(module, mounting, limits)
     else:
         module.load()
-        _shut_in(module, mounting, limits)
+        shut_in(module, mounting, limits)
         module.prepare(mounting)
     channel.send({"ok": Found(module.root_mode, writable=module.writable and not mounting.options.get("ro")).to_json()})
     received = channel.receive()
     if received is not None:  # else the mount was given up
         channel.close()
         module.serve(received[1][0])
-
-
-def _what_is_kept(module: DeviceModule, mounting: Mounting) -> dict[str, int]:
-    """Descriptors, by name, of what outlives this server, if its devices keep something."""
-    size = module.keeps(mounting.options)
-    if size is None:
-        return {}
-    try:
-        kept = Kept.create(size)
-        Kept(size, kept)  # can it be had?
-        return {"ledger": FixedLedger.create(), "kept": kept}
-    except (OSError, OverflowError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "too large"
-        raise UsageError(f"no memory for a {module.name} of {size} bytes: {reason.lower()}") from None
 
 
 def _tell_decided(channel: Channel, decided: Decided, descriptors: dict[str, int]) -> None:
@@ -152,14 +138,10 @@ def _tell_decided(channel: Channel, decided: Decided, descriptors: dict[str, int
 def _confinement_shown(module: Module) -> str:
     if isinstance(module, KernelModule):
         return "kernel"
-    shown = _confinement_of(module).value
+    shown = confinement_of(module).value
     if isinstance(module, DeviceModule) and module.uses_caller_memory:
         return shown + "+caller memory"
     return shown if landlock_version() else f"{shown}, no Landlock"
-
-
-def _confinement_of(module: Module) -> Confinement:
-    return Confinement.of(uses_view=module.uses_view, uses_network=module.uses_network)
 
 
 def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
@@ -182,17 +164,14 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     unshare(CloneFlags.NEWNS)
     source = None
     if "source" in opened:
+        if stat.S_ISSOCK(os.fstat(opened["source"]).st_mode):
+            opened["source"] = unparked(opened["source"])
         size = os.lseek(opened["source"], 0, os.SEEK_END)
         writable = fcntl.fcntl(opened["source"], fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
         source = FileSource(opened["source"], size, writable=writable)
     mounting = _mounting(module, request, source, request["path"])
     limits = _limits(request, mounting, module)
-    if isinstance(module, DeviceModule):
-        serving, seen = _open_devices(module, mounting, limits, opened)
-    else:
-        file_system, seen = _open_confined(module, mounting, limits)
-        file_system.lists_names_alone = ServerOptions.of(request["options"]).listing == "names"
-        serving = partial(serve, file_system)
+    serving, seen = _open(module, request, mounting, limits, opened)
     channel.send({"ok": seen.to_json()})
     received = channel.receive()
     if received is not None:
@@ -200,6 +179,14 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         (fuse_fd,) = received[1]
         take_over(fuse_fd)
         serving(fuse_fd, Counters(opened["counters"]))
+
+
+def _keepable(source: int) -> int:
+    """A descriptor of `source` that others can keep, and close without waiting for anybody."""
+    try:
+        return parked(source) if is_on_fuse(source) else source
+    except OSError:
+        return source  # there are too many
 
 
 def _mounting(module: Module, request: dict[str, Any], source: FileSource | None, path: str) -> Mounting:
@@ -220,81 +207,39 @@ def _mounting(module: Module, request: dict[str, Any], source: FileSource | None
 def _limits(request: dict[str, Any], mounting: Mounting, module: Module) -> Limits:
     options = ServerOptions.of(request["options"])
     memory = options.memory + module.memory(mounting.options)
-    if _confinement_of(module) is not Confinement.SEALED:  # it opens files of its own
+    if confinement_of(module) is not Confinement.SEALED:  # it opens files of its own
         return Limits(memory, options.processes, descriptors=_DESCRIPTORS_IN_VIEW, file_size=None)
     written = mounting.source.size if module.writes_source and mounting.source is not None else 0
     return Limits(memory, options.processes, file_size=written)
 
 
-def _shut_in(module: Module, mounting: Mounting, limits: Limits) -> None:
-    """Shut this process in, as `module` allows."""
-    confinement = _confinement_of(module)
-    set_name(f"viewfs-{module.name}")
-    import trio  # noqa: F401  # while it can be read; as a rule it is in memory already, for the agent has it
+def _open(
+    module: Module,
+    request: dict[str, Any],
+    mounting: Mounting,
+    limits: Limits,
+    fds: dict[str, int],
+    unsure: Source | None = None,
+) -> tuple[Callable[[int, Counters], None], Found]:
+    """Shut this process in, and only then let the module look at its source: what serves it, and what to report.
 
-    _read_time_zone()
-    if confinement is Confinement.SEALED:
-        unshare(CloneFlags.NEWNS)  # the snapshot stays as it is; what is emptied is a copy of it
+    `fds` are for devices (`device_serving.open_devices`). `unsure` is what the module has to recognize first.
+    """
     if isinstance(module, DeviceModule):
-        needs = Needs.CALLERS
-        if module.uses_caller_memory:
-            needs |= Needs.CALLER_MEMORY
-        if module.uses_kernel_crypto(mounting.options):
-            needs |= Needs.KERNEL_CRYPTO
-        confine(confinement, needs, limits)
-    else:
-        confine(confinement, limits=limits)
+        from viewfs.session.agent.device_serving import open_devices
 
-
-def _read_time_zone() -> None:
-    """Have the C library read the time zone while it can. It reads the default one again whenever it converts a time,
-    and would then go on with UTC; one that TZ names (tzset(3)) it reads once."""
-    os.environ.setdefault("TZ", ":/etc/localtime")
-    time.tzset()
-
-
-def _open_confined(module: Module, mounting: Mounting, limits: Limits) -> tuple[FileSystem, Found]:
-    """Shut this process in, and only then let the module look at its source: the file system, and what to report."""
-    _shut_in(module, mounting, limits)
+        return open_devices(module, mounting, limits, fds)
+    shut_in(module, mounting, limits)
+    if unsure is not None and not module.probe(unsure):
+        raise DamagedSourceError(f"{mounting.source_name} only begins like a {module.name} image")
     try:
         file_system = module.open(mounting)
         root_mode = _answer_now(file_system.getattr(file_system.root)).mode
     except OSError as error:
         raise DamagedSourceError(f"cannot read {mounting.source_name}: {error.strerror or error}") from error
-    return file_system, Found(
-        root_mode, writable=isinstance(file_system, WritableFileSystem), resumable=file_system.immutable
-    )
-
-
-def _open_devices(
-    module: DeviceModule, mounting: Mounting, limits: Limits, fds: dict[str, int]
-) -> tuple[Callable[[int, Counters], None], Found]:
-    """Shut this process in, and only then let the module make its devices: what serves them, and what to report.
-
-    `fds`: the pipe by which they are taken away (`watch`), and what outlives the server if they keep something.
-
-    One device is a mount of its own. Several are files of one mount that is attached nowhere; each of their mount
-    points shows one. Their names are what is appended to the place; that of the device at the place itself is “.main”.
-    """
-    lasting = None
-    if "kept" in fds:
-        lasting = Lasting.of(fds["ledger"], fds["kept"], module.keeps(mounting.options) or 0)
-        mounting = replace(mounting, kept=lasting.kept)
-    _shut_in(module, mounting, limits)
-    try:
-        if lasting is not None:
-            lasting.settle()
-        devices = module.devices(mounting)
-    except OSError as error:
-        raise DamagedSourceError(f"cannot read {mounting.source_name}: {error.strerror or error}") from error
-    if not devices or any("/" in name or name.startswith(".") for name in devices):
-        raise ViewfsError(f"module {module.name} has no devices, or no good names for them: {', '.join(devices)}")
-    if list(devices) != [""]:
-        devices = {name or MAIN_DEVICE: device for name, device in devices.items()}
-    serving = partial(
-        serve_devices, devices, control=fds["watch"], has_memory=module.uses_caller_memory, lasting=lasting
-    )
-    return serving, Found(stat.S_IFREG if "" in devices else stat.S_IFDIR, writable=True, names=list(devices))
+    file_system.lists_names_alone = ServerOptions.of(request["options"]).listing == "names"
+    found = Found(root_mode, writable=isinstance(file_system, WritableFileSystem), resumable=file_system.immutable)
+    return partial(serve, file_system), found
 
 
 def _answer_now(answer: Answer[T]) -> T:
@@ -312,8 +257,9 @@ def _takes_path(module: Module) -> bool:
     return isinstance(module, KernelModule) and module.takes_path
 
 
-def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:
-    """The module that is meant, and the source it is to read, opened."""
+def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None, Source | None]:
+    """The module that is meant, and the source it is to read, opened; and what it has to recognize before it opens
+    that, if only a magic number was looked at (a `quick` request)."""
     name, path = request["type"], request["source"]
     if name is None and os.path.isdir(path):
         name = "bind"
@@ -322,7 +268,7 @@ def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:
             parse_options("program", ProgramModule.options, ServerOptions.without(request["options"]))["network"]
         )
         program = module_of_program(name, request["program"], request["cwd"], network=network)
-        return registry.Found(program, "a program"), None
+        return registry.Found(program, "a program"), None, None
     found = None if name is None else registry.find_module(name, request["module_path"])
     by_option = None
     if found is not None and found.module.source_option is not None:
@@ -337,11 +283,15 @@ def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None]:
         )
         raise UsageError(f"module {name} needs a source", remedy=f"viewfs mount -t {name} SOURCE DIRECTORY{by_name}")
     if found is not None and not found.module.takes_source and not by_option:
-        return found, None
+        return found, None, None
     source = open_source(path, writing=found is not None and found.module.writes_source)
     try:
-        return found or find_by_content(source, path, request["options"]), source
-    except ViewfsError:
+        if found is None and request.get("quick"):
+            part = part_of(source, path, request["options"])
+            if (likely := registry.likely_taker(part)) is not None:
+                return likely, source, part
+        return found or find_by_content(source, path, request["options"]), source, None
+    except BaseException:
         source.close()
         raise
 

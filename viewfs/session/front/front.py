@@ -26,12 +26,12 @@ from viewfs.session.wire.protocol import result_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from viewfs.session.front.claiming import Claimed
     from viewfs.session.front.making import Making
-    from viewfs.session.plans import AgentPlan, SessionPlan
+    from viewfs.session.plans import AgentPlan, InitialChange, SessionPlan
 
 __all__ = ["Front"]
 
@@ -61,6 +61,9 @@ class Front:
         self._is_empty = False
         self._lost_part: str | None = None
         self._is_told = True
+        #: How many of the first changes have been made, and why the next one has failed.
+        self._made: int | None = None
+        self._failure: dict[str, Any] | None = None
         #: The user has been told why the session ended.
         self._has_told = False
 
@@ -83,6 +86,8 @@ class Front:
                     plan=self._view_plan(),
                     command=list(self._plan.command),
                     history=self._plan.history,
+                    first=[change.arguments for change in self._plan.first],
+                    formats={change.likely_format for change in self._plan.first},
                     listener=self._listener,
                     front=front_end,
                     log_fd=log_read,
@@ -166,6 +171,25 @@ class Front:
         if not changes:
             return
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_TERMINAL)  # the user can give up a mount that takes long
+        try:
+            self._request(changes[self._first_made() :])
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
+
+    def _first_made(self) -> int:
+        """How many changes have been made without a supervisor. Raises the `ViewfsError` that ended this."""
+        if not self._plan.first:
+            return 0
+        while self._made is None and self._is_told:
+            self._hear(None)
+        if self._failure is not None:
+            raise ViewfsError.from_json(self._failure)
+        return self._made or 0
+
+    def _request(self, changes: Sequence[InitialChange]) -> None:
+        """Have the supervisor make these."""
+        if not changes:
+            return
         from viewfs.session.client import Session
 
         session = Session.connect(self._runtime, self.name)
@@ -177,7 +201,6 @@ class Front:
                 for message in session.request(change.request, **arguments).get("messages", ()):
                     self._warn(message)
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
             session.close()
 
     def _wait(self, command: int) -> int:
@@ -220,17 +243,19 @@ class Front:
             self._warn(f"the session ended: {lost}")
         return 1
 
-    def _hear(self, seconds: float) -> None:
-        """Take what the stand-by has said; if it has said nothing, wait for at most `seconds`."""
+    def _hear(self, seconds: float | None) -> None:
+        """Take what the stand-by has said; if it has said nothing, wait for at most `seconds` (None: until it does)."""
         poll = select.poll()
         poll.register(self._to_standby.fileno(), select.POLLIN)
-        while self._is_told and (self._to_standby.has_more or poll.poll(seconds * 1000)):
+        while self._is_told and (self._to_standby.has_more or poll.poll(None if seconds is None else seconds * 1000)):
             received = self._to_standby.receive()
             self._is_told = received is not None
             if received is None:
                 return
             said, seconds = received[0], 0
             self._is_empty |= "empty" in said
+            if self._made is None and "mounted" in said:
+                self._made, self._failure = said["mounted"], said.get("error")
             self._lost_part = self._lost_part or said.get("lost")
             if "reason" in said:
                 self._warn(f"the session ended: {said['reason']}")

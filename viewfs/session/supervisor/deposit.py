@@ -7,14 +7,14 @@ which it forks.
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from viewfs.linux.plain import socket
+from viewfs.session.wire import plain_json
 from viewfs.session.wire.channel import Channel
 from viewfs.session.wire.protocol import MAX_FDS, MAX_FRAME, Message
 
@@ -148,7 +148,7 @@ class Depositor:
         fds: list[int] = []
         size = 0
         for name, row, count in changed:
-            length = len(name) + len(json.dumps(row.value))
+            length = len(name) + len(plain_json.dumps(row.value))
             if part and (len(fds) + (count or 0) > MAX_FDS or size + length > _PART):
                 self._send({"put": part, "more": True}, fds)
                 part, fds, size = [], [], 0

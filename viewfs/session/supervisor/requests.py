@@ -17,6 +17,7 @@ from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.linux.namespaces import namespace_id
 from viewfs.session.plans import AgentPlan
 from viewfs.session.supervisor.agent_link import AgentLink, Child
+from viewfs.session.supervisor.placing import COMPLETE
 from viewfs.session.supervisor.view import View
 from viewfs.session.wire.async_channel import AsyncChannel
 from viewfs.session.wire.protocol import VERSION, Message, failure, success
@@ -144,18 +145,7 @@ class Connection:
         }, []
 
     async def _mount(self, request: Message, _fds: list[int]) -> Result:
-        for name, default in (
-            ("type", None),
-            ("source", ""),
-            ("path", None),
-            ("options", {}),
-            ("cwd", "/"),
-            ("operation", "mount"),
-            ("module_path", []),
-            ("program", None),
-        ):
-            request.setdefault(name, default)
-        mount = await self._view.mount(request)
+        mount = await self._view.mount(COMPLETE | request)
         return {"epoch": mount.made_in, "path": mount.path, "type": mount.type}, []
 
     async def _cow(self, request: Message, _fds: list[int]) -> Result:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
-
-import trio
+from typing import TYPE_CHECKING, Any
 
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.session.patience import Patience
 from viewfs.session.server_options import ServerOptions
-from viewfs.session.supervisor.agent_link import Child
 from viewfs.session.supervisor.deposit import Row
 from viewfs.session.wire.reports import Decided, Found
+
+if TYPE_CHECKING:
+    from viewfs.session.supervisor.agent_link import Child
 
 __all__ = ["FOR_SUCCESSOR", "ServedMount"]
 
@@ -60,7 +60,7 @@ class ServedMount:
     def options(self) -> ServerOptions:
         return ServerOptions.of(self.request.get("options", {}))
 
-    def seconds_to_resume(self) -> float | None:
+    def seconds_to_resume(self, now: float) -> float | None:
         """How long to wait before another server takes over from one that has died; None: nobody can any more."""
         if self.decided is None or self.found is None or self.fuse_fd is None or self.counters is None:
             return None
@@ -68,7 +68,7 @@ class ServedMount:
             return None
         if not self.decided.has_devices and not (self.found.resumable and "source" in self.for_successor):
             return None
-        return self.patience.seconds(trio.current_time(), self.counters.snapshot().total)
+        return self.patience.seconds(now, self.counters.snapshot().total)
 
     def _held(self) -> dict[str, int]:
         """Its descriptors, by name."""

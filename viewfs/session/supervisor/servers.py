@@ -128,7 +128,7 @@ class Servers:
 
     async def _find_successor(self, mount: Mount, served: ServedMount) -> Child | None:
         """Wait until another server has taken over, and return it; None if none can."""
-        while (seconds := served.seconds_to_resume()) is not None:
+        while (seconds := served.seconds_to_resume(trio.current_time())) is not None:
             async with trio.open_nursery() as nursery:
                 if served.fuse_fd is not None and served.patience.is_over(trio.current_time()):
                     nursery.start_soon(refuse, served.fuse_fd)

@@ -23,7 +23,6 @@ from viewfs.linux.process import (
     raise_descriptor_limit,
     set_name,
 )
-from viewfs.namespaces.enter import Namespaces
 from viewfs.namespaces.members import members_of, wait_for_exits
 from viewfs.python import complete, print_traceback
 from viewfs.session.ending import end_session
@@ -36,7 +35,7 @@ from viewfs.session.wire.protocol import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
     from viewfs.session.covers import CoverReport
@@ -80,10 +79,17 @@ def standby_main(handles: SessionHandles) -> NoReturn:
         for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         set_name("viewfs-standby")
+        agent = None
+        if handles.first:
+            import viewfs.session.supervisor.placing  # what this process and the agent both need, once
+
+            if handles.link is None:
+                agent = _fork_agent(handles)
+            import viewfs.session.supervisor.first_mounts  # noqa: F401  # while somebody else makes the view
         view = _made_view(handles)
         if view is not None:
             handles.inside = listen_in_view(namespace_id(view.namespaces["user"]))
-            status = _StandBy(handles, view).run()
+            status = _StandBy(handles, view, agent).run()
         elif handles.plan.covers:  # there is no view; the front says why
             handles.layers.end()
     except BaseException:
@@ -94,6 +100,24 @@ def standby_main(handles: SessionHandles) -> NoReturn:
         except OSError:
             pass
         os._exit(status)
+
+
+def _fork_agent(handles: SessionHandles) -> tuple[int, Channel]:
+    """Fork an agent that will join the view: its pid, and the channel over which it has to be given the view."""
+    assert handles.log_writer is not None
+    ours, theirs = map(Channel, socket_pair())
+    pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        from viewfs.session.agent.agent import agent_of_view
+
+        formats = handles.formats if handles.first else None
+        agent_of_view(handles.plan, theirs, handles.log_writer, handles.runtime, handles.name, handles.layers, formats)
+    theirs.close()
+    os.close(handles.log_writer)
+    handles.log_writer = None
+    return pid, ours
 
 
 def _made_view(handles: SessionHandles) -> TheView | None:
@@ -114,14 +138,18 @@ def _made_view(handles: SessionHandles) -> TheView | None:
 
 
 class _StandBy:
-    def __init__(self, handles: SessionHandles, view: TheView) -> None:
+    def __init__(self, handles: SessionHandles, view: TheView, agent: tuple[int, Channel] | None) -> None:
+        """`agent` has been forked already (`_fork_agent`), and waits for the view."""
         self._handles = handles
         self._view = view
+        self._early_agent = agent
         #: None until there has been a supervisor.
         self._deposit: Deposit | None = None
         self._root = RootNames()
         #: Pid of the agent, if this process has forked it.
         self._agent: int | None = None
+        #: There are servers that no supervisor has ever watched.
+        self._is_unwatched = False
         #: The session is ending, and its supervisor sees to it.
         self._has_let_go = False
         #: A pipe that is readable when SIGTERM has come: from an administrator, or from the end of a session that this
@@ -133,6 +161,8 @@ class _StandBy:
     def run(self) -> int:
         """Run until the session has ended. Returns the exit status."""
         patience, status, failed = Patience(_DEADLINE_SECONDS), RETIRED, 0
+        if self._handles.first:
+            status = self._make_first_mounts()
         while not (status == RETIRED and self._has_ended_unseen()):
             patience.begin(time.monotonic())
             status = self._supervise()
@@ -157,6 +187,16 @@ class _StandBy:
         self._end()
         return 0
 
+    def _make_first_mounts(self) -> int:
+        """Make the mounts that the view begins with, in a process of its own: its exit status, as of a supervisor."""
+        status = self._supervise(self._become_first_mounter)
+        assert self._deposit is not None
+        names = [name.partition(" ") for name in self._deposit.rows]
+        if status != RETIRED:
+            self._send_to_front({"mounted": sum(kind == "mount" for kind, _blank, _epoch in names)})
+        self._is_unwatched = bool(self._deposit.servers)
+        return status
+
     def _pause(self, seconds: float) -> None:
         """Wait until another supervisor is to be tried, or the session is to end."""
         poll = select.poll()
@@ -180,7 +220,8 @@ class _StandBy:
     def _has_ended_unseen(self) -> bool:
         """Wait until there is something to do for a supervisor. True: the session is to end, and has never had one."""
         self._handles.told_to_end = self._handles.told_to_end or not self._wait()
-        return self._handles.told_to_end and (self._deposit is None or not self._deposit.rows)
+        has_none = self._deposit is None or not self._deposit.rows or self._is_unwatched
+        return self._handles.told_to_end and has_none
 
     def _wait(self) -> bool:
         """Wait until a supervisor is needed; False: the session is to end."""
@@ -196,7 +237,7 @@ class _StandBy:
             events = {fd for fd, _event in poll.poll(None if self._root.is_watched else _SHORT_MS)}
             if not events:
                 self._root.watch()
-                if self._root.missed:
+                if self._root.missed or self._is_unwatched:
                     return True
                 continue
             if self._told_to_end in events:
@@ -211,14 +252,17 @@ class _StandBy:
                 return False
             handles.kept = True
 
-    def _supervise(self) -> int:
-        """Fork a supervisor, and wait until it ends. Returns its exit status, or minus the signal that killed it."""
+    def _supervise(self, become: Callable[[Deposit, Channel, Channel], NoReturn] | None = None) -> int:
+        """Fork a supervisor (or what is to `become` of the child), and wait until it ends. Returns its exit status, or
+        minus the signal that killed it."""
+        if become is None:
+            self._is_unwatched = False
+            self._root.watch()
+        link = self._handles.link or self._have_an_agent()
         if self._deposit is None:
             from viewfs.session.supervisor.deposit import Deposit  # not needed by a view that nobody asks anything
 
             self._deposit = Deposit()
-        self._root.watch()
-        link = self._handles.link or self._have_an_agent()
         raise_descriptor_limit()  # of this process; what the agent starts has the user's
         ours, theirs = map(Channel, socket_pair())
         agents, supervisors = socket_pair()
@@ -231,7 +275,7 @@ class _StandBy:
         if pid == 0:
             ours.close()
             link.close()
-            self._become_supervisor(self._deposit, theirs, Channel(supervisors))
+            (become or self._become_supervisor)(self._deposit, theirs, Channel(supervisors))
         theirs.close()
         supervisors.close()
         pidfd = os.pidfd_open(pid)
@@ -246,26 +290,18 @@ class _StandBy:
 
     def _have_an_agent(self) -> Channel:
         """Fork an agent that joins the view, which the command has made itself."""
-        handles, view = self._handles, self._view
-        assert handles.log_writer is not None
-        ours, theirs = map(Channel, socket_pair())
-        pid = os.fork()
-        if pid == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            from viewfs.session.agent.agent import agent_of_view
-
-            joined = Namespaces(view.namespaces)
-            agent_of_view(
-                handles.plan, theirs, handles.log_writer, handles.runtime, handles.name, handles.layers, joined
-            )
-        theirs.close()
-        os.close(handles.log_writer)
-        handles.log_writer, handles.link = None, ours
+        pid, link = self._early_agent or _fork_agent(self._handles)
+        self._early_agent = None
+        namespaces = self._view.namespaces
+        try:
+            link.send({"kinds": list(namespaces)}, list(namespaces.values()))
+        except OSError:
+            pass  # its end is seen by whoever asks it for something
+        self._handles.link = link
         self._agent = pid
-        view.agents.append(os.pidfd_open(pid))
-        view.own.add(pid)
-        return ours
+        self._view.agents.append(os.pidfd_open(pid))
+        self._view.own.add(pid)
+        return link
 
     def _tell_of_agent(self) -> None:
         """Have the front say how the agent has ended, if this process has forked it and it was not told to."""
@@ -339,6 +375,23 @@ class _StandBy:
         finally:
             os._exit(status)
 
+    def _become_first_mounter(self, _deposit: Deposit, deposits: Channel, link: Channel) -> NoReturn:
+        status = 1
+        try:
+            os.setsid()
+            set_name("viewfs-mounter")
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            from viewfs.session.supervisor.first_mounts import make_first_mounts
+
+            self._handles.link = link
+            make_first_mounts(self._handles, self._view, deposits)
+            status = RETIRED
+        except BaseException:
+            print_traceback()
+        finally:
+            os._exit(status)
+
     def _let_go(self) -> None:
         """Keep nothing open of the session."""
         self._has_let_go = True
@@ -376,7 +429,7 @@ class _StandBy:
         spare = self._view.own.union(*(report.take_servers() for report in covers), servers)
         changed = list(_changed(covers)) if covers and not layers.is_kept else None
         lock = next((os.dup(report.fds["lock"]) for report in covers if "lock" in report.fds), None)
-        end_session(
+        left = end_session(
             namespace_id(self._view.namespaces["user"]), spare=spare, release=self._let_go, agents=self._view.agents
         )
         if changed is not None:
@@ -384,6 +437,8 @@ class _StandBy:
         if covers or deposit is not None:
             layers.end(lock)
         layers.sweep()
+        if not left:
+            self._send_to_front({"empty": True})
 
 
 def _changed(covers: list[CoverReport]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -19,15 +19,25 @@ import trio
 from viewfs.epochs import Epoch, Mount, covers
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import children_of, pid_of
-from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.skeleton import MountPointPlan
 from viewfs.session.patience import Patience
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.supervisor.agent_link import AgentLink, WorkerProcess
 from viewfs.session.supervisor.deposit import Entry, Row
 from viewfs.session.supervisor.history import History
+from viewfs.session.supervisor.placing import (
+    NOTHING,
+    PLACE_SECONDS,
+    WHY_NOT_FOUND,
+    WHY_NOT_OPENED,
+    WHY_NOT_PLACED,
+    Descriptors,
+    Intent,
+    Placing,
+    record,
+)
 from viewfs.session.supervisor.scaffold import Scaffold
-from viewfs.session.supervisor.served import FOR_SUCCESSOR, ServedMount
+from viewfs.session.supervisor.served import ServedMount
 from viewfs.session.supervisor.servers import Servers
 from viewfs.session.supervisor.view_layers import ViewLayers
 from viewfs.session.supervisor.waiting import answering, ended_first, while_alive
@@ -35,83 +45,8 @@ from viewfs.session.wire.reports import Decided, Found
 
 __all__ = ["View"]
 
-#: Seconds that walking to a mount point may take; a file system on the way that does not answer is not waited for
-#: longer.
-_PLACE_SECONDS = 20
 #: Nanoseconds after which an answer is late.
 _LATE_NS = 100_000_000
-
-
-class _Descriptors:
-    """Descriptors that came with a message: closed at the end of the block, but for those handed over by `take`."""
-
-    def __init__(self, fds: list[int], names: Sequence[str] | None = None) -> None:
-        self._fds: dict[str | int, int] = dict(zip(range(len(fds)) if names is None else names, fds, strict=True))
-
-    def __getitem__(self, key: str | int) -> int:
-        return self._fds[key]
-
-    def take(self, key: str | int) -> int:
-        return self._fds.pop(key)
-
-    def __contains__(self, key: str | int) -> bool:
-        return key in self._fds
-
-    def __enter__(self) -> _Descriptors:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
-
-
-@dataclass(frozen=True)
-class _Intent:
-    """A change that is under way. Before it, each of `paths` had so many mounts, one on the other, as `depths` says."""
-
-    paths: list[str] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    operation: str = ""
-    #: The mounts that are to be removed, by epoch; none if the change mounts something.
-    unmounted: list[Epoch] = field(default_factory=list)
-
-
-_NOTHING = asdict(_Intent())
-
-
-@dataclass
-class _Placing:
-    """One mount on its way to its place."""
-
-    request: dict[str, Any]
-    #: The server, or the worker that has made a kernel mount.
-    worker: WorkerProcess
-    decided: Decided
-    found: Found
-    opened: _Descriptors
-    served: ServedMount
-    plans: list[MountPointPlan] = field(default_factory=list)
-    #: How many of the `plans` have something attached.
-    attached: int = 0
-
-    @property
-    def doing(self) -> str:
-        """For messages."""
-        return f"cannot mount on {self.decided.path}"
-
-    @property
-    def wanted(self) -> dict[str, Any]:
-        """What the placer is asked for."""
-        return {
-            "path": self.decided.path,
-            "type": self.decided.type,
-            "source": self.decided.source,
-            "directory": self.found.is_directory and self.found.names is None,
-            "root_mode": None if self.decided.is_kernel else self.found.root_mode,
-            "writable": self.found.writable,
-            # The mount of a foreign server is looked at, like files of a mount, to see whether the server answers.
-            "names": [""] if self.decided.speaks_fuse else self.found.names,
-        }
 
 
 class View:
@@ -139,7 +74,7 @@ class View:
         #: Directory that is served so that it can have mount points → control socket of its server.
         self._mirrors: dict[str, int] = {}
         self._mirror_servers: set[int] = set()
-        self._intent = _NOTHING
+        self._intent = NOTHING
 
     def server_pids(self) -> set[int]:
         """The pids of all processes that serve something in the view."""
@@ -176,12 +111,12 @@ class View:
         async with self._changing():
             await self.servers.take_up()
             try:
-                await self._settle(_Intent(**self._intent))
+                await self._settle(Intent(**self._intent))
                 await self._tidy()
             except (ViewfsError, trio.BrokenResourceError) as error:
                 self._log(f"a change that was under way can't be finished: {error}")
 
-    async def _settle(self, intent: _Intent) -> None:
+    async def _settle(self, intent: Intent) -> None:
         """Settle a change that was under way: unmount what was mounted and not recorded; record what was unmounted."""
         if not intent.paths:
             return
@@ -214,12 +149,12 @@ class View:
 
     def _done(self) -> None:
         """Nothing is under way any more: the change was recorded, or taken back."""
-        self._intent = _NOTHING
+        self._intent = NOTHING
         self._keep()
 
     def _intend(self, paths: Sequence[str], depths: list[int], operation: str, unmounted: Sequence[Epoch] = ()) -> None:
         """Record what is done next: only a supervisor that knows of it can undo it."""
-        self._intent = asdict(_Intent(list(paths), depths, operation, list(unmounted)))
+        self._intent = asdict(Intent(list(paths), depths, operation, list(unmounted)))
         self._keep()
 
     # -- changing
@@ -231,13 +166,13 @@ class View:
         for apart in (True, False):
             # Opening may take long, and must not keep others from changing the view.
             async with self.agent.worker("mount", request | {"apart": apart}, apart=apart) as worker:
-                with answering(doing, deadline, "is it damaged, or on a file system that hangs? -o deadline=SECONDS"):
+                with answering(doing, deadline, WHY_NOT_OPENED):
                     report, fds = await worker.answer(doing)
                 if report.get("needs_callers"):
                     continue
-                with _Descriptors(fds, report.pop("descriptors")) as opened:
+                with Descriptors(fds, report.pop("descriptors")) as opened:
                     decided = Decided.from_json(report)
-                    with answering(doing, deadline, "is it damaged? -o deadline=SECONDS waits longer"):
+                    with answering(doing, deadline, WHY_NOT_FOUND):
                         found = await worker.found(doing, decided)
                         await self._way_answers(decided.path)
                     async with self._changing():
@@ -252,15 +187,15 @@ class View:
                 await trio.sleep(_LATE_NS / 10**9)
 
     async def _place(
-        self, request: dict[str, Any], worker: WorkerProcess, decided: Decided, found: Found, opened: _Descriptors
+        self, request: dict[str, Any], worker: WorkerProcess, decided: Decided, found: Found, opened: Descriptors
     ) -> Mount:
         """Let the placer make the mount points, attach, record."""
         options = ServerOptions.of(request["options"])
         served = ServedMount(decided.confinement, decided=decided, found=found, patience=Patience(options.deadline))
-        placing = _Placing(request, worker, decided, found, opened, served)
+        placing = Placing(request, decided, found, opened, served)
         doing = placing.doing
         try:
-            with answering(doing, min(_PLACE_SECONDS, options.deadline), "does a file system on the way there hang?"):
+            with answering(doing, min(PLACE_SECONDS, options.deadline), WHY_NOT_PLACED):
                 wanted = placing.wanted | {"mirrors": list(self._mirrors)}
                 async with (
                     self.agent.worker("place", wanted, list(self._mirrors.values()), undoes=True) as placer,
@@ -268,10 +203,10 @@ class View:
                 ):
                     report, fds = await placer.answer(doing)
                     placing.plans = [MountPointPlan.from_json(plan) for plan in report["plans"]]
-                    with _Descriptors(fds, report["descriptors"]) as made, contextlib.ExitStack() as stack:
-                        trees = await self._trees_of(placing, placer, made, stack)
+                    with Descriptors(fds, report["descriptors"]) as made, contextlib.ExitStack() as stack:
+                        trees = await self._trees_of(placing, worker, placer, made, stack)
                         with trio.CancelScope(shield=True):
-                            await self._attach(placing, placer, report, made, trees)
+                            await self._attach(placing, worker, placer, report, made, trees)
                         self._adopt_mirrors(report, made)
                         snapshot = made.take("snapshot")
         except BaseException:
@@ -283,7 +218,12 @@ class View:
         return self._record(placing, snapshot)
 
     async def _trees_of(
-        self, placing: _Placing, placer: WorkerProcess, made: _Descriptors, stack: contextlib.ExitStack
+        self,
+        placing: Placing,
+        worker: WorkerProcess,
+        placer: WorkerProcess,
+        made: Descriptors,
+        stack: contextlib.ExitStack,
     ) -> list[int]:
         """The trees to attach, in the order of the plans. The `stack` closes those that nobody else closes."""
         if placing.decided.is_kernel:
@@ -291,15 +231,21 @@ class View:
         if placing.found.names is None and not placing.decided.speaks_fuse:
             return [made["mount"]]
         # They are files of the mount, and looking at them needs its server.
-        await self._let_serve(placing, made)
+        await self._let_serve(placing, worker, made)
         await placer.channel.send({"served": True})
-        async with while_alive(placing.worker.child, placing.doing):
+        async with while_alive(worker.child, placing.doing):
             _ok, trees = await placer.answer(placing.doing)
-        stack.enter_context(_Descriptors(trees))
+        stack.enter_context(Descriptors(trees))
         return trees
 
     async def _attach(
-        self, placing: _Placing, placer: WorkerProcess, report: dict[str, Any], made: _Descriptors, trees: list[int]
+        self,
+        placing: Placing,
+        worker: WorkerProcess,
+        placer: WorkerProcess,
+        report: dict[str, Any],
+        made: Descriptors,
+        trees: list[int],
     ) -> None:
         """Attach the trees. From here on there is no giving up: what is attached gets recorded."""
         self._intend([plan.path for plan in placing.plans], report["depths"], placing.request["operation"])
@@ -307,49 +253,31 @@ class View:
             await self.agent.call("attach", [tree, made[f"place{number}"]])
             placing.attached = number + 1
         if not placing.decided.is_kernel and placing.served.server is None:
-            await self._let_serve(placing, made)
+            await self._let_serve(placing, worker, made)
         await placer.channel.send({"attached": True})
-        with answering(placing.doing, _PLACE_SECONDS, "see `viewfs log`"):
+        with answering(placing.doing, PLACE_SECONDS, "see `viewfs log`"):
             attached, _none = await placer.answer(placing.doing)
         if not placing.decided.shows_others:
             placing.served.device = attached["device"]
 
-    async def _let_serve(self, placing: _Placing, made: _Descriptors) -> None:
+    async def _let_serve(self, placing: Placing, worker: WorkerProcess, made: Descriptors) -> None:
         """Give the server its /dev/fuse descriptor, and keep our descriptors of it in `served`."""
-        served, opened = placing.served, placing.opened
+        served = placing.served
         served.fuse_fd = made.take("fuse")
         try:
-            await placing.worker.channel.send({"serve": True}, [served.fuse_fd])
+            await worker.channel.send({"serve": True}, [served.fuse_fd])
         except trio.BrokenResourceError:
             raise ViewfsError("the server has gone away before it began", remedy="see `viewfs log`") from None
-        served.server = placing.worker.child
+        served.server = worker.child
         served.patience.begin(trio.current_time())
-        served.counters = Counters(opened.take("counters"))
-        if "control" in opened:
-            served.control_fd = opened.take("control")
-        served.for_successor = {name: opened.take(name) for name in FOR_SUCCESSOR if name in opened}
+        placing.keep_descriptors()
 
-    def _record(self, placing: _Placing, snapshot: int) -> Mount:
+    def _record(self, placing: Placing, snapshot: int) -> Mount:
         """Record what is attached as a mount of the view; `snapshot` shows the view before it."""
-        request, decided, served = placing.request, placing.decided, placing.served
-        self.history.keep_snapshot(snapshot)
-        mount = self.history.epochs.mount(
-            placing.plans[0].path,
-            decided.type,
-            decided.source,
-            made_from=self.history.mount_on_device(decided.device),
-            uses_view=decided.uses_view,
-            also=tuple(plan.path for plan in placing.plans[1:]),
-            time_ns=time.time_ns(),
-            operation=request["operation"],
-        )
-        served.request = request | {"type": decided.type, "code": request["type"] or decided.type, "path": decided.path}
-        self.history.served[mount.made_in] = served
-        for plan in placing.plans:
-            self._scaffold.add(mount.made_in, plan)
+        mount = record(placing, snapshot, self.history, self._scaffold)
         self.history.free()
         self._done()
-        self.servers.watch(mount, served)
+        self.servers.watch(mount, placing.served)
         return mount
 
     async def _take_back(self, paths: list[str]) -> None:
@@ -363,7 +291,7 @@ class View:
         except (ViewfsError, trio.BrokenResourceError) as error:
             self._log(f"what was mounted on {', '.join(paths)} is still there: {error}")
 
-    def _adopt_mirrors(self, report: dict[str, Any], made: _Descriptors) -> None:
+    def _adopt_mirrors(self, report: dict[str, Any], made: Descriptors) -> None:
         """Keep the control sockets of directories that are served from now on, to add names; and the servers' pids."""
         for number, directory in enumerate(report["mirrors"]):
             self._mirrors[directory] = made.take(f"control{number}")
@@ -425,9 +353,9 @@ class View:
             with trio.CancelScope(shield=True):
                 doing = f"cannot unmount {mount.path}"
                 async with self.agent.worker("unmount", {"paths": paths, "lazy": lazy}) as worker:
-                    with answering(doing, _PLACE_SECONDS, "--force takes it away though its server hangs"):
+                    with answering(doing, PLACE_SECONDS, "--force takes it away though its server hangs"):
                         report, fds = await worker.answer(doing)
-                        with _Descriptors(fds) as received:
+                        with Descriptors(fds) as received:
                             self._intend(paths, report["depths"], operation, [one.made_in for one in gone])
                             await worker.channel.send({"go": True})
                             await worker.answer(doing)
@@ -457,7 +385,7 @@ class View:
                 return  # a mount point of the view's own
             async with self.agent.worker("root_name", request, fds) as worker:
                 report, received = await worker.answer(f"cannot show {path}")
-                with _Descriptors(received, report["descriptors"]) as servers:
+                with Descriptors(received, report["descriptors"]) as servers:
                     self._mirror_servers.update(pid_of(servers[name]) for name in report["descriptors"])
 
     async def _tidy(self) -> None:

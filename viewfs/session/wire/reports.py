@@ -46,7 +46,7 @@ class Decided:
     speaks_fuse: bool = False
     #: st_dev of the source.
     device: int | None = None
-    #: Which file the source is (`records.identity_of`).
+    #: Which file the source is (`sources.identity_of`).
     source_identity: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:

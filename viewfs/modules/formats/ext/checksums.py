@@ -11,12 +11,34 @@ keeps every seed and every intermediate value in the package's (inverted) form a
 from __future__ import annotations
 
 import zlib
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 
-from crc32c import crc32c
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from crc32c import crc32c
 
 __all__ = ["crc16", "crc32_big_endian", "crc32c", "seed_from_disk", "stored"]
 
 _MASK = 0xFFFFFFFF
+
+
+def _load_crc32c() -> None:
+    """Import the function `crc32c`, but not the package around it: that has a command-line program and imports what
+    such programs need, which takes longer than all of this reader."""
+    global crc32c
+    package = find_spec("crc32c")
+    places = None if package is None else package.submodule_search_locations
+    inside = None if places is None else PathFinder.find_spec("crc32c._crc32c", places)
+    if inside is None or inside.loader is None:  # versions before 2.5 are no package
+        from crc32c import crc32c
+    else:
+        loaded = module_from_spec(inside)
+        inside.loader.exec_module(loaded)
+        crc32c = loaded.crc32c
+
+
+_load_crc32c()
 
 
 def stored(value: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import struct
 from dataclasses import dataclass
-from uuid import UUID
 
 from viewfs.modules.formats.ext.checksums import crc16, crc32c, seed_from_disk, stored
 from viewfs.modules.formats.ext.features import Compat, Incompat, ReadOnlyCompat
@@ -24,6 +23,7 @@ __all__ = [
     "Superblock",
     "parse_group_descriptor",
     "parse_superblock",
+    "uuid_text",
 ]
 
 MAGIC = 0xEF53
@@ -66,10 +66,11 @@ class Superblock:
     compat: Compat
     incompat: Incompat
     ro_compat: ReadOnlyCompat
-    uuid: UUID
+    #: 16 bytes; `uuid_text` shows them.
+    uuid: bytes
     label: str
     journal_inode: int
-    journal_uuid: UUID
+    journal_uuid: bytes
     #: i_block and i_size of the journal inode, from their copy in the superblock (s_jnl_blocks); None without a copy.
     journal_backup: tuple[bytes, int] | None
     hash_seed: tuple[int, int, int, int]
@@ -183,10 +184,10 @@ def parse_superblock(data: bytes) -> Superblock:
         compat=compat,
         incompat=incompat,
         ro_compat=ro_compat,
-        uuid=UUID(bytes=volume_uuid),
+        uuid=volume_uuid,
         label=data[0x78:0x88].split(b"\0")[0].decode("utf-8", "replace"),
         journal_inode=u32(0xE0),
-        journal_uuid=UUID(bytes=data[0xD0:0xE0]),
+        journal_uuid=data[0xD0:0xE0],
         journal_backup=backup,
         hash_seed=struct.unpack_from("<4I", data, 0xEC),
         signed_hash=True if flags & _FLAG_SIGNED_HASH else False if flags & _FLAG_UNSIGNED_HASH else None,
@@ -277,6 +278,12 @@ def parse_group_descriptor(superblock: Superblock, group: int, data: bytes, *, c
     return GroupDescriptor(table, free_blocks * cluster, free_inodes)
 
 
+def uuid_text(raw: bytes) -> str:
+    """The 16 bytes of a UUID as people know them (RFC 9562, section 4)."""
+    digits = raw.hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
 def _descriptor_checksum(superblock: Superblock, group: int, data: bytes) -> int | None:
     """What bg_checksum should be (group_descr.rst); None if descriptors have none."""
     number = group.to_bytes(4, "little")
@@ -284,5 +291,5 @@ def _descriptor_checksum(superblock: Superblock, group: int, data: bytes) -> int
     if superblock.metadata_checksums:
         return stored(crc32c(number + before + b"\0\0" + after, superblock.checksum_seed)) & 0xFFFF
     if ReadOnlyCompat.UNINIT_BG in superblock.ro_compat:
-        return crc16(superblock.uuid.bytes + number + before + after)
+        return crc16(superblock.uuid + number + before + after)
     return None

@@ -32,6 +32,7 @@ class Ext(Module):
 
     name = "ext"
     takes_source = True
+    never_waits = True
     options = (
         OWNER,
         size("offset", 0, "where in the source the file system begins"),
@@ -51,7 +52,7 @@ class Ext(Module):
         statistics = volume.statistics()
         return {
             "label": volume.label,
-            "uuid": str(volume.uuid),
+            "uuid": volume.uuid,
             "features": " ".join(volume.features),
             "blocks": f"{statistics.blocks} of {statistics.block_size} bytes, {statistics.free_blocks} free",
             "inodes": f"{statistics.files}, {statistics.free_files} free",

@@ -14,7 +14,7 @@ from viewfs.modules.formats.ext.features import Compat, Incompat
 from viewfs.modules.formats.ext.image import Image, Moved
 from viewfs.modules.formats.ext.inode import Inode, InodeFlags
 from viewfs.modules.formats.ext.journal import Replay, fast_commit_blocks, parse_journal_superblock, replay
-from viewfs.modules.formats.ext.layout import Superblock
+from viewfs.modules.formats.ext.layout import Superblock, uuid_text
 from viewfs.modules.formats.ext.mapping import Run
 from viewfs.modules.formats.ext.table import InodeTable
 from viewfs.modules.framework.damage import damaged, missing
@@ -53,7 +53,8 @@ def recover(
         if not needed:
             return NOTHING_RECOVERED
         raise DamagedSourceError(
-            f"{name} was not unmounted, and its journal is on another device (journal UUID {superblock.journal_uuid})",
+            f"{name} was not unmounted, and its journal is on another device "
+            f"(journal UUID {uuid_text(superblock.journal_uuid)})",
             remedy="replay it where both are, with e2fsck, or read it as it is with -o norecovery",
         )
     try:

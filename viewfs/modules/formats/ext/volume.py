@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import stat
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 
 from viewfs.errors import DamagedSourceError, os_error
@@ -21,7 +20,7 @@ from viewfs.modules.formats.ext.content import Contents
 from viewfs.modules.formats.ext.directories import Directories
 from viewfs.modules.formats.ext.features import Compat, Incompat, feature_names
 from viewfs.modules.formats.ext.image import Image
-from viewfs.modules.formats.ext.layout import MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock
+from viewfs.modules.formats.ext.layout import MAGIC, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock, uuid_text
 from viewfs.modules.formats.ext.recovery import NOTHING_RECOVERED, Recovered, fast_commits_warning, recover
 from viewfs.modules.formats.ext.superblocks import find_superblock, has_backup
 from viewfs.modules.formats.ext.table import InodeTable
@@ -49,7 +48,7 @@ class Volume:
         free_blocks -= changes.sectors * 512 // superblock.block_size
         self._free = max(free_blocks, 0), max(free_inodes - changes.inode_count, 0)
         self.label = superblock.label
-        self.uuid: uuid.UUID = superblock.uuid
+        self.uuid = uuid_text(superblock.uuid)
         #: As mke2fs spells them.
         self.features = feature_names(superblock.compat, superblock.incompat, superblock.ro_compat)
         #: Transactions of the journal that were replayed, and fast commits.

@@ -34,6 +34,7 @@ class _FatModule(Module):
     """What both modules have in common."""
 
     takes_source = True
+    never_waits = True
 
     def describe(self, mounting: Mounting) -> Mapping[str, str]:
         volume = self._volume(mounting)

@@ -34,6 +34,7 @@ class Squashfs(Module):
 
     name = "squashfs"
     takes_source = True
+    never_waits = True
     options = (
         OWNER,
         Option(

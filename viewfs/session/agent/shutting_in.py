@@ -1,0 +1,46 @@
+"""How a module server shuts itself in: as much as its module allows."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from viewfs.linux.namespaces import CloneFlags, unshare
+from viewfs.linux.process import set_name
+from viewfs.modules.api import Module, Mounting
+from viewfs.modules.api.device import DeviceModule
+from viewfs.namespaces.sandbox import Confinement, Limits, Needs, confine
+
+__all__ = ["confinement_of", "shut_in"]
+
+
+def confinement_of(module: Module) -> Confinement:
+    return Confinement.of(uses_view=module.uses_view, uses_network=module.uses_network)
+
+
+def shut_in(module: Module, mounting: Mounting, limits: Limits) -> None:
+    """Shut this process in, as `module` allows."""
+    confinement = confinement_of(module)
+    set_name(f"viewfs-{module.name}")
+    if not module.never_waits:
+        import trio  # noqa: F401  # while it can be read; as a rule it is in memory already, for the agent has it
+
+    _read_time_zone()
+    if confinement is Confinement.SEALED:
+        unshare(CloneFlags.NEWNS)  # the snapshot stays as it is; what is emptied is a copy of it
+    if isinstance(module, DeviceModule):
+        needs = Needs.CALLERS
+        if module.uses_caller_memory:
+            needs |= Needs.CALLER_MEMORY
+        if module.uses_kernel_crypto(mounting.options):
+            needs |= Needs.KERNEL_CRYPTO
+        confine(confinement, needs, limits)
+    else:
+        confine(confinement, limits=limits)
+
+
+def _read_time_zone() -> None:
+    """Have the C library read the time zone while it can. It reads the default one again whenever it converts a time,
+    and would then go on with UTC; one that TZ names (tzset(3)) it reads once."""
+    os.environ.setdefault("TZ", ":/etc/localtime")
+    time.tzset()
