@@ -163,21 +163,30 @@ class View:
         """Mount as `request` says. Raises `ViewfsError`, nothing having changed."""
         doing = f"cannot mount {request['source'] or request['type']}"
         deadline = ServerOptions.of(request["options"]).deadline
-        for apart in (True, False):
+        # As a rule a magic number tells what it is. If that is not so, it takes a closer look (`inspection`).
+        apart, quick = True, request["type"] is None
+        while True:
             # Opening may take long, and must not keep others from changing the view.
-            async with self.agent.worker("mount", request | {"apart": apart}, apart=apart) as worker:
+            asked = request | {"apart": apart, "quick": quick}
+            async with self.agent.worker("mount", asked, apart=apart) as worker:
                 with answering(doing, deadline, WHY_NOT_OPENED):
                     report, fds = await worker.answer(doing)
                 if report.get("needs_callers"):
+                    apart = False
                     continue
                 with Descriptors(fds, report.pop("descriptors")) as opened:
                     decided = Decided.from_json(report)
                     with answering(doing, deadline, WHY_NOT_FOUND):
-                        found = await worker.found(doing, decided)
+                        try:
+                            found = await worker.found(doing, decided)
+                        except ViewfsError:
+                            if not quick:
+                                raise
+                            quick = False
+                            continue
                         await self._way_answers(decided.path)
                     async with self._changing():
                         return await self._place(request, worker, decided, found, opened)
-        raise AssertionError("a worker that is not apart needs no other")
 
     async def _way_answers(self, path: str) -> None:
         """Wait as long as a server on the way to `path` owes an answer: nobody else is to wait for that meanwhile."""
