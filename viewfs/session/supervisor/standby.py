@@ -81,11 +81,9 @@ def standby_main(handles: SessionHandles) -> NoReturn:
         set_name("viewfs-standby")
         agent = None
         if handles.first:
-            import viewfs.session.supervisor.placing  # what this process and the agent both need, once
-
             if handles.link is None:
-                agent = _fork_agent(handles)
-            import viewfs.session.supervisor.first_mounts  # noqa: F401  # while somebody else makes the view
+                agent = _fork_agent(handles)  # both import what they need while somebody else makes the view
+            import viewfs.session.supervisor.first_mounts  # noqa: F401
         view = _made_view(handles)
         if view is not None:
             handles.inside = listen_in_view(namespace_id(view.namespaces["user"]))
