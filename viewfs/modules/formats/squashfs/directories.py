@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
+from operator import itemgetter
 from typing import NamedTuple
 
 from viewfs.modules.formats.squashfs.directory import (
@@ -46,15 +47,33 @@ _MAX_INDEX_ENTRIES = 1 << 16
 _DOTS = 3
 
 
-class _Segment(NamedTuple):
-    entries: list[Entry]
-    #: Where each entry ends, in the listing.
-    places: list[int]
-    #: Name → reference.
-    by_name: dict[bytes, int]
-    size: int
-    #: Where the next segment begins.
-    end: int
+class _Segment:
+    """A part of a listing. Its entries have cookies instead of places."""
+
+    def __init__(self, entries: list[Entry], size: int, end: int) -> None:
+        """`size`: for the cache. `end`: where the next segment begins."""
+        self.entries = entries
+        self.size = size
+        self.end = end
+        self._by_name: dict[bytes, int] | None = None
+
+    @property
+    def by_name(self) -> dict[bytes, int]:
+        """Name → reference. If two entries have the same name, the first counts, as in the kernel."""
+        found = self._by_name
+        if found is None:  # several threads may make it, and it is the same
+            found = self._by_name = {entry[0]: entry[2] for entry in reversed(self.entries)}
+        return found
+
+    def behind(self, cookie: int) -> list[Entry]:
+        """The entries after `cookie`."""
+        entries = self.entries
+        if not entries or cookie < entries[0][1]:
+            return entries
+        return entries[bisect_right(entries, cookie, key=_cookie_of) :]
+
+
+_cookie_of = itemgetter(1)
 
 
 class _Start(NamedTuple):
@@ -132,12 +151,12 @@ class Directories:
         starts = directory.starts
         number = bisect_right(starts, place, key=lambda known: known.place) - 1
         if directory.indexed:
-            yield from self._indexed_entries(directory, number, place)
+            yield from self._indexed_entries(directory, number, start)
             return
         for segment in self._walk(directory, number):
-            yield from _behind(segment, place)
+            yield from segment.behind(start)
 
-    def _indexed_entries(self, directory: _Directory, number: int, place: int) -> Iterator[Entry]:
+    def _indexed_entries(self, directory: _Directory, number: int, cookie: int) -> Iterator[Entry]:
         """A damaged segment hides only the names in it: the error is raised last."""
         for each in range(number, len(directory.starts)):
             try:
@@ -145,7 +164,7 @@ class Directories:
             except OSError as error:
                 directory.damage = directory.damage or error
                 continue
-            yield from _behind(segment, place)
+            yield from segment.behind(cookie)
         if (damage := directory.damage) is not None:  # perhaps of an earlier part of the listing
             raise OSError(damage.errno, damage.strerror)
 
@@ -206,14 +225,5 @@ class Directories:
     def _load(self, key: _Key) -> _Segment:
         start = key.start
         data = self._metadata.read(start.block, start.offset, key.most)
-        listing = parse_listing(data, start.place, least=key.least)
-        entries = listing.entries
-        # If two entries have the same name, the first counts, as in the kernel.
-        by_name = {entry[0]: entry[2] for entry in reversed(entries)}
-        return _Segment(entries, [entry[1] for entry in entries], by_name, len(data) + 1, listing.end)
-
-
-def _behind(segment: _Segment, place: int) -> Iterator[Entry]:
-    """The entries of a segment that end after `place`, with their cookies."""
-    for name, end, reference, ino, kind in segment.entries[bisect_right(segment.places, place) :]:
-        yield name, end + _DOTS, reference, ino, kind
+        listing = parse_listing(data, start.place + _DOTS, least=key.least)
+        return _Segment(listing.entries, len(data) + 1, listing.end - _DOTS)
