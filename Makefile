@@ -51,6 +51,7 @@ soak:
 	@tools/as-user env VIEWFS_SOAK_FILES=1000000 VIEWFS_SOAK_TREES=300 VIEWFS_SOAK_SECONDS=3600 VIEWFS_SOAK_NAMES=20000 \
 	    python -m pytest -p no:cacheprovider tests/kernel/cow tests/kernel/test_ext_images.py \
 	    -k "million or directly or states or very_many_names"
+	@tools/as-user env VIEWFS_KILL_STRIDE=1 python -m pytest -p no:cacheprovider tests/kernel/cow -k killed_and_then_changed
 	@tools/as-user env VIEWFS_COW_BACKEND=fuse VIEWFS_SOAK_SECONDS=600 python -m pytest -p no:cacheprovider \
 	    $(addprefix tests/kernel/cow/test_,diff.py random_work.py real_work.py)
 
