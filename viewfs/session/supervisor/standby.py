@@ -29,13 +29,14 @@ from viewfs.session.ending import end_session
 from viewfs.session.handles import DEBUG_VARIABLE, RETIRED, TheView
 from viewfs.session.patience import Patience
 from viewfs.session.runtime import listen_in_view
+from viewfs.session.supervisor.children import become_mounter, become_supervisor, fork_agent
 from viewfs.session.supervisor.host_root import RootNames
 from viewfs.session.wire.channel import Channel, socket_pair
 from viewfs.session.wire.protocol import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any, NoReturn
 
     from viewfs.session.covers import CoverReport
@@ -82,7 +83,7 @@ def standby_main(handles: SessionHandles) -> NoReturn:
         agent = None
         if handles.first:
             if handles.link is None:
-                agent = _fork_agent(handles)  # both import what they need while somebody else makes the view
+                agent = fork_agent(handles)  # both import what they need while somebody else makes the view
             import viewfs.session.supervisor.first_mounts  # noqa: F401
         view = _made_view(handles)
         if view is not None:
@@ -98,24 +99,6 @@ def standby_main(handles: SessionHandles) -> NoReturn:
         except OSError:
             pass
         os._exit(status)
-
-
-def _fork_agent(handles: SessionHandles) -> tuple[int, Channel]:
-    """Fork an agent that will join the view: its pid, and the channel over which it has to be given the view."""
-    assert handles.log_writer is not None
-    ours, theirs = map(Channel, socket_pair())
-    pid = os.fork()
-    if pid == 0:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        from viewfs.session.agent.agent import agent_of_view
-
-        formats = handles.formats if handles.first else None
-        agent_of_view(handles.plan, theirs, handles.log_writer, handles.runtime, handles.name, handles.layers, formats)
-    theirs.close()
-    os.close(handles.log_writer)
-    handles.log_writer = None
-    return pid, ours
 
 
 def _made_view(handles: SessionHandles) -> TheView | None:
@@ -137,7 +120,7 @@ def _made_view(handles: SessionHandles) -> TheView | None:
 
 class _StandBy:
     def __init__(self, handles: SessionHandles, view: TheView, agent: tuple[int, Channel] | None) -> None:
-        """`agent` has been forked already (`_fork_agent`), and waits for the view."""
+        """`agent` has been forked already (`fork_agent`), and waits for the view."""
         self._handles = handles
         self._view = view
         self._early_agent = agent
@@ -187,7 +170,7 @@ class _StandBy:
 
     def _make_first_mounts(self) -> int:
         """Make the mounts that the view begins with, in a process of its own: its exit status, as of a supervisor."""
-        status = self._supervise(self._become_first_mounter)
+        status = self._supervise(first=True)
         assert self._deposit is not None
         names = [name.partition(" ") for name in self._deposit.rows]
         if status != RETIRED:
@@ -250,10 +233,10 @@ class _StandBy:
                 return False
             handles.kept = True
 
-    def _supervise(self, become: Callable[[Deposit, Channel, Channel], NoReturn] | None = None) -> int:
-        """Fork a supervisor (or what is to `become` of the child), and wait until it ends. Returns its exit status, or
+    def _supervise(self, *, first: bool = False) -> int:
+        """Fork a supervisor, or what makes the `first` mounts, and wait until it ends. Returns its exit status, or
         minus the signal that killed it."""
-        if become is None:
+        if not first:
             self._is_unwatched = False
             self._root.watch()
         link = self._handles.link or self._have_an_agent()
@@ -273,7 +256,10 @@ class _StandBy:
         if pid == 0:
             ours.close()
             link.close()
-            (become or self._become_supervisor)(self._deposit, theirs, Channel(supervisors))
+            self._handles.link = Channel(supervisors)
+            if first:
+                become_mounter(self._handles, self._view, theirs)
+            become_supervisor(self._handles, self._view, self._deposit, theirs, self._root)
         theirs.close()
         supervisors.close()
         pidfd = os.pidfd_open(pid)
@@ -288,7 +274,7 @@ class _StandBy:
 
     def _have_an_agent(self) -> Channel:
         """Fork an agent that joins the view, which the command has made itself."""
-        pid, link = self._early_agent or _fork_agent(self._handles)
+        pid, link = self._early_agent or fork_agent(self._handles)
         self._early_agent = None
         namespaces = self._view.namespaces
         try:
@@ -351,44 +337,6 @@ class _StandBy:
         deposit.take(message, fds)
         if self._view.covers and deposit.rows:
             self._view.forget_covers()  # the deposit has them now
-
-    def _become_supervisor(self, deposit: Deposit, deposits: Channel, link: Channel) -> NoReturn:
-        status = 1
-        try:
-            os.setsid()
-            set_name("viewfs-supervisor")
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until there is an event loop to hear it
-            signal.set_wakeup_fd(-1)
-            try:
-                link.send({"op": "warm"})  # the agent imports what it needs while this process does so too
-            except OSError:
-                pass
-            complete()
-            from viewfs.session.supervisor.supervisor import run_supervisor
-
-            self._handles.link = link
-            status = run_supervisor(self._handles, self._view, deposit, deposits, self._root)
-        except BaseException:
-            print_traceback()
-        finally:
-            os._exit(status)
-
-    def _become_first_mounter(self, _deposit: Deposit, deposits: Channel, link: Channel) -> NoReturn:
-        status = 1
-        try:
-            os.setsid()
-            set_name("viewfs-mounter")
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            from viewfs.session.supervisor.first_mounts import make_first_mounts
-
-            self._handles.link = link
-            make_first_mounts(self._handles, self._view, deposits)
-            status = RETIRED
-        except BaseException:
-            print_traceback()
-        finally:
-            os._exit(status)
 
     def _let_go(self) -> None:
         """Keep nothing open of the session."""

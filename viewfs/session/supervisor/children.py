@@ -1,0 +1,82 @@
+"""What the stand-by forks: an agent, what makes the first mounts, and supervisors."""
+
+from __future__ import annotations
+
+import os
+
+from viewfs.linux.plain import signal
+from viewfs.linux.process import set_name
+from viewfs.python import complete, print_traceback
+from viewfs.session.handles import RETIRED
+from viewfs.session.wire.channel import Channel, socket_pair
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from viewfs.session.handles import SessionHandles, TheView
+    from viewfs.session.supervisor.deposit import Deposit
+    from viewfs.session.supervisor.host_root import RootNames
+
+__all__ = ["become_mounter", "become_supervisor", "fork_agent"]
+
+
+def fork_agent(handles: SessionHandles) -> tuple[int, Channel]:
+    """Fork an agent that will join the view: its pid, and the channel over which it has to be given the view."""
+    assert handles.log_writer is not None
+    ours, theirs = map(Channel, socket_pair())
+    pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        from viewfs.session.agent.agent import agent_of_view
+
+        formats = handles.formats if handles.first else None
+        agent_of_view(handles.plan, theirs, handles.log_writer, handles.runtime, handles.name, handles.layers, formats)
+    theirs.close()
+    os.close(handles.log_writer)
+    handles.log_writer = None
+    return pid, ours
+
+
+def become_supervisor(
+    handles: SessionHandles, view: TheView, deposit: Deposit, deposits: Channel, root: RootNames
+) -> NoReturn:
+    """Be a supervisor. `deposit` is what the stand-by has of the one before, and `deposits` leads there."""
+    status = 1
+    try:
+        os.setsid()
+        set_name("viewfs-supervisor")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until there is an event loop to hear it
+        signal.set_wakeup_fd(-1)
+        try:
+            assert handles.link is not None
+            handles.link.send({"op": "warm"})  # the agent imports what it needs while this process does so too
+        except OSError:
+            pass
+        complete()
+        from viewfs.session.supervisor.supervisor import run_supervisor
+
+        status = run_supervisor(handles, view, deposit, deposits, root)
+    except BaseException:
+        print_traceback()
+    finally:
+        os._exit(status)
+
+
+def become_mounter(handles: SessionHandles, view: TheView, deposits: Channel) -> NoReturn:
+    """Make the first mounts, and end."""
+    status = 1
+    try:
+        os.setsid()
+        set_name("viewfs-mounter")
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        from viewfs.session.supervisor.first_mounts import make_first_mounts
+
+        make_first_mounts(handles, view, deposits)
+        status = RETIRED
+    except BaseException:
+        print_traceback()
+    finally:
+        os._exit(status)
