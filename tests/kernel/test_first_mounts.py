@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -150,3 +151,23 @@ def test_what_cannot_be_mounted_is_said_once(viewfs: Viewfs, image: Image, tmp_p
     (tmp_path / "magic").write_bytes(b"\0" * 1080 + b"\x53\xef" + b"\xff" * 4000)
     magic = viewfs("run", "--mount", f"{tmp_path}/magic:/m", "--", "true", check=False)
     assert magic.code != 0 and "magic" in magic.err and "only begins like" not in magic.err
+
+
+ADOPTS = """
+import ctypes, os, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans are this process's
+subprocess.run(sys.argv[1:], check=True)
+try:
+    print("left to be reaped:", os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("nothing is left")
+"""
+
+
+@pytest.mark.parametrize("command", ["cat /mnt/file", "viewfs lsmod"], ids=["without a supervisor", "with one"])
+def test_no_process_is_left_to_whoever_adopts_it(viewfs: Viewfs, image: Image, command: str) -> None:
+    argv = ["viewfs", "run", "--mount", f"{image(file='content')}:/mnt", "--", *command.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", ADOPTS, *argv], env=viewfs.environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("nothing is left\n")

@@ -166,6 +166,8 @@ class _StandBy:
                     self._deposit.log.append(f"{now} the supervisor ended ({how}); another goes on")
                 self._pause(seconds)
         self._end()
+        if self._agent is not None:
+            os.waitpid(self._agent, os.WNOHANG)  # whoever adopts it may never ask after it
         return 0
 
     def _make_first_mounts(self) -> int:
