@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from viewfs.doctor import STEPS, Facts, FuseDevice, Report, apparmor_profile, diagnose, examine, works
+from viewfs.doctor import facts as doctor_facts
 
 MACHINE = Facts(
     release="6.8.0-31-generic",
@@ -335,3 +336,15 @@ def test_starting_it_does_not_load_the_event_loop() -> None:
     script = "import sys, viewfs.cli.doctor; print('trio' in sys.modules, 'rich' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+@pytest.mark.parametrize(
+    ("default", "most", "seconds"),
+    [(None, None, 0), (0, 0, 0), (30, 0, 30), (0, 40, 40), (60, 40, 40), (30, 40, 30), (1, 0, 15)],
+)
+def test_how_long_the_kernel_lets_a_server_take(
+    monkeypatch: pytest.MonkeyPatch, default: int | None, most: int | None, seconds: int
+) -> None:
+    values = {"/proc/sys/fs/fuse/default_request_timeout": default, "/proc/sys/fs/fuse/max_request_timeout": most}
+    monkeypatch.setattr(doctor_facts, "_number", values.__getitem__)
+    assert doctor_facts.request_timeout() == seconds

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from viewfs.doctor.facts import FUSE_DEVICE, device_number, read_text
+from viewfs.doctor.facts import FUSE_DEVICE, device_number, read_text, request_timeout
 from viewfs.doctor.steps import STEPS
 from viewfs.errors import MachineError, ViewfsError
 from viewfs.linux.mount import MountAttr, MountFlags, UmountFlags, detached_tmpfs, mount, umount2
@@ -118,7 +118,9 @@ def _serve_a_file(step: StepContext) -> None:
             raise OSError(errno.ENXIO, "it is not the FUSE device", "/dev/fuse")
         detail.append(f"mode {stat.S_IMODE(os.fstat(fuse).st_mode):04o}")
     file_system = NodeFileSystem(Directory({"hello": ComputedFile(lambda: _GREETING)}))
-    with step("fuse"):
+    with step("fuse") as detail:
+        if seconds := request_timeout():
+            detail.append(f"the kernel ends it where an answer takes over {seconds} s (fs.fuse.max_request_timeout)")
         root_mode = file_system.getattr(file_system.root).mode
         mount_fd = create_fuse_mount(
             fuse,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from viewfs.linux.mountinfo import parse_mountinfo
 
-__all__ = ["FUSE_DEVICE", "Facts", "FuseDevice", "device_number", "read_text"]
+__all__ = ["FUSE_DEVICE", "Facts", "FuseDevice", "device_number", "read_text", "request_timeout"]
 
 #: The device number of /dev/fuse (Documentation/admin-guide/devices.txt).
 FUSE_DEVICE = (10, 229)
@@ -116,6 +116,20 @@ def read_text(path: str) -> str:
 def _number(path: str) -> int | None:
     text = read_text(path).strip()
     return int(text) if text.isdigit() else None
+
+
+def request_timeout() -> int:
+    """Seconds after which the kernel ends the connection of a FUSE server that does not answer a request; 0: never.
+
+    The administrator's settings for servers that ask for no other (Documentation/admin-guide/sysctl/fs.rst), from Linux
+    6.15 on. The kernel looks every fifteen seconds.
+    """
+    default, most = (_number(f"/proc/sys/fs/fuse/{name}_request_timeout") or 0 for name in ("default", "max"))
+    seconds = min(filter(None, (default, most)), default=0)
+    return max(seconds, _TIMEOUT_STEP) if seconds else 0
+
+
+_TIMEOUT_STEP = 15
 
 
 def _id_map(kind: str) -> list[tuple[int, int, int]]:
