@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["add_environment", "collect_garbage", "complete", "finish", "print_traceback"]
+__all__ = ["add_environment", "collect_garbage", "complete", "finish", "own_places", "print_traceback"]
 
 _incomplete = bool(sys.flags.no_site)
 
@@ -34,6 +34,23 @@ def add_environment() -> None:
     place = f"{top}/lib/python3.{sys.version_info.minor}/site-packages"
     if _incomplete and place not in sys.path and os.path.exists(f"{top}/pyvenv.cfg"):
         sys.path.append(place)
+
+
+def own_places() -> frozenset[str]:
+    """Directories with files that this program may still have to read: its code, Python's, and the libraries of both;
+    and /proc. Links are resolved."""
+    version = f"python3.{sys.version_info.minor}"
+    places = {os.path.dirname(__file__), os.path.dirname(os.__file__), *sys.path}
+    # What `complete` may add: packages of a virtual environment, or of the system and of the user (site(3py)).
+    top = os.path.dirname(os.path.dirname(sys.executable))
+    places.update((top,) if os.path.exists(f"{top}/pyvenv.cfg") else ("/usr/lib/python3", f"/usr/local/lib/{version}"))
+    places.add(os.path.expanduser(f"~/.local/lib/{version}"))
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            _range, slash, file = line.rstrip("\n").partition("/")
+            if slash:
+                places.add(os.path.dirname(f"/{file}"))
+    return frozenset(os.path.realpath(place) for place in places if os.path.isabs(place)) | {"/proc"}
 
 
 def complete() -> bool:

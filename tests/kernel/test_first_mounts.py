@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,8 +14,12 @@ from typing import Any
 
 import pytest
 
+import viewfs as viewfs_package
 from tests.kernel.conftest import SECONDS, View, Viewfs, kill, session_processes, wait_until
+from tests.kernel.cow.conftest import tree
 from tests.kernel.test_takeover import HANGS
+
+__all__ = ["tree"]
 
 Image = Callable[..., Path]
 
@@ -86,7 +91,10 @@ def test_a_server_that_dies_before_anybody_watches_it(viewfs: Viewfs, image: Ima
 
 @pytest.mark.parametrize("victim", ["viewfs-mounter", "viewfs-mount", "viewfs-place", "viewfs-standby", "viewfs-agent"])
 @pytest.mark.parametrize("delay_ms", [0, 2, 10, 30])
-def test_killed_meanwhile(viewfs: Viewfs, image: Image, tmp_path: Path, victim: str, delay_ms: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_meanwhile(
+    viewfs: Viewfs, image: Image, tmp_path: Path, victim: str, delay_ms: int, number: signal.Signals
+) -> None:
     """A supervisor does it instead; and where the session is lost with the process, that is said. Nothing is left."""
     front = subprocess.Popen(
         ["viewfs", "run", "--mount", f"{image(file='content')}:/mnt", "--", "cat", "/mnt/file"],
@@ -101,11 +109,13 @@ def test_killed_meanwhile(viewfs: Viewfs, image: Image, tmp_path: Path, victim: 
         os.sched_yield()
     if pid is not True:
         with suppress(ProcessLookupError):  # it has ended
-            kill(pid)
+            os.kill(pid, number)
     out, said = front.communicate(timeout=60)
     if victim in ("viewfs-standby", "viewfs-agent"):
         lost = f"viewfs: the session ended: its {victim.removeprefix('viewfs-')} was killed by SIGKILL\n"
-        assert (front.returncode, said) in [(0, ""), (1, lost)]
+        ended = "viewfs: the session was ended before its command had begun\n"
+        # SIGTERM tells the stand-by to end the session in order, and the command too.
+        assert (front.returncode, said) in [(0, ""), (1, lost if number is signal.SIGKILL else ended), (143, "")]
     else:
         assert (front.returncode, out, said) == (0, "content", "")
     wait_until(lambda: not session_processes(tmp_path), "all of it has ended")
@@ -151,6 +161,26 @@ def test_what_cannot_be_mounted_is_said_once(viewfs: Viewfs, image: Image, tmp_p
     (tmp_path / "magic").write_bytes(b"\0" * 1080 + b"\x53\xef" + b"\xff" * 4000)
     magic = viewfs("run", "--mount", f"{tmp_path}/magic:/m", "--", "true", check=False)
     assert magic.code != 0 and "magic" in magic.err and "only begins like" not in magic.err
+
+
+@pytest.mark.parametrize("place", [os.path.dirname(os.__file__), os.path.dirname(viewfs_package.__path__[0])])
+@pytest.mark.parametrize("first", [True, False], ids=["at first", "later"])
+def test_what_hides_the_program_itself(
+    open_view: Callable[..., View], image: Image, tree: Path, place: str, first: bool
+) -> None:
+    """What the agent may need it has in memory then."""
+    disk = image(file="content", name="hides.img")
+    view = open_view(*(["--mount", f"{disk}:{place}"] if first else []))
+    if not first:
+        view("mount", disk, place)
+    assert [row["path"] for row in view.json("lsmod")["modules"]] == [place]
+    view("insmod", "hello", "/hello")
+    view("insmod", "useless", "/dev/useless")
+    view("mount", image(file="more", name="another.img"), "/mnt")
+    view("cow", tree)
+    said = view.viewfs("enter", view.name, "--", "sh", "-c", "cat /hello /mnt/file; head -c 3 /dev/useless").out
+    assert said.startswith("Hello from viewfs!\nmore")
+    view("umount", "--lazy", place)
 
 
 ADOPTS = """

@@ -129,6 +129,7 @@ class RuntimeDirectory:
         for path in cls.candidates():
             try:
                 os.mkdir(path, 0o700)
+                os.chmod(path, 0o700)  # whatever the umask is
             except FileExistsError:
                 pass
             except OSError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 
+from viewfs.linux.plain import signal
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -24,6 +26,8 @@ def main(arguments: list[str]) -> NoReturn:
     from viewfs.cli.quick.parser import parse
 
     open_standard_streams()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # KeyboardInterrupt from here on
     parsed = None
     if not os.environ.get(SLOW_VARIABLE) and "_VIEWFS_COMPLETE" not in os.environ:
         if arguments == ["--version"]:

@@ -1,8 +1,11 @@
 """What the script `viewfs` has Python run without `site`. The package is found by the path of this file."""
 
+import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # until there is somebody to hear it
 #: Variables that isolated mode (-I) ignores, and that the program heeds itself or can do without. Others change what
 #: Python does.
 _KNOWN = {

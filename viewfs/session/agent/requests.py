@@ -30,6 +30,8 @@ __all__ = ["AgentRequests", "become_worker", "warm_for_few"]
 _PARENTS = frozenset({"cover", "show_state", "place", "root_name"})
 #: Seconds that they may take to end these servers.
 _PARENTS_SECONDS = 1.0
+#: Milliseconds without a request after which there is time to import.
+_IDLE_MS = 50
 #: Seconds that others may take to end when they are killed.
 _CHILDREN_SECONDS = 5.0
 #: How many exit statuses of children are remembered, for a supervisor that was not there when they ended.
@@ -40,6 +42,8 @@ class AgentRequests:
     def __init__(self, link: Channel, *, as_root: bool, owners: socket.socket | None) -> None:
         self._standby: Channel | None = link
         self._supervisor: Channel | None = None
+        #: A supervisor is there, and some of what workers use has not been imported yet; or it has.
+        self._has_more_to_import, self._has_imported_more = False, False
         #: The agent has been told that nothing else lives in the session.
         self.is_alone = False
         self._as_root = as_root
@@ -77,7 +81,9 @@ class AgentRequests:
             poll.register(child_ended, select.POLLIN)
             for link in links:
                 poll.register(link, select.POLLIN)
-            ready = {fd for fd, _event in poll.poll()}
+            ready = {fd for fd, _event in poll.poll(_IDLE_MS if self._has_more_to_import else None)}
+            if not ready:
+                self._warm_for_more()
             if child_ended in ready:
                 os.read(child_ended, 4096)
                 self._reap()
@@ -164,6 +170,7 @@ class AgentRequests:
         from viewfs.namespaces.sandbox import make_filters
 
         make_filters()
+        self._has_more_to_import = not self._has_imported_more
         return {}, []
 
     def _warm_for(self, request: Message) -> None:
@@ -173,22 +180,39 @@ class AgentRequests:
 
         if request["kind"] not in LIGHT:
             self._warm(request, [])
-        if request["kind"] in ("mount", "resume"):
-            self._warm_for_more(request["request"].get("code", request["request"].get("type")))
+        if request["kind"] in ("mount", "resume") and self._has_more_to_import:
+            from viewfs.modules.framework.registry import KNOW_CONTENT
 
-    @staticmethod
-    def _warm_for_more(name: str | None) -> None:
-        """Import what servers of module `name` use besides: None is an image or a directory."""
-        from viewfs.modules.framework.registry import BUILT_IN, KNOW_CONTENT, look_at_installed
+            name = request["request"].get("code", request["request"].get("type"))
+            if name is not None and name not in KNOW_CONTENT:
+                self._warm_for_more()
 
-        if name is None or name in KNOW_CONTENT:
-            return
+    def _warm_for_more(self) -> None:
+        """Import what servers use besides that are not of images: as soon as there is nothing else to do."""
+        self._has_more_to_import, self._has_imported_more = False, True
         import trio  # noqa: F401
 
-        import viewfs.session.agent.device_serving  # noqa: F401
+        import viewfs.modules.trees.hello
+        import viewfs.session.agent.device_serving
+        import viewfs.session.wire.command_file  # noqa: F401
+        from viewfs.modules.framework.registry import look_at_installed
 
-        if name not in BUILT_IN:
-            look_at_installed()
+        look_at_installed()
+
+    def _warm_for_all(self) -> None:
+        """Import all that workers may ever use: what it would be read from is about to be hidden."""
+        self._warm({}, [])
+        self._warm_for_more()
+        import viewfs.mounts.fuse.once
+        import viewfs.mounts.mirror
+        import viewfs.session.agent.covering  # noqa: F401
+        from viewfs.modules.framework.registry import BUILT_IN, find_module
+
+        for name in BUILT_IN:
+            try:
+                find_module(name)
+            except ImportError:
+                pass  # it needs a package that is not installed
 
     def _alone(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
         """Nothing lives in the session but this process, and it is to end."""
@@ -236,7 +260,9 @@ class AgentRequests:
                 raise
             return os.fork()
 
-    def _attach(self, _request: Message, fds: list[int]) -> tuple[Message, list[int]]:
+    def _attach(self, request: Message, fds: list[int]) -> tuple[Message, list[int]]:
+        if request.get("hides_program"):
+            self._warm_for_all()
         attach(fds[0], fds[1])
         return {}, []
 

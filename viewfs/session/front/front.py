@@ -78,7 +78,6 @@ class Front:
             handles = {"link": None, "log_writer": log_write}
         standby = os.fork()
         if standby == 0:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, WAITED_FOR)
             standby_main(
                 SessionHandles(
                     name=self.name,
@@ -228,6 +227,11 @@ class Front:
             if not self._is_told:  # the stand-by has closed the channel, and is about to end
                 time.sleep(min(left, 0.01))
             self._hear(left)
+
+    @property
+    def has_ended(self) -> bool:
+        """Has the stand-by ended the session?"""
+        return "standby" in self._ended or not self._is_told
 
     def _lost(self) -> int | None:
         """The exit code if the stand-by or the agent has failed."""

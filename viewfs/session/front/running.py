@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from viewfs.errors import ViewfsError
 from viewfs.linux.plain import signal
 from viewfs.session.front.claiming import Claimed
 from viewfs.session.front.making import Making
@@ -47,6 +48,8 @@ def run_session(plan: SessionPlan, warn: Callable[[str], None]) -> int:
     except OSError:
         # If a connection has ended because a part of the session has, that is what the user has to be told.
         lost = front.lost_soon(_BLAME_SECONDS)
+        if lost is None and front.has_ended:
+            raise ViewfsError("the session was ended before its command had begun") from None
         if lost is None:
             raise
         return lost

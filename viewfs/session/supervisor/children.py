@@ -18,16 +18,32 @@ if TYPE_CHECKING:
     from viewfs.session.supervisor.deposit import Deposit
     from viewfs.session.supervisor.host_root import RootNames
 
-__all__ = ["become_mounter", "become_supervisor", "fork_agent"]
+__all__ = ["become_mounter", "become_supervisor", "fork", "fork_agent"]
+
+
+def fork() -> int:
+    """As fork(2). In the child SIGTERM is blocked until `_on_term`: it would else tell the stand-by to end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    pid = os.fork()
+    if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    return pid
+
+
+def _on_term(action: int) -> None:
+    """Have SIGTERM do that in this child."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, action)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def fork_agent(handles: SessionHandles) -> tuple[int, Channel]:
     """Fork an agent that will join the view: its pid, and the channel over which it has to be given the view."""
     assert handles.log_writer is not None
     ours, theirs = map(Channel, socket_pair())
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
-        signal.set_wakeup_fd(-1)
+        _on_term(signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         from viewfs.session.agent.agent import agent_of_view
 
@@ -47,8 +63,7 @@ def become_supervisor(
     try:
         os.setsid()
         set_name("viewfs-supervisor")
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until there is an event loop to hear it
-        signal.set_wakeup_fd(-1)
+        _on_term(signal.SIG_IGN)  # until there is an event loop to hear it
         try:
             assert handles.link is not None
             handles.link.send({"op": "warm"})  # the agent imports what it needs while this process does so too
@@ -70,8 +85,7 @@ def become_mounter(handles: SessionHandles, view: TheView, deposits: Channel) ->
     try:
         os.setsid()
         set_name("viewfs-mounter")
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _on_term(signal.SIG_DFL)
         from viewfs.session.supervisor.first_mounts import make_first_mounts
 
         make_first_mounts(handles, view, deposits)

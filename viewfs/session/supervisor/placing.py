@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from viewfs.epochs import Epoch, Mount
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.skeleton import MountPointPlan
+from viewfs.paths import is_at_or_below
 from viewfs.session.supervisor.history import History
 from viewfs.session.supervisor.scaffold import Scaffold
 from viewfs.session.supervisor.served import FOR_SUCCESSOR, ServedMount
@@ -26,6 +27,7 @@ __all__ = [
     "Descriptors",
     "Intent",
     "Placing",
+    "hides_program",
     "record",
 ]
 
@@ -125,6 +127,13 @@ class Placing:
         if "control" in opened:
             served.control_fd = opened.take("control")
         served.for_successor = {name: opened.take(name) for name in FOR_SUCCESSOR if name in opened}
+
+
+def hides_program(places: Iterable[str], plans: Iterable[MountPointPlan]) -> bool:
+    """Do `plans` hide files that this program may still have to read, which lie in `places` (`python.own_places`)?"""
+    return any(
+        is_at_or_below(place, plan.path) or is_at_or_below(plan.path, place) for plan in plans for place in places
+    )
 
 
 def record(placing: Placing, snapshot: int, history: History, scaffold: Scaffold) -> Mount:

@@ -131,6 +131,10 @@ class Servers:
         while (seconds := served.seconds_to_resume(trio.current_time())) is not None:
             async with trio.open_nursery() as nursery:
                 if served.fuse_fd is not None and served.patience.is_over(trio.current_time()):
+                    if served.counters is not None and not served.counters.snapshot().total:
+                        # No server has ever begun, so that the kernel asks for nothing yet that could be refused.
+                        self._log(f"no server of {mount.path} has begun to serve it, and it is given up")
+                        return None
                     nursery.start_soon(refuse, served.fuse_fd)
                 await trio.sleep(seconds)
                 nursery.cancel_scope.cancel()

@@ -29,7 +29,7 @@ from viewfs.session.ending import end_session
 from viewfs.session.handles import DEBUG_VARIABLE, RETIRED, TheView
 from viewfs.session.patience import Patience
 from viewfs.session.runtime import listen_in_view
-from viewfs.session.supervisor.children import become_mounter, become_supervisor, fork_agent
+from viewfs.session.supervisor.children import become_mounter, become_supervisor, fork, fork_agent
 from viewfs.session.supervisor.host_root import RootNames
 from viewfs.session.wire.channel import Channel, socket_pair
 from viewfs.session.wire.protocol import ProtocolError
@@ -79,6 +79,8 @@ def standby_main(handles: SessionHandles) -> NoReturn:
         os.chdir("/")
         for number in (signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
+        told_to_end = _hear_term()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the front waits for signals that are blocked
         set_name("viewfs-standby")
         agent = None
         if handles.first:
@@ -88,7 +90,7 @@ def standby_main(handles: SessionHandles) -> NoReturn:
         view = _made_view(handles)
         if view is not None:
             handles.inside = listen_in_view(namespace_id(view.namespaces["user"]))
-            status = _StandBy(handles, view, agent).run()
+            status = _StandBy(handles, view, told_to_end, agent).run()
         elif handles.plan.covers:  # there is no view; the front says why
             handles.layers.end()
     except BaseException:
@@ -99,6 +101,15 @@ def standby_main(handles: SessionHandles) -> NoReturn:
         except OSError:
             pass
         os._exit(status)
+
+
+def _hear_term() -> int:
+    """A pipe that is readable when SIGTERM has come: from an administrator, or from the end of a session that this one
+    lives in."""
+    told_to_end, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    return told_to_end
 
 
 def _made_view(handles: SessionHandles) -> TheView | None:
@@ -119,8 +130,10 @@ def _made_view(handles: SessionHandles) -> TheView | None:
 
 
 class _StandBy:
-    def __init__(self, handles: SessionHandles, view: TheView, agent: tuple[int, Channel] | None) -> None:
-        """`agent` has been forked already (`fork_agent`), and waits for the view."""
+    def __init__(
+        self, handles: SessionHandles, view: TheView, told_to_end: int, agent: tuple[int, Channel] | None
+    ) -> None:
+        """`told_to_end`: see `_hear_term`. `agent` has been forked already (`fork_agent`), and waits for the view."""
         self._handles = handles
         self._view = view
         self._early_agent = agent
@@ -133,11 +146,7 @@ class _StandBy:
         self._is_unwatched = False
         #: The session is ending, and its supervisor sees to it.
         self._has_let_go = False
-        #: A pipe that is readable when SIGTERM has come: from an administrator, or from the end of a session that this
-        #: one lives in.
-        self._told_to_end, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+        self._told_to_end = told_to_end
 
     def run(self) -> int:
         """Run until the session has ended. Returns the exit status."""
@@ -254,7 +263,7 @@ class _StandBy:
         except OSError:
             pass  # its end is seen by the supervisor
         agents.close()
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             ours.close()
             link.close()

@@ -20,6 +20,7 @@ from viewfs.epochs import Epoch, Mount, covers
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import children_of, pid_of
 from viewfs.mounts.skeleton import MountPointPlan
+from viewfs.python import own_places
 from viewfs.session.patience import Patience
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.supervisor.agent_link import AgentLink, WorkerProcess
@@ -34,6 +35,7 @@ from viewfs.session.supervisor.placing import (
     Descriptors,
     Intent,
     Placing,
+    hides_program,
     record,
 )
 from viewfs.session.supervisor.scaffold import Scaffold
@@ -258,8 +260,9 @@ class View:
     ) -> None:
         """Attach the trees. From here on there is no giving up: what is attached gets recorded."""
         self._intend([plan.path for plan in placing.plans], report["depths"], placing.request["operation"])
+        hides = hides_program(own_places(), placing.plans)
         for number, tree in enumerate(trees):
-            await self.agent.call("attach", [tree, made[f"place{number}"]])
+            await self.agent.call("attach", [tree, made[f"place{number}"]], hides_program=hides)
             placing.attached = number + 1
         if not placing.decided.is_kernel and placing.served.server is None:
             await self._let_serve(placing, worker, made)
