@@ -22,9 +22,8 @@ _incomplete = bool(sys.flags.no_site)
 def collect_garbage() -> None:
     """Have Python look for garbage from now on, but not among what is there: it is not garbage, and looking at it would
     make copies of memory that this process shares with the one that it was forked from (gc.freeze)."""
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
+    gc.freeze()
+    gc.enable()
 
 
 def add_environment() -> None:
@@ -57,7 +56,8 @@ def complete() -> bool:
     """Add what every Python program has: installed packages, PYTHONPATH, and garbage collection. False: it is there
     already."""
     global _incomplete
-    collect_garbage()
+    if not gc.isenabled():
+        collect_garbage()
     if not _incomplete:
         return False
     _incomplete = False

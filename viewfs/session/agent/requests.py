@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import sys
 
 from viewfs.errors import ViewfsError, explain_os_error
 from viewfs.linux.namespaces import CloneFlags, setns
@@ -44,6 +45,8 @@ class AgentRequests:
         self._supervisor: Channel | None = None
         #: A supervisor is there, and some of what workers use has not been imported yet; or it has.
         self._has_more_to_import, self._has_imported_more = False, False
+        #: How many modules had been imported when that was last looked at.
+        self._imported = 0
         #: The agent has been told that nothing else lives in the session.
         self.is_alone = False
         self._as_root = as_root
@@ -171,7 +174,15 @@ class AgentRequests:
 
         make_filters()
         self._has_more_to_import = not self._has_imported_more
+        self._keep_shared()
         return {}, []
+
+    def _keep_shared(self) -> None:
+        """If anything was imported, leave it out when garbage is looked for: that writes to what is looked at, and who
+        was forked from this process then has pages of its own."""
+        if len(sys.modules) != self._imported:
+            self._imported = len(sys.modules)
+            collect_garbage()
 
     def _warm_for(self, request: Message) -> None:
         """Import what workers of this kind use."""
@@ -198,6 +209,7 @@ class AgentRequests:
         from viewfs.modules.framework.registry import look_at_installed
 
         look_at_installed()
+        self._keep_shared()
 
     def _warm_for_all(self) -> None:
         """Import all that workers may ever use: what it would be read from is about to be hidden."""
@@ -311,9 +323,8 @@ def become_worker(request: Message, channel_socket: Any, agent: int, fds: list[i
         _forget_children_signals()
         keep_only(channel_socket.fileno(), *fds)
         die_with_parent(agent)
-        if request.get("few"):
-            collect_garbage()
-        else:
+        collect_garbage()
+        if not request.get("few"):
             complete()
         from viewfs.session.agent.running import run_worker
 
