@@ -183,6 +183,21 @@ def test_what_hides_the_program_itself(
     view("umount", "--lazy", place)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["at first", "later"])
+def test_a_guest_that_removes_the_program(open_view: Callable[..., View], first: bool) -> None:
+    """From its copy, and from nowhere else."""
+    root = os.path.dirname(viewfs_package.__path__[0])
+    view = open_view(*(["--cow", root] if first else []))
+    if not first:
+        view("cow", root)
+    assert view.json("lsmod")["modules"]
+    view.sh(f"rm -rf {root}/viewfs")
+    view("insmod", "hello", "/hello")
+    view("insmod", "useless", "/dev/useless")
+    assert view.sh("cat /hello; head -c 3 /dev/useless | wc -c").out.startswith("Hello from viewfs!\n")
+    view("umount", "/hello")
+
+
 ADOPTS = """
 import ctypes, os, subprocess, sys
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans are this process's

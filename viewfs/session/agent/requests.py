@@ -31,8 +31,6 @@ __all__ = ["AgentRequests", "become_worker", "warm_for_few"]
 _PARENTS = frozenset({"cover", "show_state", "place", "root_name"})
 #: Seconds that they may take to end these servers.
 _PARENTS_SECONDS = 1.0
-#: Milliseconds without a request after which there is time to import.
-_IDLE_MS = 50
 #: Seconds that others may take to end when they are killed.
 _CHILDREN_SECONDS = 5.0
 #: How many exit statuses of children are remembered, for a supervisor that was not there when they ended.
@@ -43,8 +41,6 @@ class AgentRequests:
     def __init__(self, link: Channel, *, as_root: bool, owners: socket.socket | None) -> None:
         self._standby: Channel | None = link
         self._supervisor: Channel | None = None
-        #: A supervisor is there, and some of what workers use has not been imported yet; or it has.
-        self._has_more_to_import, self._has_imported_more = False, False
         #: How many modules had been imported when that was last looked at.
         self._imported = 0
         #: The agent has been told that nothing else lives in the session.
@@ -84,9 +80,7 @@ class AgentRequests:
             poll.register(child_ended, select.POLLIN)
             for link in links:
                 poll.register(link, select.POLLIN)
-            ready = {fd for fd, _event in poll.poll(_IDLE_MS if self._has_more_to_import else None)}
-            if not ready:
-                self._warm_for_more()
+            ready = {fd for fd, _event in poll.poll()}
             if child_ended in ready:
                 os.read(child_ended, 4096)
                 self._reap()
@@ -147,6 +141,9 @@ class AgentRequests:
             reply = failure(request, error)
         except OSError as error:
             reply = failure(request, explain_os_error(f"cannot {request['op']}", error))
+        except Exception as error:  # this process has to last: somebody may have removed what it would import
+            print_traceback()
+            reply = failure(request, ViewfsError(f"cannot {request['op']}: {error}", remedy="see `viewfs log`"))
         finally:
             for fd in fds:
                 os.close(fd)
@@ -162,9 +159,11 @@ class AgentRequests:
         self._supervisor = Channel(socket.socket(fileno=os.dup(fds[0])))
         return {}, []
 
-    def _warm(self, _request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
+    def _warm(self, request: Message, _fds: list[int]) -> tuple[Message, list[int]]:
         """Import what workers use, once, so that each is forked with it in memory. Nothing of it starts a thread."""
         complete()
+        if request.get("all"):
+            self._warm_for_all()
         import viewfs.modules.formats.ext.module
         import viewfs.modules.formats.fat.module
         import viewfs.modules.formats.squashfs.module
@@ -173,7 +172,6 @@ class AgentRequests:
         from viewfs.namespaces.sandbox import make_filters
 
         make_filters()
-        self._has_more_to_import = not self._has_imported_more
         self._keep_shared()
         return {}, []
 
@@ -191,7 +189,7 @@ class AgentRequests:
 
         if request["kind"] not in LIGHT:
             self._warm(request, [])
-        if request["kind"] in ("mount", "resume") and self._has_more_to_import:
+        if request["kind"] in ("mount", "resume"):
             from viewfs.modules.framework.registry import KNOW_CONTENT
 
             name = request["request"].get("code", request["request"].get("type"))
@@ -199,8 +197,7 @@ class AgentRequests:
                 self._warm_for_more()
 
     def _warm_for_more(self) -> None:
-        """Import what servers use besides that are not of images: as soon as there is nothing else to do."""
-        self._has_more_to_import, self._has_imported_more = False, True
+        """Import what servers use besides that are not of images."""
         import trio  # noqa: F401
 
         import viewfs.modules.trees.hello
@@ -217,7 +214,9 @@ class AgentRequests:
         self._warm_for_more()
         import viewfs.mounts.fuse.once
         import viewfs.mounts.mirror
-        import viewfs.session.agent.covering  # noqa: F401
+        import viewfs.session.agent.covering
+        import viewfs.session.agent.owners_outside
+        import viewfs.session.agent.running  # noqa: F401
         from viewfs.modules.framework.registry import BUILT_IN, find_module
 
         for name in BUILT_IN:

@@ -22,7 +22,6 @@ from viewfs.linux.plain import signal, socket
 from viewfs.linux.process import pid_of, pidfd_send_signal
 from viewfs.mounts.skeleton import MountPointPlan
 from viewfs.namespaces.members import wait_for_ends
-from viewfs.python import own_places
 from viewfs.session.patience import Patience
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.supervisor.deposit import Depositor, Entry, Row
@@ -124,7 +123,7 @@ class _FirstMounts:
                 if report["mirrors"] or any(name.startswith("server") for name in report["descriptors"]):
                     raise _LeftError
                 placing.plans = [MountPointPlan.from_json(plan) for plan in report["plans"]]
-                if hides_program(own_places(), placing.plans):
+                if hides_program(plan.path for plan in placing.plans):
                     raise _LeftError  # the agent has not imported all that it may need
                 self._attach(placing, worker, placer, report, made)
                 record(placing, made.take("snapshot"), self._history, self._scaffold)

@@ -12,6 +12,7 @@ from viewfs.epochs import Epoch, Mount
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.skeleton import MountPointPlan
 from viewfs.paths import is_at_or_below
+from viewfs.python import own_places
 from viewfs.session.supervisor.history import History
 from viewfs.session.supervisor.scaffold import Scaffold
 from viewfs.session.supervisor.served import FOR_SUCCESSOR, ServedMount
@@ -129,11 +130,10 @@ class Placing:
         served.for_successor = {name: opened.take(name) for name in FOR_SUCCESSOR if name in opened}
 
 
-def hides_program(places: Iterable[str], plans: Iterable[MountPointPlan]) -> bool:
-    """Do `plans` hide files that this program may still have to read, which lie in `places` (`python.own_places`)?"""
-    return any(
-        is_at_or_below(place, plan.path) or is_at_or_below(plan.path, place) for plan in plans for place in places
-    )
+def hides_program(paths: Iterable[str]) -> bool:
+    """Can mounts on `paths` hide files that this program may still have to read?"""
+    own = own_places()
+    return any(is_at_or_below(place, path) or is_at_or_below(path, place) for path in paths for place in own)
 
 
 def record(placing: Placing, snapshot: int, history: History, scaffold: Scaffold) -> Mount:

@@ -122,6 +122,7 @@ class Supervisor:
         else:
             for report in self._view.covers:
                 self.view.layers.adopt(report)
+            await self.view.import_before([root for report in self._view.covers for root in report.roots])
             await self.view.take_up_states()
         before = self._deposit.rows.get("session")
         if self.handles.told_to_end or (before is not None and before.value["ending"]):

@@ -20,7 +20,6 @@ from viewfs.epochs import Epoch, Mount, covers
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import children_of, pid_of
 from viewfs.mounts.skeleton import MountPointPlan
-from viewfs.python import own_places
 from viewfs.session.patience import Patience
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.supervisor.agent_link import AgentLink, WorkerProcess
@@ -260,7 +259,7 @@ class View:
     ) -> None:
         """Attach the trees. From here on there is no giving up: what is attached gets recorded."""
         self._intend([plan.path for plan in placing.plans], report["depths"], placing.request["operation"])
-        hides = hides_program(own_places(), placing.plans)
+        hides = hides_program(plan.path for plan in placing.plans)
         for number, tree in enumerate(trees):
             await self.agent.call("attach", [tree, made[f"place{number}"]], hides_program=hides)
             placing.attached = number + 1
@@ -313,10 +312,16 @@ class View:
     async def cover(self, request: dict[str, Any]) -> tuple[Mount, list[str]]:
         """Make a tree copy-on-write; also returns messages. Raises `ViewfsError`, nothing having changed."""
         async with self._changing():
+            await self.import_before([request["path"]])
             mount, messages = await self.layers.cover(request, self._intend, self._take_back)
             self._done()
             await self.layers.take_up_states(mount)
         return mount, messages
+
+    async def import_before(self, covered: Sequence[str]) -> None:
+        """Have the agent import all that it may need before a program of the view removes it from what is `covered`."""
+        if hides_program(covered):
+            await self.agent.call("warm", all=True)
 
     async def take_up_states(self) -> None:
         """Make epochs of the states that an earlier session kept of what was covered before anything ran."""
