@@ -39,16 +39,19 @@ def own_places() -> frozenset[str]:
     """Directories with files that this program may still have to read: its code, Python's, and the libraries of both;
     and /proc. Links are resolved."""
     version = f"python3.{sys.version_info.minor}"
-    places = {os.path.dirname(__file__), os.path.dirname(os.__file__), *sys.path}
+    places = {os.path.dirname(__file__), os.path.dirname(os.__file__)}
+    # (Not the rest of sys.path: the working directory may be in it, and so anything.)
+    places.update(path for path in sys.path if path.endswith("-packages"))
+    places.update(os.environ.get("PYTHONPATH", "").split(os.pathsep))
     # What `complete` may add: packages of a virtual environment, or of the system and of the user (site(3py)).
     top = os.path.dirname(os.path.dirname(sys.executable))
     places.update((top,) if os.path.exists(f"{top}/pyvenv.cfg") else ("/usr/lib/python3", f"/usr/local/lib/{version}"))
     places.add(os.path.expanduser(f"~/.local/lib/{version}"))
     with open("/proc/self/maps") as maps:
         for line in maps:
-            _range, slash, file = line.rstrip("\n").partition("/")
-            if slash:
-                places.add(os.path.dirname(f"/{file}"))
+            directory, _slash, name = line.rstrip("\n").partition("/")[2].rpartition("/")
+            if directory and ".so" in name:  # (a memory file looks as if it were in /)
+                places.add(f"/{directory}")
     return frozenset(os.path.realpath(place) for place in places if os.path.isabs(place)) | {"/proc"}
 
 

@@ -260,6 +260,19 @@ def test_a_few_mounts_import_little(imports: str) -> None:
     assert ("viewfs.modules.formats.ext.volume" in names) == ("warm_for_few" in imports)
 
 
+def test_where_this_program_lies() -> None:
+    """Nowhere else: what is mounted in other places needs no preparation."""
+    code = (
+        f"import sys, os, mmap; sys.path[:0] = ['/', {str(ROOT.parent)!r}]; from viewfs.python import own_places; "
+        "file = os.memfd_create('x'); os.ftruncate(file, 4096); mapped = mmap.mmap(file, 4096), mmap.mmap(-1, 4096); "
+        "print(*own_places(), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-ISEc", code], capture_output=True, text=True, check=True)
+    places = set(done.stdout.split("\n"))
+    assert {str(ROOT), os.path.dirname(os.__file__), "/proc"} <= places
+    assert not places & {"/", "/dev", "/home", "/usr", "/usr/lib", "/tmp"}
+
+
 def test_the_quick_ways_are_those_of_every_command() -> None:
     """What is imported at the top of a module of the quick way is such a module, or of the standard library's C."""
     seen, open_ends = set(), ["viewfs.cli.quick.door", "viewfs.cli.quick.opening", "viewfs.cli.quick.view",
