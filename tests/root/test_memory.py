@@ -44,9 +44,14 @@ def session_of(front: subprocess.Popen[str]) -> dict[str, int]:
 def test_memory(place: Path) -> None:
     """Of a view in which nothing is mounted at most 15 MiB, and of an idle mount of its own at most 5."""
     names = Names(place)
+    disk = place / "disk.img"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", disk, "8M"], check=True)
+    disk.chmod(0o644)
+    of_mount = {"front", "viewfs-agent", "viewfs-standby", "viewfs-supervis"}
     for options, expected in (
         ((), {"front", "viewfs-standby"}),
-        (("--load", "hello"), {"front", "viewfs-agent", "viewfs-standby", "viewfs-supervis", "viewfs-hello"}),
+        (("--load", "hello"), of_mount | {"viewfs-hello"}),
+        (("--mount", f"{disk}:/image"), of_mount | {"viewfs-ext"}),
     ):
         with names.start("run", *options, "--", "sh", "-c", "cat /hello; echo ready; exec cat") as running:
             assert running.stdout is not None
@@ -56,7 +61,7 @@ def test_memory(place: Path) -> None:
             wait_until(lambda: set(session_of(running)) == expected, f"{expected} are there, and no others")  # noqa: B023
             session = session_of(running)
             if options:
-                server = session["viewfs-hello"]
+                (server,) = (pid for name, pid in session.items() if name not in of_mount)
                 wait_until(lambda: memory_of(server, "Private_Dirty") <= 5 * MIB, "it takes no more", 10)  # noqa: B023
             else:
                 assert sum(memory_of(pid, "Pss_Anon") for pid in session.values()) <= 15 * MIB

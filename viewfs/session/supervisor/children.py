@@ -64,9 +64,11 @@ def become_supervisor(
         os.setsid()
         set_name("viewfs-supervisor")
         _on_term(signal.SIG_IGN)  # until there is an event loop to hear it
+        # The agent imports what it needs while this process does so too. (Where servers were made before, it does so
+        # only when it is asked for more: they share its memory, as far as it is not written to.)
         try:
-            assert handles.link is not None
-            handles.link.send({"op": "warm"})  # the agent imports what it needs while this process does so too
+            if not handles.first and handles.link is not None:
+                handles.link.send({"op": "warm"})
         except OSError:
             pass
         complete()
