@@ -50,6 +50,44 @@ class Endless(Module):
         return Tree(Directory({}))
 """
 
+HANGS_IN_C = r"""
+#define FUSE_USE_VERSION 31
+#include <errno.h>
+#include <fuse.h>
+#include <string.h>
+#include <unistd.h>
+static int get(const char *path, struct stat *st, struct fuse_file_info *fi) {
+    memset(st, 0, sizeof *st);
+    st->st_nlink = 1;
+    if (!strcmp(path, "/")) { st->st_mode = S_IFDIR | 0755; return 0; }
+    if (!strcmp(path, "/waits")) pause();
+    if (!strcmp(path, "/loops")) for (volatile int n = 0;; n++) ;
+    if (!strcmp(path, "/late")) sleep(4);
+    return -ENOENT;
+}
+static int fs(const char *path, struct statvfs *st) { usleep(20000); return 0; }
+static const struct fuse_operations operations = {.getattr = get, .statfs = fs};
+int main(int argc, char **argv) { return fuse_main(argc, argv, &operations, 0); }
+"""
+
+HANGS_IN_PYFUSE3 = """
+import errno, stat, time
+import pyfuse3, trio
+
+class Hangs(pyfuse3.Operations):
+    async def getattr(self, inode, ctx=None):
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino, entry.st_mode = inode, stat.S_IFDIR | 0o755
+        return entry
+
+    async def lookup(self, parent, name, ctx=None):
+        if name == b"waits":
+            await trio.sleep_forever()
+        if name == b"sleeps":
+            time.sleep(1000)
+        raise pyfuse3.FUSEError(errno.ENOENT)
+"""
+
 FAILS = """
 from viewfs.modules.api import Module
 from viewfs.modules.api.nodes import NodeFileSystem, ComputedFile, Directory
@@ -127,6 +165,21 @@ def test_a_server_that_does_not_end(open_view: OpenView, tmp_path: Path) -> None
     assert "/endless (endless) has not ended 1 s after it was unmounted" in view("log").out
 
 
+def compiled(directory: Path, source: str) -> Path:
+    """A program that is written for libfuse 3."""
+    (directory / "program.c").write_text(source)
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", "fuse3"], check=True, capture_output=True, text=True)
+    subprocess.run(["gcc", "-o", directory / "speaks", directory / "program.c", *flags.stdout.split()], check=True)
+    return directory / "speaks"
+
+
+def is_asked(directory: Path) -> bool:
+    """Is the server, a program called `speaks`, at a request of one called `stat`?"""
+    processes = session_processes(directory)
+    waits = {name: Path(f"/proc/{pid}/wchan").read_text() for pid, name in processes.items()}
+    return waits.get("stat") == "request_wait_answer" and waits["speaks"] != "fuse_dev_do_read"
+
+
 def stop_server(view: View) -> int:
     """Stop the server of the only mount, and return its pid."""
     server: int = view.json("lsmod")["modules"][0]["server"]
@@ -176,6 +229,57 @@ def test_a_stopped_program_that_speaks_fuse(open_view: OpenView, tmp_path: Path,
     assert view.sh("ls /b", check=False).code == 2
     assert "has not answered for 1 s: it is ended" in view("log").out
     wait_until(lambda: "bindfs" not in session_processes(tmp_path).values(), "nothing is left of it")
+
+
+@pytest.mark.parametrize("more", ["another asks", "it is interrupted"])
+@pytest.mark.parametrize("name", ["waits", "loops"])
+def test_a_program_that_hangs(open_view: OpenView, tmp_path: Path, name: str, more: str) -> None:
+    """It is ended when it does nothing though there is something to read, if it is one of one thread."""
+    view, program = open_view(), compiled(tmp_path, HANGS_IN_C)
+    view("insmod", program, "/h", "-o", "deadline=1", "--", "-f", "-s", "{}")
+    first = begun(view, f"stat /h/{name}")
+    wait_until(lambda: is_asked(tmp_path), "it has been asked")
+    if more == "another asks":
+        _out, err = begun(view, "stat -f /h").communicate(timeout=SECONDS)
+        assert b"not connected" in err or b"connection abort" in err
+    else:
+        first.terminate()
+    first.communicate(timeout=SECONDS)
+    assert first.returncode != 0
+    assert "has not answered for 1 s: it is ended" in view("log").out
+    wait_until(lambda: program.name not in session_processes(tmp_path).values(), "nothing is left of it")
+
+
+def test_a_program_that_is_busy(open_view: OpenView, tmp_path: Path) -> None:
+    """There is always something that it has not read, and it goes on."""
+    view, program = open_view(), compiled(tmp_path, HANGS_IN_C)
+    view("insmod", program, "/h", "-o", "deadline=1", "--", "-f", "-s", "{}")
+    asking = "import os, time\\nend = time.monotonic() + 3\\nwhile time.monotonic() < end: os.statvfs('/h')"
+    busy = [begun(view, f'python3 -c "$(printf "{asking}")"') for _ in range(8)]
+    for one in busy:
+        one.communicate(timeout=SECONDS)
+        assert one.returncode == 0
+    assert view.json("lsmod")["modules"][0]["state"] == "mounted" and "not answered" not in view("log").out
+
+
+def test_a_program_that_has_more_to_do_than_one_slow_request(open_view: OpenView, tmp_path: Path) -> None:
+    view, program = open_view(), compiled(tmp_path, HANGS_IN_C)
+    view("insmod", program, "/h", "-o", "deadline=1", "--", "-f", "{}")
+    late = begun(view, "stat /h/late")
+    assert "No such file" in view.sh("sleep 2; stat /h/other", check=False).err
+    assert b"No such file" in late.communicate(timeout=SECONDS)[1]
+
+
+@pytest.mark.parametrize("name", ["waits", "sleeps"])
+def test_a_class_of_pyfuse3_that_hangs(open_view: OpenView, tmp_path: Path, name: str) -> None:
+    """Its requests are known one by one."""
+    (tmp_path / "hangs.py").write_text(HANGS_IN_PYFUSE3)
+    view = open_view()
+    view("insmod", tmp_path / "hangs.py", "/h", "-o", "deadline=1")
+    assert view.sh("for n in 1 2 3; do stat /h/$n || true; done").err.count("No such file") == 3
+    assert view.json("stats")["servers"][0]["requests"]["lookup"] == 3
+    assert "connection abort" in view.sh(f"stat /h/{name}", check=False).err
+    assert "has not answered for 1 s: it is ended" in view("log").out
 
 
 def test_errors_that_are_none_of_the_kernel(open_view: OpenView, tmp_path: Path) -> None:

@@ -47,6 +47,16 @@ def test_it_is_made_for_its_owner_alone(base: Path) -> None:
         assert again.path == directory.path
 
 
+def test_it_is_made_for_its_owner_whatever_the_umask_is(base: Path) -> None:
+    before = os.umask(0o777)
+    try:
+        directory = RuntimeDirectory.create()
+    finally:
+        os.umask(before)
+    with closing(directory):
+        assert stat.S_IMODE(os.stat(directory.path).st_mode) == 0o700
+
+
 @pytest.mark.parametrize("runtime", [None, "", "relative/path", "/no/such/directory"])
 def test_without_a_runtime_directory_it_is_in_the_temporary_one(
     base: Path, runtime: str | None, monkeypatch: pytest.MonkeyPatch

@@ -51,6 +51,7 @@ __all__ = [
     "pidfd_open",
     "pidfd_send_signal",
     "raise_descriptor_limit",
+    "reads_and_writes",
     "set_name",
     "show_memory",
     "signal_name",
@@ -170,6 +171,17 @@ def is_stopped(pid: int) -> bool:
         return _stat_of(pid)[0] == "T"
     except OSError:
         return False
+
+
+def reads_and_writes(pid: int) -> int | None:
+    """How many calls that read or write the process has made (syscr and syscw of proc_pid_io(5)); None where that can't
+    be told."""
+    try:
+        with open(f"/proc/{pid}/io") as file:
+            counts = dict(line.split(": ") for line in file)
+        return int(counts["syscr"]) + int(counts["syscw"])
+    except (OSError, KeyError):
+        return None
 
 
 def thread_group_of(tid: int) -> int:

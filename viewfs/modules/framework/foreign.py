@@ -14,7 +14,7 @@ import select
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from viewfs.errors import UsageError, ViewfsError
@@ -46,8 +46,11 @@ class ForeignModule(Module):
         """Called before mounting: outside of the cage for a program, inside for others. Raises `ViewfsError`,
         OSError."""
 
-    def serve(self, fuse_fd: int) -> None:
-        """Serve until the file system is unmounted. Raises `ViewfsError`, OSError."""
+    def serve(self, fuse_fd: int, counted: Callable[[Any], Any]) -> None:
+        """Serve until the file system is unmounted. Raises `ViewfsError`, OSError.
+
+        `counted` makes of an object that has a coroutine for each kind of request one whose requests are counted.
+        """
         raise NotImplementedError
 
     @property
@@ -142,12 +145,12 @@ class _Pyfuse3Module(ForeignModule):
         first = [each.name for each in _parameters(self.operations) if each.kind is each.POSITIONAL_ONLY]
         self._made = self.operations(*(named.pop(name) for name in first), **named)
 
-    def serve(self, fuse_fd: int) -> None:
+    def serve(self, fuse_fd: int, counted: Callable[[Any], Any]) -> None:
         import pyfuse3
         import trio
 
         options = {option for option in pyfuse3.default_options if not option.startswith("fsname")}
-        pyfuse3.init(self._made, f"/dev/fd/{fuse_fd}", options)
+        pyfuse3.init(counted(self._made), f"/dev/fd/{fuse_fd}", options)
         try:
             trio.run(pyfuse3.main)
         finally:
@@ -217,7 +220,7 @@ class ProgramModule(ForeignModule):
             finally:
                 os.close(helper)
 
-    def serve(self, fuse_fd: int) -> None:
+    def serve(self, fuse_fd: int, counted: Callable[[Any], Any]) -> None:
         os.environ["PATH"] = f"{self._aside}:{os.environ.get('PATH', os.defpath)}"
         directory = f"{self._aside}/place"
         place = f"/dev/fd/{fuse_fd}"

@@ -90,7 +90,7 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
     counters = Counters.create()
     if isinstance(module, ForeignModule):
         _tell_decided(channel, decided, {"counters": counters.fd})
-        _serve_foreign(channel, module, mounting, limits)
+        _serve_foreign(channel, module, mounting, limits, counters)
         return
     descriptors = {"counters": counters.fd}
     if source is not None:
@@ -114,8 +114,12 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
         serving(received[1][0], counters)
 
 
-def _serve_foreign(channel: Channel, module: ForeignModule, mounting: Mounting, limits: Limits) -> None:
+def _serve_foreign(
+    channel: Channel, module: ForeignModule, mounting: Mounting, limits: Limits, counters: Counters
+) -> None:
     """Have a module serve that speaks FUSE itself. If it is a program, it is confined before it is executed."""
+    from viewfs.mounts.fuse.counted import counted
+
     if module.is_program:
         module.prepare(mounting)
         shut_in(module, mounting, limits)
@@ -127,7 +131,7 @@ def _serve_foreign(channel: Channel, module: ForeignModule, mounting: Mounting, 
     received = channel.receive()
     if received is not None:  # else the mount was given up
         channel.close()
-        module.serve(received[1][0])
+        module.serve(received[1][0], partial(counted, counters.rows[0]))
 
 
 def _tell_decided(channel: Channel, decided: Decided, descriptors: dict[str, int]) -> None:

@@ -10,7 +10,7 @@ import trio
 
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import UsageError, ViewfsError
-from viewfs.linux.process import children_of, is_stopped
+from viewfs.linux.process import children_of, is_stopped, reads_and_writes
 from viewfs.session.patience import LIFE_SECONDS
 from viewfs.session.supervisor.agent_link import AgentLink, Child, WorkerProcess
 from viewfs.session.supervisor.history import History
@@ -27,9 +27,25 @@ def _held(fd: int | None) -> int:
     return fd
 
 
-def _is_stopped(server: int) -> bool:
-    """Has a signal stopped it, or a process that serves for it?"""
-    return is_stopped(server) or any(map(_is_stopped, children_of(server)))
+def _below(server: int) -> set[int]:
+    """The processes that a server has begun, and those of these."""
+    children = children_of(server)
+    return children.union(*map(_below, children))
+
+
+def _work_of(served: ServedMount) -> int | None:
+    """A number that changes as long as its server works; None: that can't be told.
+
+    Servers say what they have answered. Programs that speak FUSE don't: they work if they read or write anything.
+    Devices may have every caller wait, and only one that is stopped does nothing for certain.
+    """
+    assert served.server is not None and served.counters is not None and served.decided is not None
+    server, answered = served.server.pid, served.counters.snapshot().total
+    programs = _below(server)
+    calls = [reads_and_writes(pid) for pid in programs] if served.decided.speaks_fuse else []
+    if served.decided.has_devices or None in calls:
+        return 0 if any(map(is_stopped, (server, *programs))) else None
+    return answered + sum(filter(None, calls))
 
 
 class _Queue:
@@ -38,27 +54,19 @@ class _Queue:
     def __init__(self, served: ServedMount) -> None:
         self._served = served
         self._since: float | None = None
-        self._answered = -1
+        self._work: int | None = None
 
     def seconds(self, now: float) -> float:
-        """For how long requests have been there while the server read none, as far as one can see who looks at times.
-
-        That it answers none doesn't say so of devices, which may have callers wait, and of a program that speaks FUSE
-        itself nobody counts the answers. Of these it is known only when they are stopped.
-        """
-        served = self._served
-        assert served.fuse_fd is not None and served.counters is not None and served.decided is not None
+        """For how long requests have been there while the server did nothing, as far as one can see who looks at
+        times."""
+        assert self._served.fuse_fd is not None
         poll = select.poll()
-        poll.register(served.fuse_fd, select.POLLIN)
+        poll.register(self._served.fuse_fd, select.POLLIN)
         if not any(events & select.POLLIN for _fd, events in poll.poll(0)):
             self._since = None
             return 0
-        if served.decided.has_devices or served.decided.speaks_fuse:
-            reads = served.server is None or not _is_stopped(served.server.pid)
-        else:
-            before, self._answered = self._answered, served.counters.snapshot().total
-            reads = self._answered != before
-        if reads or self._since is None:
+        before, self._work = self._work, _work_of(self._served)
+        if self._work is None or self._work != before or self._since is None:
             self._since = now
         return now - self._since
 
