@@ -23,6 +23,9 @@ from viewfs.paths import is_below
 
 __all__ = ["discard", "restore"]
 
+#: So many files, or so many bytes, are copied before they are synced and put in place together.
+_FILES, _BYTES = 1000, 256 << 20
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _IN_PLACE = frozenset({"mode", "owner", "xattrs", "times"})
 
 
@@ -43,11 +46,75 @@ def restore(
     """
     token = b".viewfs-" + secrets.token_hex(4).encode()
     with layer.restoring(token):
-        copier = TreeCopier(state, view, copied=lambda _path, entry: progress(entry.size))
-        result = _restore(changes, state, view, selection, copier, token)
+        with _Replacing(layer, state, view, token, progress) as replacing:
+            result = _restore(changes, state, view, selection, replacing)
         if not layer.record.volatile:
             syncfs(layer.fd)  # before anything says that it is done
         return result
+
+
+class _Replacing:
+    """Puts copies in the place of what is there, many at a time: what they contain is on the disk before that."""
+
+    def __init__(self, layer: Layer, state: Tree, view: Tree, token: bytes, progress: Callable[[int], None]) -> None:
+        self._layer, self._view, self._token, self._progress = layer, view, token, progress
+        self._copier = TreeCopier(state, view, copied=self._count)
+        self._waiting: list[tuple[bytes, bytes, bool]] = []
+        self._bytes = 0
+
+    def _count(self, _path: bytes, entry: Entry) -> None:
+        self._bytes += entry.size
+        self._progress(entry.size)
+
+    def replace(self, path: bytes, *, clear: bool) -> str | None:
+        """Copy `path`, and see to it that the copy is put in its place; `clear`: nothing may be there then.
+
+        If it may not be copied, returns why. Raises OSError.
+        """
+        try:
+            place = self._copy(path)
+        except PermissionError as error:
+            return (error.errno != errno.EACCES and error.strerror) or "what it had been may not be read"
+        except OSError as error:
+            if error.errno not in _NO_ROOM or not self._waiting:
+                raise
+            self.finish()  # which makes some
+            place = self._copy(path)
+        self._waiting.append((place, path, clear))
+        if len(self._waiting) >= _FILES or self._bytes >= _BYTES:
+            self.finish()
+        return None
+
+    def _copy(self, path: bytes) -> bytes:
+        """The name of a copy of `path` beside it. Raises OSError; then there is none."""
+        directory = split(path)[0]
+        name = b"%s-%d" % (self._token, len(self._waiting))
+        try:
+            self._copier.copy(path, join(directory, name))
+        except OSError:
+            with self._view.directory(directory) as fd:
+                remove_tree(fd, name)
+            self._copier.removed(join(directory, name))
+            raise
+        return join(directory, name)
+
+    def finish(self) -> None:
+        """Put all copies in place. Raises OSError."""
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        if waiting and not self._layer.record.volatile:
+            syncfs(self._layer.fd)  # or a power cut could leave files without what is in them
+        for place, path, clear in waiting:
+            with self._view.directory(split(path)[0]) as fd:
+                if clear:
+                    remove_tree(fd, split(path)[1])  # rename(2) replaces no directory that has entries
+                os.rename(split(place)[1], split(path)[1], src_dir_fd=fd, dst_dir_fd=fd)
+            self._copier.renamed(place, path)
+
+    def __enter__(self) -> _Replacing:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.finish()  # after an error too: what it leaves is that much nearer to the end
 
 
 def discard(
@@ -81,7 +148,7 @@ def discard(
 
 
 def _restore(
-    changes: Iterable[Change], state: Tree, view: Tree, selection: Selection, copier: TreeCopier, temporary_name: bytes
+    changes: Iterable[Change], state: Tree, view: Tree, selection: Selection, replacing: _Replacing
 ) -> tuple[list[Change], list[tuple[Change, str]]]:
     undone: list[Change] = []
     refused: list[tuple[Change, str]] = []
@@ -106,24 +173,16 @@ def _restore(
         if change.is_directory or (change.old is not None and change.old.is_directory):
             covered = path
         _make_parents(state, view, parent, directories)
-        with view.directory(parent) as fd:
-            name = split(path)[1]
-            if change.old is not None:
-                try:
-                    copier.copy(path, join(parent, temporary_name))
-                except PermissionError as error:
-                    remove_tree(fd, temporary_name)
-                    copier.removed(join(parent, temporary_name))
-                    if covered is not None:  # with all that is in it
-                        covered, lost = None, path
-                    readable = error.errno != errno.EACCES and error.strerror
-                    refused.append((undone.pop(), readable or "what it had been may not be read"))
-                    continue
-            if covered is not None or change.old is None:
-                remove_tree(fd, name)  # rename(2) replaces no directory that has entries
-            if change.old is not None:
-                os.rename(temporary_name, name, src_dir_fd=fd, dst_dir_fd=fd)
-                copier.renamed(join(parent, temporary_name), path)
+        if change.old is None:
+            with view.directory(parent) as fd:
+                remove_tree(fd, split(path)[1])
+            continue
+        reason = replacing.replace(path, clear=covered is not None)
+        if reason is not None:
+            if covered is not None:  # with all that is in it
+                covered, lost = None, path
+            refused.append((undone.pop(), reason))
+    replacing.finish()
     for path in sorted(directories, reverse=True):
         directory, name = split(path)
         with view.directory(directory) as fd:

@@ -103,7 +103,8 @@ class Layer:
 
     @contextlib.contextmanager
     def restoring(self, token: bytes) -> Iterator[None]:
-        """Inside the block files may be called `token` in the view; it is written down, to find them after a crash."""
+        """Inside the block names of files in the view may begin with `token`, which is written down, to find them after
+        a crash."""
         # A full disk may have no room for that; the discard is to make room then.
         with contextlib.suppress(OSError):
             write_whole(self.fd, _RESTORING, token.decode(), durably=not self.record.volatile)
@@ -124,7 +125,7 @@ class Layer:
         except FileNotFoundError:
             return
         with self.open_upper() as upper:
-            for path in [path for path, _entry in upper.walk(b"") if split(path)[1] == token]:
+            for path in [path for path, _entry in upper.walk(b"") if split(path)[1].startswith(token)]:
                 directory, name = split(path)
                 with (view or upper).directory(directory) as parent:
                     remove_tree(parent, name)
