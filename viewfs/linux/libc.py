@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "addressof", "c_char_p", "c_int", "c_long", "c_size_t", "c_uint", "c_ulong", "c_void_p",
+    "address_of", "addressof", "c_char_p", "c_int", "c_long", "c_size_t", "c_uint", "c_ulong", "c_void_p",
     "check", "function", "path_bytes", "syscall",
 ]  # fmt: skip
 
@@ -42,6 +42,7 @@ else:
         for name, code in (("char_p", "z"), ("int", "i"), ("long", "l"), ("uint", "I"), ("ulong", "L"), ("void_p", "P"))
     )
 c_size_t = c_ulong
+_c_char: Any = type("c_char", (_SimpleCData,), {"_type_": "c"})
 
 _library = dlopen(None, 0)  # type: ignore[arg-type]
 _CHECKED, _LOCKED = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO, FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO | FUNCFLAG_PYTHONAPI
@@ -85,6 +86,11 @@ def check(result: int, call: str, path: str | bytes | None = None) -> int:
     if path is None:
         raise OSError(number, message)
     raise OSError(number, message, os.fsdecode(path))
+
+
+def address_of(buffer: Any) -> int:
+    """Where the writable `buffer` begins; it can't be closed or resized from then on."""
+    return addressof(_c_char.from_buffer(buffer))
 
 
 def path_bytes(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | None) -> bytes | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAPS_OF_OWNERS",
+    "CAP_SYS_ADMIN",
     "CAP_SYS_PTRACE",
     "FAKE_ROOT_CAPABILITIES",
     "PIDFD_GET_INFO",
@@ -38,6 +39,7 @@ __all__ = [
     "forget_environment",
     "fork_into",
     "has_capabilities",
+    "has_capability",
     "has_no_new_privileges",
     "hide_memory",
     "how_it_ended",
@@ -47,6 +49,7 @@ __all__ = [
     "keep_only",
     "no_new_privileges",
     "pid_of",
+    "pidfd_getfd",
     "pidfd_is_dead",
     "pidfd_open",
     "pidfd_send_signal",
@@ -66,7 +69,7 @@ FAKE_ROOT_CAPABILITIES = frozenset({*range(8), 31})
 #: The command that runs a module in a process of its own. (-P: not one of that name in the working directory.)
 PYTHON = (sys.executable, "-P", "-m")
 
-CAP_SYS_PTRACE = 19
+CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
 #: chown, dac_override, dac_read_search, fowner, fsetid.
 CAPS_OF_OWNERS = frozenset(range(5))
 
@@ -94,12 +97,18 @@ _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _capset = syscall("capset", c_char_p, c_char_p)
 _capget = syscall("capget", c_char_p, c_void_p)
+_pidfd_getfd = syscall("pidfd_getfd", c_int, c_int, c_uint)
 _clone = syscall("clone", *[c_ulong] * 5, holds_lock=True)
 
 
 def pidfd_open(pid: int) -> int:
     """pidfd_open(2), close-on-exec."""
     return os.pidfd_open(pid)
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """pidfd_getfd(2): a close-on-exec duplicate of that process's descriptor `number`. Raises OSError."""
+    return check(_pidfd_getfd(pidfd, number, 0), "pidfd_getfd")
 
 
 def pidfd_send_signal(pidfd: int, number: int) -> bool:
@@ -163,6 +172,15 @@ def is_exiting(pidfd: int) -> bool:
         return bool(int(_stat_of(pid_of(pidfd))[6]) & _EXITING)
     except OSError:
         return pidfd_is_dead(pidfd)
+
+
+def has_capability(tid: int, number: int) -> bool:
+    """Is that capability in the thread's effective set (proc_pid_status(5))? Raises OSError if it can't be told."""
+    with open(f"/proc/{tid}/status") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                return bool(int(line[7:], 16) >> number & 1)
+    return False
 
 
 def is_stopped(pid: int) -> bool:

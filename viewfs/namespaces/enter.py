@@ -29,8 +29,10 @@ def open_namespace(kind: str, *, proc: int | None = None) -> int:
 class Namespaces:
     """Open descriptors of a view's namespaces, by kind."""
 
-    def __init__(self, fds: dict[str, int]) -> None:
+    def __init__(self, fds: dict[str, int], calls: int | None = None) -> None:
         self.fds = fds
+        #: A socket to whoever keeps the listeners of commands that enter (`viewfs.session.calls`).
+        self.calls = calls
 
     def join(self) -> None:
         """Enter all of them. Root and working directory become the view's root.
@@ -46,5 +48,5 @@ class Namespaces:
         return "pid" in self.fds
 
     def close(self) -> None:
-        for fd in self.fds.values():
+        for fd in (*self.fds.values(), *(() if self.calls is None else (self.calls,))):
             os.close(fd)

@@ -41,9 +41,9 @@ class Session:
         return cls._of(lambda: directory.connect(name, _GREETING_SECONDS), f"session {name}")
 
     @classmethod
-    def of_view(cls) -> Session:
-        """The session whose view this process lives in. Raises the same errors as `connect`."""
-        return cls._of(connect_in_view, "the session of this view")
+    def of_view(cls, process: int | None = None) -> Session:
+        """The session whose view `process` (None: this one) lives in. Raises the same errors as `connect`."""
+        return cls._of(lambda: connect_in_view(process), "the session of this view")
 
     @classmethod
     def _of(cls, connect: Callable[[], socket.socket], called: str) -> Session:
@@ -96,7 +96,8 @@ class Session:
         from viewfs.namespaces.enter import Namespaces  # not needed by a client that only sends requests
 
         result, fds = self._channel.call("enter", epoch=epoch)
-        return Namespaces(dict(zip(result["kinds"], fds, strict=True)))
+        calls = fds.pop() if result["calls"] else None
+        return Namespaces(dict(zip(result["kinds"], fds, strict=True)), calls)
 
     def spawn(self, argv: list[str], *, epoch: int | None, group: int) -> tuple[int, int]:
         """Have a command started with this process's streams, environment and directory.

@@ -7,6 +7,7 @@ import os
 
 from viewfs.linux.plain import signal
 from viewfs.linux.process import FAKE_ROOT_CAPABILITIES, drop_capabilities, no_new_privileges
+from viewfs.session.calls.notified import have_calls_notified
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["drop_privileges_for_command", "exec_command"]
 
 
-def drop_privileges_for_command(*, as_root: bool) -> None:
-    """Drop all capabilities; with `as_root`, all but those that root uses on files of its own."""
+def drop_privileges_for_command(*, as_root: bool, calls: int | None) -> None:
+    """Drop all capabilities; with `as_root`, all but those that root uses on files of its own. `calls`: see
+    `have_calls_notified`."""
     drop_capabilities(FAKE_ROOT_CAPABILITIES if as_root else (), bounding=False)
     no_new_privileges()
+    have_calls_notified(calls)
 
 
 #: How many characters of a command that can't be run are shown.

@@ -48,6 +48,8 @@ class SessionHandles:
         runtime: RuntimeDirectory,
         agent_process: int | None = None,
         log_writer: int | None = None,
+        calls_sender: int | None = None,
+        calls_receiver: int | None = None,
     ) -> None:
         self.name = name
         self.layers = layers
@@ -71,6 +73,9 @@ class SessionHandles:
         self.agent_process = agent_process
         #: Where a later agent is to write its lines; for a view that the command makes itself.
         self.log_writer = log_writer
+        #: See `Claimed`.
+        self.calls_sender = calls_sender
+        self.calls_receiver = calls_receiver
         #: The listener for programs in the view, which may have covered the runtime directory; None if it can't be had.
         self.inside: socket.socket | None = None
         #: The session goes on without the process that the user started.

@@ -31,14 +31,17 @@ class AgentPlan:
         ids: str = "one",
         hostname: str | None = None,
         pid_namespace: bool = False,
+        calls: bool = True,
         covers: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """`ids`: which ids it has, "one", "many", or "auto". `covers`: requests to cover trees with layers, made before
-        anything runs in the view (`viewfs.session.agent.covering`)."""
+        """`ids`: which ids it has, "one", "many", or "auto". `calls`: the session answers some system calls of its
+        programs (`viewfs.session.calls`). `covers`: requests to cover trees with layers, made before anything runs in
+        the view (`viewfs.session.agent.covering`)."""
         self.as_root = as_root
         self.ids = ids
         self.hostname = hostname
         self.pid_namespace = pid_namespace
+        self.calls = calls
         self.covers = tuple(covers)
 
     def with_covers(self, covers: Sequence[dict[str, Any]]) -> AgentPlan:
@@ -48,6 +51,7 @@ class AgentPlan:
             ids=self.ids,
             hostname=self.hostname,
             pid_namespace=self.pid_namespace,
+            calls=self.calls,
             covers=covers,
         )
 

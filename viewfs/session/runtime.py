@@ -42,6 +42,10 @@ def check_name(name: str) -> str:
     return name
 
 
+#: Seconds that a connection may take.
+_CONNECT_SECONDS = 2.0
+
+
 def _address_in(user_namespace: tuple[int, int]) -> bytes:
     """The abstract address (unix(7)), made of their user namespace, at which processes of a view find its session
     whatever they have covered. Other users may bind it too, but both sides check that the other end is this user."""
@@ -60,16 +64,16 @@ def listen_in_view(user_namespace: tuple[int, int]) -> socket.socket | None:
     return listener
 
 
-def connect_in_view() -> socket.socket:
-    """Connect to the session of the view that this process lives in.
+def connect_in_view(process: int | None = None, seconds: float = _CONNECT_SECONDS) -> socket.socket:
+    """Connect to the session of the view that `process` (None: this one) lives in, within that time.
 
     Raises OSError; PermissionError if another user answers.
     """
-    status = os.stat("/proc/self/ns/user")
+    status = os.stat(f"/proc/{process or 'self'}/ns/user")
     if status.st_ino == _INITIAL_USER_NAMESPACE:
         raise FileNotFoundError(errno.ENOENT, "that is no view")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(_CONNECT_SECONDS)  # whoever has the address need not accept anything
+    connection.settimeout(seconds)  # whoever has the address need not accept anything
     try:
         connection.connect(_address_in((status.st_dev, status.st_ino)))
         _pid, uid, _gid = struct.unpack("=iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -83,7 +87,6 @@ def connect_in_view() -> socket.socket:
 
 #: Inode number of the user namespace that a machine begins with (PROC_USER_INIT_INO of linux/proc_ns.h).
 _INITIAL_USER_NAMESPACE = 0xEFFFFFFD
-_CONNECT_SECONDS = 2.0
 
 
 class RuntimeDirectory:

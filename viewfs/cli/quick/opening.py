@@ -30,6 +30,7 @@ def open_view(
     as_root: bool = False,
     ids: str = "auto",
     pid_namespace: bool = False,
+    no_calls: bool = False,
     keep: bool = False,
     history: bool = False,
     cow_backend: str | None = None,
@@ -51,7 +52,7 @@ def open_view(
         layer_directory=layer_directory,
         exclude=exclude,
         include=include,
-        view=AgentPlan(as_root=as_root, ids=ids, hostname=hostname, pid_namespace=pid_namespace),
+        view=AgentPlan(as_root=as_root, ids=ids, hostname=hostname, pid_namespace=pid_namespace, calls=not no_calls),
         changes=[InitialChange(change.get("request", "mount"), _without_request(change)) for change in changes],
         environment=environment,
     )

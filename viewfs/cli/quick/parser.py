@@ -23,6 +23,7 @@ _VIEW = {
     "--as-root": ("as_root", _FLAG),
     "--hostname": ("hostname", _VALUE),
     "--pid": ("pid_namespace", _FLAG),
+    "--no-calls": ("no_calls", _FLAG),
 }
 _SESSION = {"--session": ("session", _VALUE)}
 _ASKING = _SESSION | {"--json": ("as_json", _FLAG)}

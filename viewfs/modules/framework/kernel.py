@@ -5,6 +5,9 @@ They run in the worker that mounts, with its privilege, so only built-in modules
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Sequence
 from typing import ClassVar
 
 from viewfs.modules.api import Module, Mounting
@@ -20,6 +23,13 @@ class KernelModule(Module):
     #: It shows other mounts, so the device number of a file does not tell that the file belongs to it.
     shows_others: ClassVar[bool] = False
 
+    #: Descriptors that came with the request to mount it.
+    given: Sequence[int] = ()
+
     def mount(self, mounting: Mounting) -> int:
         """The descriptor of a detached mount. Raises `ViewfsError` or OSError."""
         raise NotImplementedError
+
+    def root_mode(self, tree: int) -> int:
+        """The mode of its root, for the type bits."""
+        return stat.S_IFDIR if stat.S_ISDIR(os.fstat(tree).st_mode) else stat.S_IFREG

@@ -45,6 +45,7 @@ BUILT_IN = {
     "exfat": "viewfs.modules.formats.fat.module:Exfat",
     "ext": "viewfs.modules.formats.ext.module:Ext",
     "full": "viewfs.modules.devices.constant:Full",
+    "fuse": "viewfs.modules.trees.fuse:Fuse",
     "hello": "viewfs.modules.trees.hello:Hello",
     "null": "viewfs.modules.devices.constant:Null",
     "partitions": "viewfs.modules.devices.partitions:Partitions",

@@ -54,18 +54,20 @@ def agent_main(
     runtime: RuntimeDirectory,
     name: str,
     layers: LayerSettings,
+    calls: int | None,
 ) -> NoReturn:
     """Make the view, say so on `ready` and on `link` with descriptors of its namespaces, then serve `link`.
 
-    The control socket of session `name` is in `runtime`. The socket and the session's layers are removed at the end, if
-    nobody else is there to do it. Never returns.
+    `calls`: for commands, see `have_calls_notified`. The control socket of session `name` is in `runtime`. The socket
+    and the session's layers are removed at the end, if nobody else is there to do it. Never returns.
     """
     status = 1
     try:
         os.setpgid(0, 0)  # the terminal's signals are for the command
+        # The caller's other descriptors are for the command.
         keep_only(
-            link.fileno(), ready.fileno(), log_fd, runtime.fd, runtime.parent
-        )  # the caller's other descriptors are for the command
+            link.fileno(), ready.fileno(), log_fd, runtime.fd, runtime.parent, *(() if calls is None else (calls,))
+        )
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -92,7 +94,7 @@ def agent_main(
         for fd in (itself, *namespaces[1:], *kept):
             os.close(fd)
         workers = [worker for report, worker in covers if report.is_served]
-        _serve(AgentRequests(link, as_root=plan.as_root, owners=owners), workers, namespaces[0], proc)
+        _serve(AgentRequests(link, as_root=plan.as_root, owners=owners, calls=calls), workers, namespaces[0], proc)
         _take_away(runtime, name, layers, host_root)
         status = 0
     except BaseException:
@@ -114,6 +116,7 @@ def agent_of_view(
     runtime: RuntimeDirectory,
     name: str,
     layers: LayerSettings,
+    calls: int | None,
     formats: Collection[str] | None,
 ) -> NoReturn:
     """The agent of a view that somebody else makes: join it when `link` brings it, then serve `link`. Never returns.
@@ -123,7 +126,7 @@ def agent_of_view(
     status = 1
     try:
         os.setpgid(0, 0)
-        keep_only(link.fileno(), log_fd, runtime.fd, runtime.parent)
+        keep_only(link.fileno(), log_fd, runtime.fd, runtime.parent, *(() if calls is None else (calls,)))
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         host_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         if formats is not None:
@@ -137,7 +140,7 @@ def agent_of_view(
         for kind, fd in view.fds.items():
             if kind != "user":
                 os.close(fd)
-        _serve(AgentRequests(link, as_root=plan.as_root, owners=None), [], view.fds["user"], proc)
+        _serve(AgentRequests(link, as_root=plan.as_root, owners=None, calls=calls), [], view.fds["user"], proc)
         _take_away(runtime, name, layers, host_root)
         status = 0
     except BaseException:

@@ -38,7 +38,9 @@ _REMEMBERED = 1000
 
 
 class AgentRequests:
-    def __init__(self, link: Channel, *, as_root: bool, owners: socket.socket | None) -> None:
+    def __init__(self, link: Channel, *, as_root: bool, owners: socket.socket | None, calls: int | None) -> None:
+        """`calls`: for commands, see `have_calls_notified`."""
+        self._calls = calls
         self._standby: Channel | None = link
         self._supervisor: Channel | None = None
         #: How many modules had been imported when that was last looked at.
@@ -282,7 +284,7 @@ class AgentRequests:
         agent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _become_command(request, fds, agent, as_root=self._as_root)
+            _become_command(request, fds, agent, as_root=self._as_root, calls=self._calls)
         self._children[pid] = "command"
         return {"pid": pid}, [os.pidfd_open(pid)]
 
@@ -340,7 +342,7 @@ def _forget_children_signals() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bool) -> NoReturn:
+def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bool, calls: int | None) -> NoReturn:
     """`fds`: the three standard streams, a file that says what to run (`command_file`), then the mount namespace to run
     in, if it isn't the live one."""
     status = 126
@@ -360,7 +362,7 @@ def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bo
             os.setpgid(0, request["group"])  # with the client, so that both stop, go on and end together
         except OSError:
             os.setpgid(0, 0)  # the client lives in another terminal session, and passes signals on
-        drop_privileges_for_command(as_root=as_root)
+        drop_privileges_for_command(as_root=as_root, calls=calls)
         exec_command(command["argv"], command["env"], command["cwd"])
     except OSError as error:
         os.write(2, f"viewfs: {explain_os_error('cannot run the command', error)}\n".encode())

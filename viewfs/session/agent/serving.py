@@ -41,8 +41,9 @@ T = TypeVar("T")
 _DESCRIPTORS_IN_VIEW = 1024
 
 
-def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
-    """Become the server of a module, which sees the view as it is now, or make a kernel mount and end."""
+def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
+    """Become the server of a module, which sees the view as it is now, or make a kernel mount and end. `fds` came with
+    the request, for a kernel mount."""
     unshare(CloneFlags.NEWNS)
     try:
         found, source, unsure = _find(request)
@@ -81,8 +82,9 @@ def mount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
             raise UsageError(f"module {module.name} wants to mount by itself, which only built-in modules may")
         if module.takes_path:
             decided = replace(decided, device=_device_of(request["source"]))
+        module.given = fds
         tree = module.mount(mounting)
-        root = stat.S_IFDIR if stat.S_ISDIR(os.fstat(tree).st_mode) else stat.S_IFREG
+        root = module.root_mode(tree)
         _tell_decided(channel, decided, {"tree": tree})
         os.close(tree)  # else it could not be unmounted until this process has ended
         channel.send({"ok": Found(root).to_json()})

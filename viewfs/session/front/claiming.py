@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from viewfs.linux.plain import socket
 from viewfs.session.layer_settings import LayerSettings, chosen_backend
 from viewfs.session.runtime import RuntimeDirectory
 
@@ -18,6 +19,12 @@ class Claimed:
     def __init__(self, plan: SessionPlan) -> None:
         backend = chosen_backend(plan.cow_backend)  # may fail, so before there is anything to be taken away
         self.runtime, self.listener, self.name = RuntimeDirectory.claim(plan.name)
+        #: Where commands send the listeners of their system calls, and where those arrive; None: they have none.
+        self.calls_sender: int | None = None
+        self.calls_receiver: int | None = None
+        if plan.view.calls:
+            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.calls_sender, self.calls_receiver = (end.detach() for end in pair)
         self.layers = LayerSettings.of_session(
             self.name,
             named=plan.name is not None,

@@ -32,7 +32,7 @@ def start_command(namespaces: Namespaces, argv: list[str], environment: dict[str
             if command:
                 keep_only()  # a copy here would hide from the session that the front is gone
                 _stand_for(command)
-        drop_privileges_for_command(as_root=as_root)
+        drop_privileges_for_command(as_root=as_root, calls=namespaces.calls)
         exec_command(argv, environment, working_directory)
     except OSError as error:
         os.write(2, f"viewfs: cannot enter the view: {error}\n".encode())

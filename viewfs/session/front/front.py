@@ -49,6 +49,7 @@ class Front:
         self._making = making
         self._runtime, self._listener, self.name = claimed.runtime, claimed.listener, claimed.name
         self._layers = claimed.layers
+        self._calls_sender, self._calls_receiver = claimed.calls_sender, claimed.calls_receiver
         self._covers = plan.covers
         self._to_standby: Channel
         #: The channel from the agent, if that makes the view.
@@ -91,6 +92,8 @@ class Front:
                     front=front_end,
                     log_fd=log_read,
                     runtime=self._runtime,
+                    calls_sender=self._calls_sender,
+                    calls_receiver=self._calls_receiver,
                     **handles,
                 )
             )
@@ -101,8 +104,10 @@ class Front:
         self._listener.close()
         os.close(log_read)
         os.close(log_write)
+        if self._calls_receiver is not None:
+            os.close(self._calls_receiver)
         if self._making is not None:
-            self._namespaces = Namespaces(self._making.namespaces())
+            self._namespaces = Namespaces(self._making.namespaces(), self._calls_sender)
             self._to_standby.send({"kinds": list(self._namespaces.fds)}, list(self._namespaces.fds.values()))
         elif self._ready is not None:
             self._await_agent(self._ready)
@@ -116,7 +121,16 @@ class Front:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WAITED_FOR)
             from viewfs.session.agent.agent import agent_main
 
-            agent_main(self._view_plan(), agent_end, ready_end, log_write, self._runtime, self.name, self._layers)
+            agent_main(
+                self._view_plan(),
+                agent_end,
+                ready_end,
+                log_write,
+                self._runtime,
+                self.name,
+                self._layers,
+                self._calls_sender,
+            )
         self._processes["agent"] = agent
         agent_end.close()
         ready_end.close()
@@ -130,7 +144,7 @@ class Front:
         view = result_of(received[0])
         for message in view["messages"]:
             self._warn(message)
-        self._namespaces = Namespaces(dict(zip(view["kinds"], received[1], strict=True)))
+        self._namespaces = Namespaces(dict(zip(view["kinds"], received[1], strict=True)), self._calls_sender)
 
     def _view_plan(self) -> AgentPlan:
         paths = [str(change.arguments["path"]) for change in self._covers]

@@ -106,7 +106,7 @@ def _become(
         if not told:  # somebody has killed the front, and there may be no stand-by yet
             claimed.runtime.remove(claimed.name)
         if told == _DONE:
-            drop_privileges_for_command(as_root=plan.as_root)
+            drop_privileges_for_command(as_root=plan.as_root, calls=claimed.calls_sender)
             exec_command(argv, environment(), working_directory)
     except OSError as error:
         os.write(2, f"viewfs: cannot enter the view: {error}\n".encode())

@@ -14,11 +14,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from viewfs.linux.plain import socket
+    from viewfs.session.calls.slots import Slots
     from viewfs.session.handles import SessionHandles, TheView
     from viewfs.session.supervisor.deposit import Deposit
     from viewfs.session.supervisor.host_root import RootNames
 
-__all__ = ["become_mounter", "become_supervisor", "fork", "fork_agent"]
+__all__ = ["become_mounter", "become_supervisor", "fork", "fork_agent", "fork_notifier"]
 
 
 def fork() -> int:
@@ -48,11 +50,31 @@ def fork_agent(handles: SessionHandles) -> tuple[int, Channel]:
         from viewfs.session.agent.agent import agent_of_view
 
         formats = handles.formats if handles.first else None
-        agent_of_view(handles.plan, theirs, handles.log_writer, handles.runtime, handles.name, handles.layers, formats)
+        agent_of_view(
+            handles.plan,
+            theirs,
+            handles.log_writer,
+            handles.runtime,
+            handles.name,
+            handles.layers,
+            handles.calls_sender,
+            formats,
+        )
     theirs.close()
     os.close(handles.log_writer)
     handles.log_writer = None
     return pid, ours
+
+
+def fork_notifier(slots: Slots, listeners: dict[int, int], keeper: socket.socket) -> int:
+    """Fork a notifier, which receives from these listeners: its pid."""
+    pid = fork()
+    if pid == 0:
+        _on_term(signal.SIG_DFL)
+        from viewfs.session.calls.notifier import become_notifier
+
+        become_notifier(slots, listeners, keeper)
+    return pid
 
 
 def become_supervisor(

@@ -38,6 +38,8 @@ class Owner(Protocol):
     started_ns: int
     plan: AgentPlan
     namespaces: dict[str, int]
+    #: A socket that whoever enters the view sends the listener of its system calls to.
+    calls_sender: int | None
     log_lines: deque[str]
     #: The session goes on without the process that the user started.
     kept: bool
@@ -106,6 +108,8 @@ class Connection:
             result, result_fds = await operation(request, fds)
             reply = success(request, **result)
         except ViewfsError as error:
+            if "caller" in request:  # a system call, which has room for a number only
+                self._supervisor.log(f"{request['operation']}(2) of {request['caller']}: {error}")
             reply, result_fds = failure(request, error), []
         except (KeyError, TypeError, ValueError) as error:
             reply, result_fds = failure(request, UsageError(f"a malformed request: {error!r}")), []
@@ -144,8 +148,8 @@ class Connection:
             "namespaces": {kind: namespace_id(fd) for kind, fd in supervisor.namespaces.items()},
         }, []
 
-    async def _mount(self, request: Message, _fds: list[int]) -> Result:
-        mount = await self._view.mount(COMPLETE | request)
+    async def _mount(self, request: Message, fds: list[int]) -> Result:
+        mount = await self._view.mount(COMPLETE | request, fds)
         return {"epoch": mount.made_in, "path": mount.path, "type": mount.type}, []
 
     async def _cow(self, request: Message, _fds: list[int]) -> Result:
@@ -342,9 +346,10 @@ class Connection:
     async def _enter(self, request: Message, _fds: list[int]) -> Result:
         """Descriptors of the view's namespaces, for a client that may join them."""
         namespaces = self._supervisor.namespaces | {"mnt": self._view.history.namespace_of(self._epoch(request))}
-        return {"kinds": list(namespaces), "as_root": self._supervisor.plan.as_root}, [
-            os.dup(fd) for fd in namespaces.values()
-        ]
+        calls = self._supervisor.calls_sender
+        fds = [os.dup(fd) for fd in (*namespaces.values(), *(() if calls is None else (calls,)))]
+        said = {"kinds": list(namespaces), "as_root": self._supervisor.plan.as_root, "calls": calls is not None}
+        return said, fds
 
     async def _spawn(self, request: Message, fds: list[int]) -> Result:
         """Run a command for a client that may not join namespaces itself; its end is announced when it comes."""

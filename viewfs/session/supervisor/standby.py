@@ -25,20 +25,22 @@ from viewfs.linux.process import (
 )
 from viewfs.namespaces.members import members_of, wait_for_exits
 from viewfs.python import complete, print_traceback
+from viewfs.session.calls.keeper import Keeper
 from viewfs.session.ending import end_session
 from viewfs.session.handles import DEBUG_VARIABLE, RETIRED, TheView
 from viewfs.session.patience import Patience
 from viewfs.session.runtime import listen_in_view
-from viewfs.session.supervisor.children import become_mounter, become_supervisor, fork, fork_agent
+from viewfs.session.supervisor.children import become_mounter, become_supervisor, fork, fork_agent, fork_notifier
 from viewfs.session.supervisor.host_root import RootNames
 from viewfs.session.wire.channel import Channel, socket_pair
 from viewfs.session.wire.protocol import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any, NoReturn
 
+    from viewfs.linux.plain import socket
     from viewfs.session.covers import CoverReport
     from viewfs.session.handles import SessionHandles
     from viewfs.session.supervisor.deposit import Deposit
@@ -52,8 +54,8 @@ _DEADLINE_SECONDS = 3.0
 _FAILURES = 5
 #: Seconds for which an agent is waited for that has nothing to do but end.
 _AGENT_SECONDS = 5.0
-#: Milliseconds after which a view is taken for one that lasts, and begins to follow the host's root.
-_SHORT_MS = 300
+#: After this time a view is taken for one that lasts, and begins to follow the host's root.
+_SHORT_SECONDS = 0.3
 
 
 def standby_main(handles: SessionHandles) -> NoReturn:
@@ -71,6 +73,7 @@ def standby_main(handles: SessionHandles) -> NoReturn:
             handles.log_fd,
             handles.runtime.fd,
             handles.runtime.parent,
+            *(fd for fd in (handles.calls_sender, handles.calls_receiver) if fd is not None),
         )
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         for stream in (0, 1) if os.environ.get(DEBUG_VARIABLE) else (0, 1, 2):
@@ -136,6 +139,7 @@ class _StandBy:
         """`told_to_end`: see `_hear_term`. `agent` has been forked already (`fork_agent`), and waits for the view."""
         self._handles = handles
         self._view = view
+        self._calls = Keeper(handles.calls_receiver, fork_notifier)
         self._early_agent = agent
         #: None until there has been a supervisor.
         self._deposit: Deposit | None = None
@@ -157,6 +161,7 @@ class _StandBy:
             patience.begin(time.monotonic())
             status = self._supervise()
             if status == 0:
+                self._calls.end()
                 return 0
             if status != RETIRED:
                 if any(map(pidfd_is_dead, self._view.agents)):
@@ -175,6 +180,7 @@ class _StandBy:
                     self._deposit.log.append(f"{now} the supervisor ended ({how}); another goes on")
                 self._pause(seconds)
         self._end()
+        self._calls.end()
         if self._agent is not None:
             os.waitpid(self._agent, os.WNOHANG)  # whoever adopts it may never ask after it
         return 0
@@ -191,13 +197,26 @@ class _StandBy:
 
     def _pause(self, seconds: float) -> None:
         """Wait until another supervisor is to be tried, or the session is to end."""
-        poll = select.poll()
-        poll.register(self._told_to_end, select.POLLIN)
-        if self._handles.link is not None:
-            poll.register(self._handles.link, select.POLLIN)
-        if not self._handles.kept:
-            poll.register(self._handles.front, select.POLLIN)
-        poll.poll(seconds * 1000)
+        front = None if self._handles.kept else self._handles.front
+        self._readable([self._told_to_end, self._handles.link, front], seconds)
+
+    def _readable(self, ends: Iterable[int | Channel | socket.socket | None], seconds: float | None = None) -> set[int]:
+        """Wait until some of these can be read, and return which; none after that time. Calls of the view are seen to
+        meanwhile."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        fds = {end if isinstance(end, int) else end.fileno() for end in ends if end is not None}
+        while True:
+            poll = select.poll()
+            for fd in fds:
+                poll.register(fd, select.POLLIN)
+            for fd, events in self._calls.wanted():
+                poll.register(fd, events)
+            left = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
+            happened = dict(poll.poll(left))
+            readable = fds & happened.keys()
+            self._calls.heed(happened)
+            if readable or (deadline is not None and time.monotonic() >= deadline):
+                return readable
 
     def _tell(self, reason: str) -> None:
         """Have the process that the user started say why the session ends."""
@@ -219,14 +238,10 @@ class _StandBy:
         """Wait until a supervisor is needed; False: the session is to end."""
         handles = self._handles
         while True:
-            poll = select.poll()
-            for end in (handles.listener, handles.inside, handles.link, None if handles.kept else handles.front):
-                if end is not None:
-                    poll.register(end, select.POLLIN)
-            for fd in (handles.log_fd, self._told_to_end, self._root.changes):
-                if fd is not None:
-                    poll.register(fd, select.POLLIN)
-            events = {fd for fd, _event in poll.poll(None if self._root.is_watched else _SHORT_MS)}
+            front = None if handles.kept else handles.front
+            ends = (handles.listener, handles.inside, handles.link, front)
+            others = (handles.log_fd, self._told_to_end, self._root.changes)
+            events = self._readable((*ends, *others), None if self._root.is_watched else _SHORT_SECONDS)
             if not events:
                 self._root.watch()
                 if self._root.missed or self._is_unwatched:
@@ -310,23 +325,18 @@ class _StandBy:
 
     def _listen(self, deposit: Deposit, channel: Channel, supervisor: int) -> None:
         """Take what the supervisor deposits, until it has ended."""
-        poll = select.poll()
-        poll.register(channel, select.POLLIN)
-        poll.register(supervisor, select.POLLIN)
-        poll.register(self._told_to_end, select.POLLIN)
-        agents = self._view.agents if self._agent is not None else []
-        for pidfd in agents:
-            poll.register(pidfd, select.POLLIN)
+        said: Channel | None = channel
+        agents = list(self._view.agents) if self._agent is not None else []
         while True:
-            events = {fd for fd, _event in poll.poll()}
+            events = self._readable([said, supervisor, self._told_to_end, *agents])
             for pidfd in events.intersection(agents):
                 self._tell_of_agent()
-                poll.unregister(pidfd)
+                agents.remove(pidfd)
             if self._told_to_end in events:
                 os.read(self._told_to_end, 4096)
                 self._handles.told_to_end = True  # even if this supervisor is killed
                 pidfd_send_signal(supervisor, signal.SIGTERM)
-            if channel.fileno() in events:
+            if said is not None and said.fileno() in events:
                 try:
                     while (received := channel.receive()) is not None:
                         self._take(deposit, channel, *received)
@@ -336,7 +346,7 @@ class _StandBy:
                     received = None
                     pidfd_send_signal(supervisor, signal.SIGKILL)
                 if received is None:
-                    poll.unregister(channel)
+                    said = None
             elif supervisor in events:
                 return
 

@@ -53,6 +53,7 @@ class Supervisor:
         self.name = handles.name
         self.plan = handles.plan
         self.namespaces = view.namespaces
+        self.calls_sender = handles.calls_sender
         self.command = handles.command
         self.log_lines = deposit.log
         self._deposit = deposit

@@ -1,0 +1,98 @@
+"""Whoever waits for a call: its memory, its directories, its descriptors.
+
+All of it can change while one looks, so what was read is acted on as read, and nothing here decides what somebody may
+do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+
+from viewfs.errors import os_error
+from viewfs.linux.files import Resolve, openat2
+from viewfs.linux.process import pidfd_getfd, thread_group_of
+from viewfs.paths import is_at_or_below
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Caller"]
+
+_PATH_MAX = 4096
+_PAGE = 4096
+
+
+class Caller:
+    """A thread, by the number that this process knows it by."""
+
+    def __init__(self, tid: int) -> None:
+        self.tid = tid
+
+    @property
+    def name(self) -> str:
+        """For people to read."""
+        try:
+            with open(f"/proc/{self.tid}/comm") as file:
+                return f"{file.read().strip()}[{self.tid}]"
+        except OSError:
+            return f"[{self.tid}]"
+
+    def mount_namespace(self) -> tuple[int, int]:
+        """st_dev and st_ino. Raises OSError if the thread is gone."""
+        status = os.stat(f"/proc/{self.tid}/ns/mnt")
+        return status.st_dev, status.st_ino
+
+    def text(self, address: int, most: int = _PATH_MAX) -> bytes | None:
+        """The bytes at `address` up to a NUL; None for a null pointer. Raises OSError: EFAULT, ENAMETOOLONG."""
+        if not address:
+            return None
+        found = b""
+        with open(f"/proc/{self.tid}/mem", "rb", buffering=0) as memory:
+            while len(found) < most:
+                here = address + len(found)
+                try:
+                    memory.seek(here)
+                    part = memory.read(_PAGE - here % _PAGE)  # what lies behind may not be mapped
+                except (OSError, ValueError, OverflowError):
+                    raise OSError(errno.EFAULT, "its memory can't be read") from None
+                if not part:
+                    raise OSError(errno.EFAULT, "its memory can't be read")
+                text, end, _rest = part.partition(b"\0")
+                found += text
+                if end:
+                    return found
+        raise OSError(errno.ENAMETOOLONG, "a text that does not end")
+
+    def canonical(self, path: bytes, *, follow: bool = True) -> str:
+        """`path` as the view has it: absolute, without links. Raises OSError."""
+        if not path:
+            raise os_error(errno.ENOENT)
+        root = os.open(f"/proc/{self.tid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            start, top = os.readlink(f"/proc/{self.tid}/cwd"), os.readlink(f"/proc/{self.tid}/root")
+            if top != "/" and is_at_or_below(start, top):
+                start = start[len(top) :] or "/"
+            flags = os.O_PATH | (0 if follow else os.O_NOFOLLOW)
+            fd = openat2(root, os.path.join(os.fsencode(start), path), flags, Resolve.IN_ROOT | Resolve.NO_MAGICLINKS)
+        finally:
+            os.close(root)
+        try:
+            return os.readlink(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def descriptor(self, number: int) -> Iterator[int]:
+        """A duplicate of its descriptor `number` (pidfd_getfd(2)). Raises OSError."""
+        process = os.pidfd_open(thread_group_of(self.tid))
+        try:
+            fd = pidfd_getfd(process, number)
+        finally:
+            os.close(process)
+        try:
+            yield fd
+        finally:
+            os.close(fd)

@@ -1,0 +1,90 @@
+"""The calls that are being answered, in memory that outlives a notifier: the next one answers what this one has begun.
+
+The kernel tells of each call once. So it writes them right into that memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+
+from viewfs.linux.libc import address_of
+from viewfs.linux.unotify import CALL_SIZE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["COUNT", "Slots"]
+
+#: How many calls can be in flight. More wait in the kernel.
+COUNT = 256
+_SIZE = 128
+#: Behind the call: the number of its listener, whether its worker has begun, and that worker's pid.
+_STATE = struct.Struct("=III")
+_EMPTY = bytes(_SIZE)
+
+
+class Slots:
+    """Places for calls. One is free if the call's id is 0."""
+
+    def __init__(self) -> None:
+        fd = os.memfd_create("viewfs-calls", os.MFD_CLOEXEC)
+        os.ftruncate(fd, COUNT * _SIZE)
+        self._memory = mmap.mmap(fd, COUNT * _SIZE)
+        os.close(fd)
+        self._address = address_of(self._memory)
+        self._free = list(range(COUNT))
+
+    def look_again(self) -> None:
+        """Find out which are free: another process was in charge of them."""
+        self._free = [slot for slot in range(COUNT) if self._is_free(slot)]
+
+    @property
+    def are_full(self) -> bool:
+        return not self._free
+
+    def begin(self, listener: int) -> int:
+        """A free slot, for a call of this listener."""
+        slot = self._free.pop()
+        self._set(slot, listener, 0, 0)
+        return slot
+
+    def clear(self, slot: int) -> None:
+        """The call was answered, or nobody waits for it."""
+        self._memory[slot * _SIZE : (slot + 1) * _SIZE] = _EMPTY
+        self._free.append(slot)
+
+    def address(self, slot: int) -> int:
+        """Where the kernel is to write the call."""
+        return self._address + slot * _SIZE
+
+    def call(self, slot: int) -> bytes:
+        """The call, as `NotifiedCall` takes it."""
+        return self._memory[slot * _SIZE : slot * _SIZE + CALL_SIZE]
+
+    def _set(self, slot: int, *state: int) -> None:
+        _STATE.pack_into(self._memory, slot * _SIZE + CALL_SIZE, *state)
+
+    def _state(self, slot: int) -> tuple[int, int, int]:
+        return _STATE.unpack_from(self._memory, slot * _SIZE + CALL_SIZE)
+
+    def listener(self, slot: int) -> int:
+        return self._state(slot)[0]
+
+    def give_to_worker(self, slot: int, pid: int = 0) -> None:
+        """Note that a worker is about to begin with it, or has done so, with this pid."""
+        self._set(slot, self.listener(slot), 1, pid)
+
+    def worker(self, slot: int) -> int | None:
+        """The pid of its worker; 0 if one was about to begin; None if it has none."""
+        _listener, has_worker, pid = self._state(slot)
+        return pid if has_worker else None
+
+    def in_flight(self) -> Iterator[int]:
+        """The slots that are not free."""
+        return (slot for slot in range(COUNT) if not self._is_free(slot))
+
+    def _is_free(self, slot: int) -> bool:
+        return self._memory[slot * _SIZE : slot * _SIZE + 8] == _EMPTY[:8]
