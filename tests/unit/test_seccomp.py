@@ -41,6 +41,8 @@ def run(program: bytes, number: int, *arguments: int, architecture: int | None =
             case 0x20:  # BPF_LD | BPF_W | BPF_ABS
                 assert k % 4 == 0 and k < len(data)
                 (accumulator,) = struct.unpack_from("<I", data, k)
+            case 0x05:  # BPF_JMP | BPF_JA
+                at += k
             case 0x15:  # BPF_JMP | BPF_JEQ | BPF_K
                 at += if_true if accumulator == k else if_false
             case 0x35:  # BPF_JMP | BPF_JGE | BPF_K

@@ -13,20 +13,15 @@ import os
 import struct
 
 from viewfs.linux.libc import c_char_p, c_int, c_uint, c_ulong, c_void_p, check, function, syscall
-from viewfs.linux.numbers import AUDIT_ARCH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["CALL_SIZE", "FIRST_VIRTUAL", "RESTART", "Listener", "NotifiedCall", "install_listener", "notifying_filter"]
+__all__ = ["CALL_SIZE", "Listener", "NotifiedCall", "install_listener", "notifying_filter"]
 
-#: Numbers from here on are no calls of the kernel. (x32 calls are those of x86_64 with bit 30.)
-FIRST_VIRTUAL = 1000
-_X32_BIT = 0x40000000
-
-#: BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_JMP|BPF_JGE|BPF_K, BPF_RET|BPF_K
-_LOAD, _JUMP_EQUAL, _JUMP_NOT_BELOW, _RETURN = 0x20, 0x15, 0x35, 0x06
+#: BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JA, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
+_LOAD, _JUMP, _JUMP_EQUAL, _RETURN = 0x20, 0x05, 0x15, 0x06
 #: Offsets in struct seccomp_data.
 _NUMBER, _ARCHITECTURE = 0, 4
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -45,38 +40,27 @@ _CALL = struct.Struct("=QIIiIQ6Q")
 CALL_SIZE = _CALL.size
 #: struct seccomp_notif_resp: id, value, error, flags.
 _ANSWER = struct.Struct("=QqiI")
-#: struct seccomp_notif_addfd: id, flags, source, its number there, flags of the new descriptor.
-_ADD = struct.Struct("=QIIII")
 #: SECCOMP_IOCTL_NOTIF_*
 _RECEIVE = 3 << 30 | CALL_SIZE << 16 | 0x21 << 8 | 0
 _SEND = 3 << 30 | _ANSWER.size << 16 | 0x21 << 8 | 1
 _IS_VALID = 1 << 30 | 8 << 16 | 0x21 << 8 | 2
-_ADD_FD = 1 << 30 | _ADD.size << 16 | 0x21 << 8 | 3
 _SET_FLAGS = 1 << 30 | 8 << 16 | 0x21 << 8 | 4
-_CONTINUE, _SYNC_WAKE_UP, _SETFD, _ADD_AND_SEND = 1, 1, 1, 2
-
-#: The error by which the kernel runs the signal's handler, and then begins the call again or ends it with EINTR, as the
-#: handler was installed: -ERESTARTSYS (linux/errno.h).
-RESTART = 512
+_CONTINUE, _SYNC_WAKE_UP = 1, 1
 
 
-def notifying_filter(tables: Mapping[int, Iterable[int]], *, virtual: bool = True) -> bytes:
+def notifying_filter(tables: Mapping[int, Iterable[int]]) -> bytes:
     """The BPF program that notifies the calls of these numbers, by system call table (AUDIT_ARCH), and lets all others
-    pass. `virtual`: with them all numbers from `FIRST_VIRTUAL` on. Calls by other tables pass."""
+    pass: also those of other tables, and those of x32, whose numbers have bit 30."""
     emit = _INSTRUCTION.pack
     allow, notify = emit(_RETURN, 0, 0, _ALLOW), emit(_RETURN, 0, 0, _NOTIFY)
     program = [emit(_LOAD, 0, 0, _ARCHITECTURE)]
     for table, numbers in tables.items():
         part = [emit(_LOAD, 0, 0, _NUMBER)]
-        if table == AUDIT_ARCH["x86_64"]:
-            part += [emit(_JUMP_NOT_BELOW, 0, 1, _X32_BIT), allow]
-        if virtual:
-            part += [emit(_JUMP_NOT_BELOW, 0, 1, FIRST_VIRTUAL), notify]
         for number in sorted(numbers):
             part += [emit(_JUMP_EQUAL, 0, 1, number), notify]
         part.append(allow)
         # A conditional jump reaches 255 instructions, an unconditional one any.
-        program += [emit(_JUMP_EQUAL, 1, 0, table), emit(0x05, 0, 0, len(part)), *part]
+        program += [emit(_JUMP_EQUAL, 1, 0, table), emit(_JUMP, 0, 0, len(part)), *part]
     program.append(allow)
     return b"".join(program)
 
@@ -157,15 +141,3 @@ class Listener:
         except FileNotFoundError:
             return False
         return True
-
-    def give(self, call: int, fd: int, number: int | None = None, *, close_on_exec: bool = False) -> int:
-        """Put a duplicate of `fd` into the caller, as its descriptor `number`, or the lowest that is free; the number.
-        Raises OSError: ENOENT if the caller is gone, EBADF for what is O_PATH."""
-        flags = _SETFD if number is not None else 0
-        added = _ADD.pack(call, flags, fd, number or 0, os.O_CLOEXEC if close_on_exec else 0)
-        return int(fcntl.ioctl(self.fd, _ADD_FD, added))
-
-    def answer_with(self, call: int, fd: int, *, close_on_exec: bool = False) -> int:
-        """`give`, and have the call return the number, in one step. Raises OSError as that does."""
-        added = _ADD.pack(call, _ADD_AND_SEND, fd, 0, os.O_CLOEXEC if close_on_exec else 0)
-        return int(fcntl.ioctl(self.fd, _ADD_FD, added))

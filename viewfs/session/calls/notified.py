@@ -15,7 +15,9 @@ from viewfs.linux.unotify import install_listener, notifying_filter
 
 __all__ = ["NOTIFIED", "have_calls_notified"]
 
-NOTIFIED = ("mount", "umount", "umount2")
+NOTIFIED = (
+    "mount", "umount", "umount2", "fsopen", "fspick", "open_tree", "move_mount", "mount_setattr",
+)  # fmt: skip
 
 
 def have_calls_notified(keeper: int | None) -> None:

@@ -89,12 +89,18 @@ class Notifier:
             listener.close()
             return
         if self._slots.are_full:
-            self._end_worker(next(iter(self._workers)))
+            return
         slot = self._slots.begin(number)
         if listener.receive(self._slots.address(slot)):
             self._dispatch(slot, listener)
         else:
             self._slots.clear(slot)
+        if self._slots.are_full:
+            self._heed_listeners(0)  # until a worker has ended
+
+    def _heed_listeners(self, events: int) -> None:
+        for fd in self._listeners:
+            self._poll.modify(fd, events)
 
     def _dispatch(self, slot: int, listener: Listener) -> None:
         call = NotifiedCall(self._slots.call(slot))
@@ -129,18 +135,16 @@ class Notifier:
         self._poll.register(pidfd, select.POLLIN)
 
     def _end_worker(self, pidfd: int) -> None:
-        """A worker has ended, or is waited for. If it has left its call unanswered, that fails."""
+        """A worker has ended. If it has left its call unanswered, that fails."""
         slot, pid = self._workers.pop(pidfd)
         self._poll.unregister(pidfd)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll()
         os.close(pidfd)
         try:
             os.waitpid(pid, 0)
         except ChildProcessError:
             pass  # another notifier has forked it
         self._fail(slot, errno.EIO)
+        self._heed_listeners(select.POLLIN)
 
     def _fail(self, slot: int, number: int) -> None:
         listener = self._by_number.get(self._slots.listener(slot))
