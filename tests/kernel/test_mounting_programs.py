@@ -82,6 +82,17 @@ def test_a_tmpfs_has_its_options(viewfs: Viewfs, tmp_path: Path) -> None:
     assert viewfs.sh(script=script).out == "700\nfull\n"
 
 
+def test_what_can_not_be_written(open_view: OpenView, tmp_path: Path) -> None:
+    """mount(8) binds, and then remounts; what is bound stays as it is."""
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    view = open_view()
+    script = f"cd {tmp_path}; mount -o bind,ro in out; touch out/x 2>/dev/null || echo refused; touch in/y; ls out"
+    assert view.sh(script).out == "refused\ny\n"
+    assert view.sh(f"cd {tmp_path}; mount -o remount,rw out; touch out/z; ls in").out == "y\nz\n"
+    assert view.sh(f"cd {tmp_path}; mount -o remount,ro / 2>/dev/null", check=False).code == 32
+
+
 def test_programs_that_enter_the_view(open_view: OpenView, tmp_path: Path) -> None:
     """From outside (`enter`), from inside (`at`), and in a view inside."""
     (tmp_path / "m").mkdir()
@@ -132,6 +143,7 @@ print(mount("nothing", "out", None, BIND), mount("none", "nothing", "tmpfs"), mo
 print(mount("none", "out", "nosuchtype"), mount("none", "out", "proc"), mount("none", "", "tmpfs"))
 print(mount("none", None, "tmpfs"), mount("none", "x" * 5000, "tmpfs"), mount("none", "x" * 300, "tmpfs"))
 print(mount("none", "/", None, PRIVATE | REC), mount("none", "/", None, SHARED), mount("none", "out", None, REMOUNT))
+print(mount("none", None, None, REMOUNT), mount("none", "nothing", None, REMOUNT))
 print(mount("none", "out", "tmpfs", 0xC0ED0000), umount("out"))
 print(libc.mount(1, b"out", b"tmpfs", 0, 5), ctypes.get_errno() == errno.EFAULT)
 """
@@ -142,7 +154,8 @@ print(libc.mount(1, b"out", b"tmpfs", 0, 5), ctypes.get_errno() == errno.EFAULT)
         "ENOENT ENOENT ENOTDIR",
         "EPERM EPERM ENOENT",
         "EFAULT ENAMETOOLONG ENAMETOOLONG",
-        "ok EPERM EPERM",
+        "ok EPERM EINVAL",
+        "EFAULT ENOENT",
         "ok ok",
         "-1 True",
     ]

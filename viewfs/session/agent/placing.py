@@ -11,7 +11,18 @@ from dataclasses import asdict
 from typing import Any
 
 from viewfs.errors import UsageError, ViewfsError, explain_os_error
-from viewfs.linux.mount import AT_FDCWD, MoveMount, OpenTree, UmountFlags, move_mount, open_tree, umount2
+from viewfs.linux.mount import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    MountAttr,
+    MoveMount,
+    OpenTree,
+    UmountFlags,
+    mount_setattr,
+    move_mount,
+    open_tree,
+    umount2,
+)
 from viewfs.linux.mountinfo import mount_points, mount_table
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 from viewfs.mounts.attach import create_fuse_mount, open_fuse_device
@@ -22,7 +33,7 @@ from viewfs.session.agent.mirror_server import Mirrors
 from viewfs.session.wire.channel import Channel
 from viewfs.session.wire.reports import MAIN_DEVICE
 
-__all__ = ["place", "survey", "tidy", "unmount"]
+__all__ = ["place", "remount", "survey", "tidy", "unmount"]
 
 log = logging.getLogger("viewfs.worker")
 
@@ -185,6 +196,15 @@ def unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
             reason = (error.strerror or "").lower()
             remedy = "close what has files or its working directory there, or use --lazy"
             raise ViewfsError(f"cannot unmount {path}: {reason}", remedy=remedy) from error
+    channel.send({"ok": {}})
+
+
+def remount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
+    """Have the topmost mount on `path` be written to, or not (`read_only`)."""
+    place = os.open(request["path"], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    change = {"set_attributes" if request["read_only"] else "clear": MountAttr.RDONLY}
+    mount_setattr(place, "", AT_EMPTY_PATH, **change)
+    os.close(place)
     channel.send({"ok": {}})
 
 

@@ -37,6 +37,7 @@ _WORKERS = {
     "place": "viewfs.session.agent.placing:place",
     "root_name": "viewfs.session.agent.mirror_server:show_in_root",
     "unmount": "viewfs.session.agent.placing:unmount",
+    "remount": "viewfs.session.agent.placing:remount",
     "survey": "viewfs.session.agent.placing:survey",
     "tidy": "viewfs.session.agent.placing:tidy",
     "cover": "viewfs.session.agent.covering:cover",

@@ -45,9 +45,11 @@ def _mount(caller: Caller, arguments: list[int], session: Session) -> int | None
         flags &= ~_MAGIC_MASK
     if flags & (_PRIVATE | _SLAVE):
         return 0  # nothing that is mounted in a view is seen elsewhere
+    if flags & _REMOUNT:
+        return _remount(caller, place_at, flags, session)
     kind = os.fsdecode(caller.text(type_at) or b"")
     is_of_program = kind == "fuse" or kind.startswith("fuse.")
-    if flags & (_REMOUNT | _MOVE | _SHARED | _UNBINDABLE) or not (flags & _BIND or is_of_program or kind in _TYPES):
+    if flags & (_MOVE | _SHARED | _UNBINDABLE) or not (flags & _BIND or is_of_program or kind in _TYPES):
         return None
     source, place = caller.text(source_at) or b"", caller.text(place_at)
     if place is None:
@@ -66,6 +68,14 @@ def _mount(caller: Caller, arguments: list[int], session: Session) -> int | None
         options = {name: value for name, value in data.items() if name in _TMPFS_OPTIONS}
         return _asked(session, caller, _request("tmp", "", path, options))
     return _asked(session, caller, _request(_TYPES[kind], caller.canonical(source), path, {}))
+
+
+def _remount(caller: Caller, place_at: int, flags: int, session: Session) -> int:
+    place = caller.text(place_at)
+    if place is None:
+        return errno.EFAULT
+    request = {"operation": "remount", "path": caller.canonical(place), "read_only": bool(flags & _RDONLY)}
+    return _asked(session, caller, request)
 
 
 def _options(data: bytes) -> dict[str, str | None]:

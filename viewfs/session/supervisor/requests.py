@@ -72,6 +72,7 @@ class Connection:
             "status": self._status,
             "mount": self._mount,
             "umount": self._umount,
+            "remount": self._remount,
             "restart": self._restart,
             "cow": self._cow,
             "layers": self._layers,
@@ -206,6 +207,11 @@ class Connection:
             mount, lazy=bool(request.get("lazy")), force=force, operation=request.get("operation", "umount")
         )
         return {"epoch": epoch, "path": mount.path}, []
+
+    async def _remount(self, request: Message, _fds: list[int]) -> Result:
+        mount = self._named_mount(request)
+        await self._view.remount(mount, read_only=bool(request["read_only"]))
+        return {"path": mount.path}, []
 
     async def _restart(self, request: Message, _fds: list[int]) -> Result:
         mount = self._named_mount(request)

@@ -335,6 +335,16 @@ class View:
         async with self._changing():
             return await self.layers.keep_state(name, directory, operation=operation)
 
+    async def remount(self, mount: Mount, *, read_only: bool) -> None:
+        """Have `mount` be written to, or not; no epoch is made. Raises `ViewfsError`."""
+        doing = f"cannot remount {mount.path}"
+        async with (
+            self._changing(),
+            self.agent.worker("remount", {"path": mount.path, "read_only": read_only}) as worker,
+        ):
+            with answering(doing, PLACE_SECONDS, WHY_NOT_PLACED):
+                await worker.answer(doing)
+
     async def unmount(self, mount: Mount, *, lazy: bool, operation: str, force: bool = False) -> Epoch:
         """Take `mount` out of the view. Raises `ViewfsError`, nothing having changed.
 
