@@ -92,6 +92,7 @@ def run(command: tuple[str, ...], ask: bool, answer: str | None, **given: Any) -
       viewfs run --cow . -- make install
       viewfs run --cow . --ask -- ./configure
       viewfs run --as-root --hostname box -- sh -c 'id; hostname'
+      viewfs run -- sh -c 'mount -t tmpfs none /mnt; echo x > /mnt/file; ls /mnt'
     """
     if not ask:
         if answer is not None:

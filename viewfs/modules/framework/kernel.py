@@ -23,6 +23,8 @@ class KernelModule(Module):
     #: It shows other mounts, so the device number of a file does not tell that the file belongs to it.
     shows_others: ClassVar[bool] = False
 
+    #: It has no source, but a name for one, which is shown.
+    names_source: ClassVar[bool] = False
     #: Descriptors that came with the request to mount it.
     given: Sequence[int] = ()
 

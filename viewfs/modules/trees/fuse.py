@@ -21,8 +21,8 @@ class Fuse(KernelModule):
     """The mount of a program that speaks FUSE and mounts itself."""
 
     name = "fuse"
+    names_source = True
     options = (
-        text("fsname", "", "what it shows as its source"),
         text("subtype", "", "what kind of file system it is"),
         Option("rootmode", _mode, 0o40000, "the type of its root, an octal number", "MODE", show=oct),
         integer("user_id", 0, "who has mounted it"),
@@ -42,7 +42,7 @@ class Fuse(KernelModule):
         self._root_mode: int = options["rootmode"]
         context = fsopen("fuse")
         try:
-            fsconfig_string(context, "source", options["fsname"] or options["subtype"] or "fuse")
+            fsconfig_string(context, "source", mounting.source_name or "fuse")
             if options["subtype"]:
                 fsconfig_string(context, "subtype", options["subtype"])
             fsconfig_string(context, "fd", str(self.given[0]))

@@ -67,7 +67,7 @@ def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         type=module.name,
         path=path,
         # A type that needs no source takes any word for it.
-        source=request["source"] if source is not None or _takes_path(module) else "",
+        source=request["source"] if source is not None or _shows_source(module) else "",
         uses_view=module.uses_view,
         confinement=_confinement_shown(module),
         has_devices=isinstance(module, DeviceModule),
@@ -259,8 +259,8 @@ def _answer_now(answer: Answer[T]) -> T:
     return trio.run(wait)
 
 
-def _takes_path(module: Module) -> bool:
-    return isinstance(module, KernelModule) and module.takes_path
+def _shows_source(module: Module) -> bool:
+    return isinstance(module, KernelModule) and (module.takes_path or module.names_source)
 
 
 def _find(request: dict[str, Any]) -> tuple[registry.Found, FileSource | None, Source | None]:

@@ -61,9 +61,11 @@ def _mount(caller: Caller, arguments: list[int], session: Session) -> int | None
     data = _options(caller.text(data_at) or b"")
     if is_of_program:
         options = {name: value for name, value in data.items() if name in _FUSE_OPTIONS}
-        names = {"fsname": os.fsdecode(source), "subtype": kind.partition(".")[2]}
+        subtype = kind.partition(".")[2]
+        options["subtype"] = subtype
+        name = os.fsdecode(source) or subtype
         with caller.descriptor(int(data["fd"] or "")) as device:
-            return _asked(session, caller, _request("fuse", "", path, given | options | names), [device])
+            return _asked(session, caller, _request("fuse", name, path, given | options), [device])
     if _TYPES[kind] == "tmp":
         options = {name: value for name, value in data.items() if name in _TMPFS_OPTIONS}
         return _asked(session, caller, _request("tmp", "", path, options))
