@@ -159,7 +159,10 @@ class _StandBy:
             status = self._make_first_mounts()
         while not (status == RETIRED and self._has_ended_unseen()):
             patience.begin(time.monotonic())
-            status = self._supervise()
+            try:
+                status = self._supervise()
+            except OSError:  # too few descriptors, or processes
+                status = 1
             if status == 0:
                 self._calls.end()
                 return 0

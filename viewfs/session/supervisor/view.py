@@ -160,8 +160,9 @@ class View:
 
     # -- changing
 
-    async def mount(self, request: dict[str, Any], fds: list[int]) -> Mount:
-        """Mount as `request`, with which `fds` came, says. Raises `ViewfsError`, nothing having changed."""
+    async def mount(self, request: dict[str, Any], given: list[int]) -> Mount:
+        """Mount as `request`, with which the descriptors `given` came, says. Raises `ViewfsError`, nothing having
+        changed."""
         doing = f"cannot mount {request['source'] or request['type']}"
         deadline = ServerOptions.of(request["options"]).deadline
         # As a rule a magic number tells what it is. If that is not so, it takes a closer look (`inspection`).
@@ -169,7 +170,7 @@ class View:
         while True:
             # Opening may take long, and must not keep others from changing the view.
             asked = request | {"apart": apart, "quick": quick}
-            async with self.agent.worker("mount", asked, fds, apart=apart) as worker:
+            async with self.agent.worker("mount", asked, given, apart=apart) as worker:
                 with answering(doing, deadline, WHY_NOT_OPENED):
                     report, fds = await worker.answer(doing)
                 if report.get("needs_callers"):
