@@ -18,9 +18,9 @@ from viewfs.errors import ViewfsError
 
 COMMANDS = ["run", "shell", "enter", "at", "ps", "lsmod", "epochs", "resolve", "log", "mount", "umount", "insmod",
             "rmmod", "restart"]  # fmt: skip
-OPTIONS = ["--mount", "--load", "--cow", "--name", "--keep", "--history", "--as-root", "--hostname", "--pid", "--no-calls", "--ids",
-           "--session", "--json", "-o", "-t", "--type", "-l", "--lazy", "-f", "--force", "--ask", "--help", "-h",
-           "--epoch", "--available", "-q", "-v", "--quiet", "--verbose", "--version"]  # fmt: skip
+OPTIONS = ["--mount", "--load", "--cow", "--name", "--keep", "--history", "--as-root", "--hostname", "--pid", "--ids",
+           "--no-calls", "--session", "--json", "-o", "-t", "--type", "-l", "--lazy", "-f", "--force", "--ask",
+           "--help", "-h", "--epoch", "--available", "-q", "-v", "--quiet", "--verbose", "--version"]  # fmt: skip
 VALUES = ["a", "/a:/b", "hello", "x=1,y", "-", "--", "", "=", "-x", "1", "--nam", "é", "/m"]
 
 words = st.one_of(
