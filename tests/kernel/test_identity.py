@@ -33,7 +33,7 @@ def test_as_root_is_an_appearance(viewfs: Viewfs, tmp_path: Path) -> None:
         id -u; id -g
         echo x > {tmp_path}/file; chown 0:0 {tmp_path}/file; stat -c %u {tmp_path}/file
         cat /etc/shadow 2>/dev/null || echo no
-        mount -t tmpfs none /mnt 2>/dev/null || echo no
+        mount -t proc none /mnt 2>/dev/null || echo no
         umount /proc 2>/dev/null || echo no
     """
     done = viewfs.sh("--as-root", script=script)

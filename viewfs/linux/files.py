@@ -11,7 +11,7 @@ import os
 import struct
 from enum import IntFlag
 
-from viewfs.linux.libc import check, function, path_bytes, syscall
+from viewfs.linux.libc import check, function, get_errno, path_bytes, syscall
 
 __all__ = [
     "Rename",
@@ -50,6 +50,7 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+_ATTEMPTS = 1000
 _openat2 = syscall("openat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
 _statx = function("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 #: struct statx and its flags, of linux/stat.h: its size, and where the time of birth is in it.
@@ -70,7 +71,12 @@ _renameat2 = syscall("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, c
 def openat2(directory: int, path: str | bytes, flags: int, resolve: Resolve, mode: int = 0) -> int:
     """openat2(2): a close-on-exec descriptor."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, int(resolve))
-    return check(_openat2(directory, path_bytes(path), ctypes.addressof(how), ctypes.sizeof(how)), "openat2", path)
+    for _again in range(_ATTEMPTS):
+        # EAGAIN: something was renamed or mounted anywhere meanwhile, so that a ".." could have led out of the tree.
+        fd = _openat2(directory, path_bytes(path), ctypes.addressof(how), ctypes.sizeof(how))
+        if fd >= 0 or get_errno() != errno.EAGAIN:
+            break
+    return check(fd, "openat2", path)
 
 
 def birth_ns(fd: int) -> int:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "address_of", "addressof", "c_char_p", "c_int", "c_long", "c_size_t", "c_uint", "c_ulong", "c_void_p",
-    "check", "function", "path_bytes", "syscall",
+    "check", "function", "get_errno", "path_bytes", "syscall",
 ]  # fmt: skip
 
 

@@ -29,9 +29,10 @@ _INSTRUCTION = struct.Struct("=HBBI")
 _ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
 
 _SET_MODE_FILTER = 1
-#: SECCOMP_FILTER_FLAG_*: NEW_LISTENER; and WAIT_KILLABLE_RECV: signals that have handlers wait for the answer once the
-#: call has been received, for a call that was interrupted would be received again, and done twice.
-_NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
+#: SECCOMP_FILTER_FLAG_*. SPEC_ALLOW: this is no sandbox, for which older kernels would have the processor slow down.
+#: WAIT_KILLABLE_RECV: signals that have handlers wait for the answer once the call has been received, for a call that
+#: was interrupted would be received again, and done twice.
+_SPEC_ALLOW, _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1 << 2, 1 << 3, 1 << 5
 _seccomp = syscall("seccomp", c_uint, c_ulong, c_char_p)
 _ioctl = function("ioctl", c_int, c_ulong, c_void_p)
 
@@ -73,7 +74,7 @@ def install_listener(program: bytes) -> int:
     """
     buffer = c_char_p(program)
     header = struct.pack("@HP", len(program) // _INSTRUCTION.size, c_void_p.from_buffer(buffer).value)  # sock_fprog
-    return check(_seccomp(_SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE_RECV, header), "seccomp")
+    return check(_seccomp(_SET_MODE_FILTER, _SPEC_ALLOW | _NEW_LISTENER | _WAIT_KILLABLE_RECV, header), "seccomp")
 
 
 class NotifiedCall:

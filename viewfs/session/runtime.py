@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.plain import socket
@@ -42,8 +43,10 @@ def check_name(name: str) -> str:
     return name
 
 
-#: Seconds that a connection may take.
-_CONNECT_SECONDS = 2.0
+#: Seconds that a connection may take, and between two attempts.
+_CONNECT_SECONDS, _AGAIN_SECONDS = 2.0, 0.005
+#: How many may wait to be accepted.
+_BACKLOG = 1024
 
 
 def _address_in(user_namespace: tuple[int, int]) -> bytes:
@@ -57,7 +60,7 @@ def listen_in_view(user_namespace: tuple[int, int]) -> socket.socket | None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(_address_in(user_namespace))
-        listener.listen(64)
+        listener.listen(_BACKLOG)
     except OSError:
         listener.close()
         return None
@@ -75,7 +78,7 @@ def connect_in_view(process: int | None = None, seconds: float = _CONNECT_SECOND
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(seconds)  # whoever has the address need not accept anything
     try:
-        connection.connect(_address_in((status.st_dev, status.st_ino)))
+        _connect(connection, _address_in((status.st_dev, status.st_ino)), seconds)
         _pid, uid, _gid = struct.unpack("=iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid != os.geteuid():
             raise PermissionError(errno.EPERM, "that is somebody else's")
@@ -87,6 +90,19 @@ def connect_in_view(process: int | None = None, seconds: float = _CONNECT_SECOND
 
 #: Inode number of the user namespace that a machine begins with (PROC_USER_INIT_INO of linux/proc_ns.h).
 _INITIAL_USER_NAMESPACE = 0xEFFFFFFD
+
+
+def _connect(connection: socket.socket, address: bytes | str, seconds: float | None) -> None:
+    """Connect. If others wait to be accepted, and there is no more room for them, try again for so many seconds."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while True:
+        try:
+            connection.connect(address)
+            return
+        except BlockingIOError:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise
+            time.sleep(_AGAIN_SECONDS)
 
 
 class RuntimeDirectory:
@@ -207,7 +223,7 @@ class RuntimeDirectory:
         # Through the descriptor, so that a path of any length fits into the 108 bytes of sockaddr_un.
         listener.bind(f"/proc/self/fd/{self.fd}/{unnamed}")
         try:
-            listener.listen(64)
+            listener.listen(_BACKLOG)
             try:
                 os.link(unnamed, name + _SUFFIX, src_dir_fd=self.fd, dst_dir_fd=self.fd)
             except FileExistsError:
@@ -243,7 +259,7 @@ class RuntimeDirectory:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(seconds)
         try:
-            connection.connect(f"/proc/self/fd/{self.fd}/{name}{_SUFFIX}")
+            _connect(connection, f"/proc/self/fd/{self.fd}/{name}{_SUFFIX}", seconds)
         except OSError:
             connection.close()
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from viewfs.linux.mount import MountAttr, detached_tmpfs
 from viewfs.modules.api import Mounting
-from viewfs.modules.api.options import permissions, size
+from viewfs.modules.api.options import permissions, size, text
 from viewfs.modules.framework.kernel import KernelModule
 
 __all__ = ["Temporary"]
@@ -17,10 +17,11 @@ class Temporary(KernelModule):
     options = (
         size("size", 0, "how much it may hold; 0: half of the machine's memory"),
         permissions("mode", 0o755, "permission bits of its root"),
+        text("source", "viewfs-tmp", "what the mount table calls its source"),
     )
 
     def mount(self, mounting: Mounting) -> int:
         settings = {"mode": f"{mounting.options['mode']:o}"}
         if mounting.options["size"]:
             settings["size"] = str(mounting.options["size"])
-        return detached_tmpfs("viewfs-tmp", settings, MountAttr.NOSUID | MountAttr.NODEV)
+        return detached_tmpfs(mounting.options["source"], settings, MountAttr.NOSUID | MountAttr.NODEV)

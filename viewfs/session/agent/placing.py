@@ -14,7 +14,6 @@ from viewfs.errors import UsageError, ViewfsError, explain_os_error
 from viewfs.linux.mount import (
     AT_EMPTY_PATH,
     AT_FDCWD,
-    MountAttr,
     MoveMount,
     OpenTree,
     UmountFlags,
@@ -200,10 +199,9 @@ def unmount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
 
 
 def remount(channel: Channel, request: dict[str, Any], _fds: list[int]) -> None:
-    """Have the topmost mount on `path` be written to, or not (`read_only`)."""
+    """Give the topmost mount on `path` the attributes `set`, and take those of `clear` from it (`MountAttr`)."""
     place = os.open(request["path"], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    change = {"set_attributes" if request["read_only"] else "clear": MountAttr.RDONLY}
-    mount_setattr(place, "", AT_EMPTY_PATH, **change)
+    mount_setattr(place, "", AT_EMPTY_PATH, set_attributes=request["set"], clear=request["clear"])
     os.close(place)
     channel.send({"ok": {}})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import contextmanager
 
 from viewfs.errors import os_error
@@ -68,21 +69,45 @@ class Caller:
 
     def canonical(self, path: bytes, *, follow: bool = True) -> str:
         """`path` as the view has it: absolute, without links. Raises OSError."""
+        fd = self._opened(path, follow=follow)
+        try:
+            return os.readlink(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
+    def place(self, path: bytes) -> tuple[str, bool]:
+        """As `canonical`, and whether it is a directory: so whoever serves it has answered. Raises OSError."""
+        fd = self._opened(path)
+        try:
+            return os.readlink(f"/proc/self/fd/{fd}"), stat.S_ISDIR(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
+
+    def _opened(self, path: bytes, *, follow: bool = True) -> int:
         if not path:
             raise os_error(errno.ENOENT)
+        path = self._without_magic(path) if follow else path
         root = os.open(f"/proc/{self.tid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             start, top = os.readlink(f"/proc/{self.tid}/cwd"), os.readlink(f"/proc/{self.tid}/root")
             if top != "/" and is_at_or_below(start, top):
                 start = start[len(top) :] or "/"
             flags = os.O_PATH | (0 if follow else os.O_NOFOLLOW)
-            fd = openat2(root, os.path.join(os.fsencode(start), path), flags, Resolve.IN_ROOT | Resolve.NO_MAGICLINKS)
+            return openat2(root, os.path.join(os.fsencode(start), path), flags, Resolve.IN_ROOT | Resolve.NO_MAGICLINKS)
         finally:
             os.close(root)
-        try:
-            return os.readlink(f"/proc/self/fd/{fd}")
-        finally:
-            os.close(fd)
+
+    def _without_magic(self, path: bytes) -> bytes:
+        """`path` with a link at its beginning resolved that leads somewhere for the caller alone (proc_pid_fd(5))."""
+        for prefix, before in ((b"/proc/self/", b""), (b"/proc/thread-self/", b""), (b"/dev/fd/", b"fd/")):
+            if not path.startswith(prefix):
+                continue
+            names = (before + path[len(prefix) :]).split(b"/")
+            length = 2 if names[0] == b"fd" else 1
+            if names[0] in (b"fd", b"cwd", b"root"):
+                target = os.readlink(b"/proc/%d/%b" % (self.tid, b"/".join(names[:length])))
+                return os.path.join(target, *names[length:])
+        return path
 
     @contextmanager
     def descriptor(self, number: int) -> Iterator[int]:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["CALLS", "answer"]
 
 #: MS_*, MNT_* and UMOUNT_* of sys/mount.h.
-_RDONLY, _REMOUNT, _BIND, _MOVE = 1, 32, 4096, 8192
+_RDONLY, _NOEXEC, _REMOUNT, _BIND, _MOVE = 1, 8, 32, 4096, 8192
+#: MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, which MOUNT_ATTR_* have the values of.
+_ATTRIBUTES = 0xF
 _UNBINDABLE, _PRIVATE, _SLAVE, _SHARED = 1 << 17, 1 << 18, 1 << 19, 1 << 20
 _MAGIC, _MAGIC_MASK = 0xC0ED0000, 0xFFFF0000
 #: OPEN_TREE_CLONE of linux/mount.h.
@@ -31,8 +33,8 @@ _TYPES: dict[str, str | None] = {
     "ext2": "ext", "ext3": "ext", "ext4": "ext", "squashfs": "squashfs", "vfat": "vfat", "msdos": "vfat",
     "exfat": "exfat", "auto": None,
 }  # fmt: skip
-#: Options of tmpfs(5) that are not just hints.
-_TMPFS_OPTIONS = ("size", "mode")
+#: Options of tmpfs(5) that change nothing a program could count on, or are as they have to be in a view.
+_TMPFS_HINTS = {"huge", "mpol", "inode32", "inode64", "noswap", "nr_inodes", "nr_blocks"}
 #: What fuse(8) gives the kernel.
 _FUSE_OPTIONS = ("rootmode", "user_id", "group_id", "max_read", "default_permissions", "allow_other")
 #: Exit code of an error → errno.
@@ -45,38 +47,73 @@ def _mount(caller: Caller, arguments: list[int], session: Session) -> int | None
         flags &= ~_MAGIC_MASK
     if flags & (_PRIVATE | _SLAVE):
         return 0  # nothing that is mounted in a view is seen elsewhere
-    if flags & _REMOUNT:
-        return _remount(caller, place_at, flags, session)
     kind = os.fsdecode(caller.text(type_at) or b"")
     is_of_program = kind == "fuse" or kind.startswith("fuse.")
-    if flags & (_MOVE | _SHARED | _UNBINDABLE) or not (flags & _BIND or is_of_program or kind in _TYPES):
+    if flags & (_MOVE | _SHARED | _UNBINDABLE):
         return None
-    source, place = caller.text(source_at) or b"", caller.text(place_at)
-    if place is None:
-        return errno.EFAULT
-    path = caller.canonical(place)
-    given = {"ro": ""} if flags & _RDONLY else {}
-    if flags & _BIND:
-        return _asked(session, caller, _request("bind", caller.canonical(source), path, given))
-    data = _options(caller.text(data_at) or b"")
-    if is_of_program:
-        options = {name: value for name, value in data.items() if name in _FUSE_OPTIONS}
-        subtype = kind.partition(".")[2]
-        options["subtype"] = subtype
-        name = os.fsdecode(source) or subtype
-        with caller.descriptor(int(data["fd"] or "")) as device:
-            return _asked(session, caller, _request("fuse", name, path, given | options), [device])
-    if _TYPES[kind] == "tmp":
-        options = {name: value for name, value in data.items() if name in _TMPFS_OPTIONS}
-        return _asked(session, caller, _request("tmp", "", path, options))
-    return _asked(session, caller, _request(_TYPES[kind], caller.canonical(source), path, {}))
-
-
-def _remount(caller: Caller, place_at: int, flags: int, session: Session) -> int:
+    if not (flags & (_BIND | _REMOUNT) or is_of_program or kind in _TYPES):
+        return None
     place = caller.text(place_at)
     if place is None:
         return errno.EFAULT
-    request = {"operation": "remount", "path": caller.canonical(place), "read_only": bool(flags & _RDONLY)}
+    path, on_directory = caller.place(place)
+    if flags & _REMOUNT:
+        return _remount(session, caller, path, flags & _ATTRIBUTES, _RDONLY | _NOEXEC)
+    source, data = caller.text(source_at) or b"", _options(caller.text(data_at) or b"")
+    if flags & _BIND:  # which heeds no other flags (mount(2))
+        name, of_directory = caller.place(source)
+        result = errno.ENOTDIR
+        if of_directory == on_directory:
+            result = _asked(session, caller, _request("bind", name, path, {}))
+        return result
+    if is_of_program:
+        result = _mount_program(session, caller, kind, source, path, data, flags)
+    elif _TYPES[kind] == "tmp":
+        if not on_directory:
+            return errno.ENOTDIR
+        result = _asked(session, caller, _request("tmp", "", path, _tmpfs_options(data, source)))
+    elif flags & _RDONLY or kind == "squashfs":
+        result = _asked(session, caller, _request(_TYPES[kind], caller.canonical(source), path, {}))
+    else:
+        return errno.EROFS  # mount(8) tries it again, read-only
+    attributes = flags & _ATTRIBUTES & ~(0 if _TYPES.get(kind) == "tmp" else _RDONLY)
+    if result == 0 and attributes and (result := _remount(session, caller, path, attributes, 0)):
+        _asked(session, caller, _unmounting(path, lazy=True))
+    return result
+
+
+def _mount_program(
+    session: Session, caller: Caller, kind: str, source: bytes, path: str, data: dict[str, str | None], flags: int
+) -> int:
+    options = {name: value for name, value in data.items() if name in _FUSE_OPTIONS}
+    if flags & _RDONLY:
+        options["ro"] = None
+    options["subtype"] = subtype = kind.partition(".")[2]
+    number = data["fd"] or ""
+    if not (number.isascii() and number.isdigit()):
+        return errno.EINVAL
+    with caller.descriptor(int(number)) as device:
+        request = _request("fuse", os.fsdecode(source) or subtype, path, options)
+        return _asked(session, caller, request, [device], otherwise=errno.EINVAL)
+
+
+def _tmpfs_options(data: dict[str, str | None], source: bytes) -> dict[str, str | None]:
+    """Those of our module that stand for these of tmpfs(5). Raises ValueError for what can't be had."""
+    options: dict[str, str | None] = {"source": os.fsdecode(source) or "none"}
+    for name, value in data.items():
+        if name in ("size", "mode"):
+            options[name] = value
+        elif name not in _TMPFS_HINTS:
+            raise ValueError(name)
+    if (size := options.get("size") or "").endswith("%"):
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        options["size"] = str(pages * int(size[:-1]) // 100)
+    return options
+
+
+def _remount(session: Session, caller: Caller, path: str, attributes: int, clear: int) -> int:
+    """Have a mount get these MS_* flags, and lose those of `clear` that are not among them."""
+    request = {"operation": "remount", "path": path, "set": attributes, "clear": clear & ~attributes}
     return _asked(session, caller, request)
 
 
@@ -105,18 +142,29 @@ def _umount(caller: Caller, arguments: list[int], session: Session) -> int | Non
     if flags & ~(_FORCE | _DETACH | _NOFOLLOW):
         return None
     path = caller.canonical(place, follow=not flags & _NOFOLLOW)
-    request = {"path": path, "lazy": bool(flags & _DETACH), "force": bool(flags & _FORCE), "operation": "umount"}
-    return _asked(session, caller, request)
+    return _asked(session, caller, _unmounting(path, lazy=bool(flags & _DETACH), force=bool(flags & _FORCE)))
 
 
-def _asked(session: Session, caller: Caller, request: dict[str, Any], fds: list[int] | None = None) -> int:
+def _unmounting(path: str, *, lazy: bool, force: bool = False) -> dict[str, Any]:
+    """As umount2(2) does: with MNT_DETACH what is mounted inside goes too, and a part of a bind can go by itself."""
+    return {"operation": "umount", "path": path, "lazy": lazy, "force": force, "inside": lazy, "part": True}
+
+
+def _asked(
+    session: Session,
+    caller: Caller,
+    request: dict[str, Any],
+    fds: list[int] | None = None,
+    *,
+    otherwise: int = errno.EIO,
+) -> int:
     """Have the session do it: 0, or an errno."""
     try:
         session.request(request["operation"], fds, caller=caller.name, **request)
     except ViewfsError as error:
         if "busy" in error.message:
             return errno.EBUSY
-        return _ERRNO.get(error.exit_code, errno.EIO)
+        return _ERRNO.get(error.exit_code, otherwise)
     return 0
 
 

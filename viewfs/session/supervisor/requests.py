@@ -26,6 +26,8 @@ __all__ = ["Connection"]
 
 #: Three streams, and the file that says what is to be run.
 _SPAWN_FDS = 4
+#: What `remount` changes: MOUNT_ATTR_RDONLY, NOSUID, NODEV and NOEXEC.
+_ATTRIBUTES = 0xF
 
 Result = tuple[dict[str, Any], list[int]]
 
@@ -199,18 +201,31 @@ class Connection:
         try:
             mount = self._named_mount(request)
         except NotFoundError:
+            if request.get("part") and self._is_in_bind(request["path"]):
+                await self._view.unmount_part(request["path"], lazy=bool(request["lazy"]))
+                return {"epoch": self._view.history.epochs.current, "path": request["path"]}, []
             if not force or (left := self._unmounted(request)) is None:
                 raise
             self._view.history.served[left.made_in].abort()
             return {"epoch": self._view.history.epochs.current, "path": left.path}, []
         epoch = await self._view.unmount(
-            mount, lazy=bool(request.get("lazy")), force=force, operation=request.get("operation", "umount")
+            mount,
+            lazy=bool(request.get("lazy")),
+            force=force,
+            with_inside=bool(request.get("inside")),
+            operation=request.get("operation", "umount"),
         )
         return {"epoch": epoch, "path": mount.path}, []
 
+    def _is_in_bind(self, path: str) -> bool:
+        """Is `path` shown by a mount that shows others, with all that is mounted in them?"""
+        serving = self._view.history.epochs.resolve(path).serving
+        decided = None if serving is None else self._view.history.served[serving.made_in].decided
+        return decided is not None and decided.shows_others
+
     async def _remount(self, request: Message, _fds: list[int]) -> Result:
         mount = self._named_mount(request)
-        await self._view.remount(mount, read_only=bool(request["read_only"]))
+        await self._view.remount(mount, request["set"] & _ATTRIBUTES, request["clear"] & _ATTRIBUTES)
         return {"path": mount.path}, []
 
     async def _restart(self, request: Message, _fds: list[int]) -> Result:

@@ -336,20 +336,32 @@ class View:
         async with self._changing():
             return await self.layers.keep_state(name, directory, operation=operation)
 
-    async def remount(self, mount: Mount, *, read_only: bool) -> None:
-        """Have `mount` be written to, or not; no epoch is made. Raises `ViewfsError`."""
+    async def remount(self, mount: Mount, attributes: int, clear: int) -> None:
+        """Have `mount` get these attributes, and lose those of `clear` (`MountAttr`); no epoch is made. Raises
+        `ViewfsError`."""
         doing = f"cannot remount {mount.path}"
-        async with (
-            self._changing(),
-            self.agent.worker("remount", {"path": mount.path, "read_only": read_only}) as worker,
-        ):
+        wanted = {"path": mount.path, "set": attributes, "clear": clear}
+        async with self._changing(), self.agent.worker("remount", wanted) as worker:
             with answering(doing, PLACE_SECONDS, WHY_NOT_PLACED):
                 await worker.answer(doing)
 
-    async def unmount(self, mount: Mount, *, lazy: bool, operation: str, force: bool = False) -> Epoch:
+    async def unmount_part(self, path: str, *, lazy: bool) -> None:
+        """Unmount what came with a bind, inside it; no epoch is made. Raises `ViewfsError`."""
+        doing = f"cannot unmount {path}"
+        async with self._changing(), self.agent.worker("unmount", {"paths": [path], "lazy": lazy}) as worker:
+            with answering(doing, PLACE_SECONDS, WHY_NOT_PLACED):
+                _report, fds = await worker.answer(doing)
+                with Descriptors(fds):
+                    await worker.channel.send({"go": True})
+                    await worker.answer(doing)
+
+    async def unmount(
+        self, mount: Mount, *, lazy: bool, operation: str, force: bool = False, with_inside: bool = False
+    ) -> Epoch:
         """Take `mount` out of the view. Raises `ViewfsError`, nothing having changed.
 
-        `lazy`: even if something uses it. `force`: also end its server, which may answer nothing any more.
+        `lazy`: even if something uses it. `with_inside`: and what is mounted inside. `force`: that too, and also end
+        its server, which may answer nothing any more.
         """
         if force and not self.history.epochs.is_shadowed(mount):
             self._abort(mount)  # at once: another change may be waiting for that very server
@@ -359,7 +371,7 @@ class View:
                 where = f"{over.path} ({over.type})" if over else "another mount"
                 raise UsageError(f"{mount.path} is shadowed by {where}", remedy="unmount that first")
             inside = self.history.epochs.below(mount)
-            if inside and not force:
+            if inside and not (force or with_inside):
                 raise UsageError(
                     f"{mount.path} is busy: {inside[0].path} is mounted in it",
                     remedy=f"`viewfs umount {inside[0].path}` first",
@@ -377,7 +389,7 @@ class View:
                 lazy = lazy or len(covered.points) > 1
             if force:
                 self._abort(mount)
-            gone = (*(inside if force else ()), mount)  # what is inside goes with it
+            gone = (*inside, mount)  # what is inside goes with it
             with trio.CancelScope(shield=True):
                 doing = f"cannot unmount {mount.path}"
                 async with self.agent.worker("unmount", {"paths": paths, "lazy": lazy}) as worker:
