@@ -76,7 +76,8 @@ def _mount(caller: Caller, arguments: list[int], session: Session) -> int | None
         result = _asked(session, caller, _request(_TYPES[kind], caller.canonical(source), path, {}))
     else:
         return errno.EROFS  # mount(8) tries it again, read-only
-    attributes = flags & _ATTRIBUTES & ~(0 if _TYPES.get(kind) == "tmp" else _RDONLY)
+    # (All that is mounted in a view is nosuid and nodev; images and what programs serve are read-only by themselves.)
+    attributes = flags & (_RDONLY | _NOEXEC if _TYPES.get(kind) == "tmp" else _NOEXEC)
     if result == 0 and attributes and (result := _remount(session, caller, path, attributes, 0)):
         _asked(session, caller, _unmounting(path, lazy=True))
     return result
