@@ -23,6 +23,7 @@ ROUNDS = int(os.environ.get("VIEWFS_KILL_ROUNDS", "5"))
 WORK = """
     for round in 1 2 3 4 5 6; do
         viewfs mount -t hello none /place$round; cat /place$round; viewfs lsmod > /dev/null
+        mount -t tmpfs none {place}; umount -l {place}
         viewfs mount {image} /mnt; cat /mnt/file; echo $round > {tree}/file$round; viewfs diff
         viewfs umount --lazy /mnt; viewfs rmmod /place$round
     done
@@ -49,7 +50,8 @@ def test_any_process_at_any_moment(viewfs: Viewfs, image: Callable[..., Path], t
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     disk = image(file="content")
-    script = WORK.format(image=disk, tree=tree)
+    (tmp_path / "place").mkdir()
+    script = WORK.format(image=disk, tree=tree, place=tmp_path / "place")
     victims = []
     for number in range(ROUNDS):
         running = subprocess.Popen(
