@@ -286,7 +286,7 @@ def test_a_module_that_hangs_can_be_removed(open_view: Callable[..., View], modu
 def test_what_is_available_is_listed(viewfs: Viewfs) -> None:
     listed = {row["module"]: row for row in viewfs("lsmod", "--available", "--json").json["modules"]}
     assert {"ext", "hello", "tmp", "unreal", "bind"} <= set(listed)
-    assert [option["name"] for option in listed["tmp"]["options"]] == ["size", "mode"]
+    assert [option["name"] for option in listed["tmp"]["options"]] == ["size", "mode", "source"]
     assert listed["unreal"]["place"] == "/unreal" and listed["ext"]["takes_source"]
     shown = viewfs("lsmod", "--available").out
     assert "owner=auto|me|keep" in shown and "built in" in shown
