@@ -63,6 +63,7 @@ MAY_IMPORT = {
     "viewfs.mounts.fuse.dirents": {"viewfs.modules.api", "viewfs.mounts.fuse.protocol"},
     # What an author implements knows nothing of how it is served; a reader of a format nothing of anything.
     "viewfs.modules.api": {"viewfs.errors"},
+    "viewfs.modules.api.calls": {"viewfs.modules.api", "viewfs.linux", "viewfs.errors"},
     "viewfs.modules.api.kept": set(),
     "viewfs.modules.api.options": {"viewfs.errors"},
     "viewfs.modules.api.lasting": {"viewfs.modules.api", "viewfs.errors"},

@@ -43,6 +43,7 @@ _OPTIONS = (
     ),
     click.option("--hostname", metavar="H", help="The host name that the view has."),
     click.option("--pid", "pid_namespace", is_flag=True, help="See only the view's own processes."),
+    click.option("--calls", metavar="FAMILY,…", help="System calls that modules may answer, besides the rare ones."),
     click.option("--no-calls", is_flag=True, help="Leave mount(2) and its kind to the kernel."),
 )
 

@@ -40,6 +40,7 @@ __all__ = [
     "fork_into",
     "has_capabilities",
     "has_capability",
+    "has_deliverable_signal",
     "has_no_new_privileges",
     "hide_memory",
     "how_it_ended",
@@ -181,6 +182,28 @@ def has_capability(tid: int, number: int) -> bool:
             if line.startswith("CapEff:"):
                 return bool(int(line[7:], 16) >> number & 1)
     return False
+
+
+def has_deliverable_signal(tid: int) -> bool:
+    """Does a signal wait for this thread that it neither blocks nor ignores (SigPnd, ShdPnd, SigBlk and SigIgn of
+    proc_pid_status(5))? False if it is gone.
+
+    One for the whole process is the first thread's, unless that blocks it; then it is any other's.
+    """
+    try:
+        own = _signals(tid)
+        mine, shared = own["SigPnd"], own["ShdPnd"]
+        if shared and (process := thread_group_of(tid)) != tid:
+            shared &= _signals(process)["SigBlk"]
+    except OSError:
+        return False
+    return bool((mine | shared) & ~own["SigBlk"] & ~own["SigIgn"])
+
+
+def _signals(tid: int) -> dict[str, int]:
+    with open(f"/proc/{tid}/status") as file:
+        pairs = (line.split(":") for line in file if line.startswith(("SigPnd", "ShdPnd", "SigBlk", "SigIgn")))
+        return {name: int(value, 16) for name, value in pairs}
 
 
 def is_stopped(pid: int) -> bool:

@@ -18,15 +18,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["CALL_SIZE", "Listener", "NotifiedCall", "install_listener", "notifying_filter"]
+__all__ = ["CALL_SIZE", "RESTART", "VIRTUAL", "Listener", "NotifiedCall", "install_listener", "notifying_filter"]
 
-#: BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JA, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
-_LOAD, _JUMP, _JUMP_EQUAL, _RETURN = 0x20, 0x05, 0x15, 0x06
+#: System calls from this number on exist in no kernel: what they do is up to the session.
+VIRTUAL = 1000
+#: As the error of an answer (ERESTARTSYS): the caller sees to its signals, and then calls again, or gets EINTR, as the
+#: handlers say (SA_RESTART of sigaction(2)).
+RESTART = 512
+
+#: BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JA, BPF_JMP|BPF_JEQ|BPF_K, BPF_JMP|BPF_JGE|BPF_K, BPF_RET|BPF_K
+_LOAD, _JUMP, _JUMP_EQUAL, _JUMP_NOT_BELOW, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x06
 #: Offsets in struct seccomp_data.
 _NUMBER, _ARCHITECTURE = 0, 4
 _INSTRUCTION = struct.Struct("=HBBI")
 #: SECCOMP_RET_*
-_ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
+_ALLOW, _NOTIFY, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
+_X32_BIT = 0x40000000
 
 _SET_MODE_FILTER = 1
 #: SECCOMP_FILTER_FLAG_*. SPEC_ALLOW: this is no sandbox, for which older kernels would have the processor slow down.
@@ -45,20 +52,33 @@ _ANSWER = struct.Struct("=QqiI")
 _RECEIVE = 3 << 30 | CALL_SIZE << 16 | 0x21 << 8 | 0
 _SEND = 3 << 30 | _ANSWER.size << 16 | 0x21 << 8 | 1
 _IS_VALID = 1 << 30 | 8 << 16 | 0x21 << 8 | 2
+_ADD_DESCRIPTOR = 1 << 30 | 24 << 16 | 0x21 << 8 | 3
 _SET_FLAGS = 1 << 30 | 8 << 16 | 0x21 << 8 | 4
 _CONTINUE, _SYNC_WAKE_UP = 1, 1
+#: struct seccomp_notif_addfd: id, flags, descriptor here, descriptor there, its flags. SECCOMP_ADDFD_FLAG_SEND: it is
+#: the answer.
+_DESCRIPTOR = struct.Struct("=QIIII")
+_AS_ANSWER = 2
 
 
-def notifying_filter(tables: Mapping[int, Iterable[int]]) -> bytes:
-    """The BPF program that notifies the calls of these numbers, by system call table (AUDIT_ARCH), and lets all others
-    pass: also those of other tables, and those of x32, whose numbers have bit 30."""
+def notifying_filter(tables: Mapping[int, Iterable[int]], missing: Mapping[int, Iterable[int]] | None = None) -> bytes:
+    """The BPF program that notifies the calls of these numbers, by system call table (AUDIT_ARCH), and those that are
+    `VIRTUAL`. It has the `missing` ones fail with ENOSYS, and lets all others pass: also those of other tables, and
+    those of x32, whose numbers have bit 30."""
     emit = _INSTRUCTION.pack
     allow, notify = emit(_RETURN, 0, 0, _ALLOW), emit(_RETURN, 0, 0, _NOTIFY)
+    fail = emit(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
     program = [emit(_LOAD, 0, 0, _ARCHITECTURE)]
     for table, numbers in tables.items():
-        part = [emit(_LOAD, 0, 0, _NUMBER)]
+        part = [
+            emit(_LOAD, 0, 0, _NUMBER),
+            *(emit(_JUMP_NOT_BELOW, 0, 1, _X32_BIT), allow),
+            *(emit(_JUMP_NOT_BELOW, 0, 1, VIRTUAL), notify),
+        ]
         for number in sorted(numbers):
             part += [emit(_JUMP_EQUAL, 0, 1, number), notify]
+        for number in sorted((missing or {}).get(table, ())):
+            part += [emit(_JUMP_EQUAL, 0, 1, number), fail]
         part.append(allow)
         # A conditional jump reaches 255 instructions, an unconditional one any.
         program += [emit(_JUMP_EQUAL, 1, 0, table), emit(_JUMP, 0, 0, len(part)), *part]
@@ -125,6 +145,19 @@ class Listener:
         """Have the kernel do what the caller asked for. (It looks at the arguments anew, so this decides nothing that
         is meant to be a rule.)"""
         return self._send(_ANSWER.pack(call, 0, 0, _CONTINUE))
+
+    def give_descriptor(self, call: int, fd: int, *, close_on_exec: bool, is_answer: bool) -> int | None:
+        """Give the caller a duplicate of `fd`: the number that it has there, which the call returns if it `is_answer`;
+        None if nobody waits for it any more. Raises OSError, EMFILE if the caller has too many."""
+        flags = _AS_ANSWER if is_answer else 0
+        wanted = _DESCRIPTOR.pack(call, flags, fd, 0, os.O_CLOEXEC if close_on_exec else 0)
+        try:
+            number: int = fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, bytearray(wanted))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINPROGRESS):
+                return None
+            raise
+        return number
 
     def _send(self, answer: bytes) -> bool:
         try:

@@ -12,7 +12,13 @@ import os
 
 from viewfs.linux.namespaces import CloneFlags, setns
 
-__all__ = ["Namespaces", "open_namespace"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["NO_LIMIT", "Asking", "Namespaces", "open_namespace"]
+
+NO_LIMIT = -1
 
 #: The order matters: the user namespace first, for it gives the right to the others.
 KINDS = {"user": CloneFlags.NEWUSER, "pid": CloneFlags.NEWPID, "uts": CloneFlags.NEWUTS, "mnt": CloneFlags.NEWNS}
@@ -26,12 +32,23 @@ def open_namespace(kind: str, *, proc: int | None = None) -> int:
     return os.open(f"self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
 
 
+class Asking:
+    """What a command of a view needs to have its session answer system calls (`viewfs.session.calls.notified`)."""
+
+    def __init__(self, keeper: int, families: Sequence[str] = (), limit: int = NO_LIMIT) -> None:
+        """`keeper`: a socket to whoever keeps the listeners. `families`: calls that are notified besides the rare ones.
+        `limit`: the epoch before which a module must have been loaded for the calls to reach it, or `NO_LIMIT`."""
+        self.keeper = keeper
+        self.families = tuple(families)
+        self.limit = limit
+
+
 class Namespaces:
     """Open descriptors of a view's namespaces, by kind."""
 
-    def __init__(self, fds: dict[str, int], calls: int | None = None) -> None:
+    def __init__(self, fds: dict[str, int], calls: Asking | None = None) -> None:
         self.fds = fds
-        #: A socket to whoever keeps the listeners of commands that enter (`viewfs.session.calls`).
+        #: How commands that enter ask the session about system calls.
         self.calls = calls
 
     def join(self) -> None:
@@ -48,5 +65,5 @@ class Namespaces:
         return "pid" in self.fds
 
     def close(self) -> None:
-        for fd in (*self.fds.values(), *(() if self.calls is None else (self.calls,))):
+        for fd in (*self.fds.values(), *(() if self.calls is None else (self.calls.keeper,))):
             os.close(fd)

@@ -93,10 +93,10 @@ class Session:
 
     def namespaces(self, epoch: int | None = None) -> Namespaces:
         """The namespaces of the live view or of an epoch, for a process that may join them; the caller closes them."""
-        from viewfs.namespaces.enter import Namespaces  # not needed by a client that only sends requests
+        from viewfs.namespaces.enter import Asking, Namespaces  # not needed by a client that only sends requests
 
         result, fds = self._channel.call("enter", epoch=epoch)
-        calls = fds.pop() if result["calls"] else None
+        calls = Asking(fds.pop(), result["families"], result["limit"]) if result["calls"] else None
         return Namespaces(dict(zip(result["kinds"], fds, strict=True)), calls)
 
     def spawn(self, argv: list[str], *, epoch: int | None, group: int) -> tuple[int, int]:

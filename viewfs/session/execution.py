@@ -13,10 +13,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from viewfs.namespaces.enter import Asking
+
 __all__ = ["drop_privileges_for_command", "exec_command"]
 
 
-def drop_privileges_for_command(*, as_root: bool, calls: int | None) -> None:
+def drop_privileges_for_command(*, as_root: bool, calls: Asking | None) -> None:
     """Drop all capabilities; with `as_root`, all but those that root uses on files of its own. `calls`: see
     `have_calls_notified`."""
     drop_capabilities(FAKE_ROOT_CAPABILITIES if as_root else (), bounding=False)

@@ -32,16 +32,18 @@ class AgentPlan:
         hostname: str | None = None,
         pid_namespace: bool = False,
         calls: bool = True,
+        families: Sequence[str] = (),
         covers: Sequence[dict[str, Any]] = (),
     ) -> None:
         """`ids`: which ids it has, "one", "many", or "auto". `calls`: the session answers some system calls of its
-        programs (`viewfs.session.calls`). `covers`: requests to cover trees with layers, made before anything runs in
-        the view (`viewfs.session.agent.covering`)."""
+        programs (`viewfs.session.calls`), those of these `families` too. `covers`: requests to cover trees with layers,
+        made before anything runs in the view (`viewfs.session.agent.covering`)."""
         self.as_root = as_root
         self.ids = ids
         self.hostname = hostname
         self.pid_namespace = pid_namespace
         self.calls = calls
+        self.families = tuple(families)
         self.covers = tuple(covers)
 
     def with_covers(self, covers: Sequence[dict[str, Any]]) -> AgentPlan:
@@ -52,6 +54,7 @@ class AgentPlan:
             hostname=self.hostname,
             pid_namespace=self.pid_namespace,
             calls=self.calls,
+            families=self.families,
             covers=covers,
         )
 

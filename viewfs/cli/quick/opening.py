@@ -30,6 +30,7 @@ def open_view(
     as_root: bool = False,
     ids: str = "auto",
     pid_namespace: bool = False,
+    calls: str | None = None,
     no_calls: bool = False,
     keep: bool = False,
     history: bool = False,
@@ -43,6 +44,16 @@ def open_view(
 
     if hostname is not None and not 0 < len(os.fsencode(hostname)) <= 64:
         raise UsageError(f"“{hostname}” can't be a host name", remedy="1 to 64 bytes")
+    view = AgentPlan(
+        as_root=as_root,
+        ids=ids,
+        hostname=hostname,
+        pid_namespace=pid_namespace,
+        calls=not no_calls,
+        families=() if calls is None else _families(calls),
+    )
+    if no_calls and calls is not None:
+        raise UsageError("--calls and --no-calls exclude each other")
     plan = SessionPlan(
         command,
         name=None if name is None else check_name(name),
@@ -52,11 +63,24 @@ def open_view(
         layer_directory=layer_directory,
         exclude=exclude,
         include=include,
-        view=AgentPlan(as_root=as_root, ids=ids, hostname=hostname, pid_namespace=pid_namespace, calls=not no_calls),
+        view=view,
         changes=[InitialChange(change.get("request", "mount"), _without_request(change)) for change in changes],
         environment=environment,
     )
     return run_session(plan, warn)
+
+
+def _families(calls: str) -> list[str]:
+    """The families of system calls in a list with commas. Raises `UsageError`."""
+    from viewfs.session.calls.notified import group_names
+
+    known, families = group_names(), [name.strip() for name in calls.split(",")]
+    for name in families:
+        if name not in known:
+            raise UsageError(
+                f"--calls: no family of system calls is called “{name}”", remedy=f"one of {', '.join(known)}"
+            )
+    return families
 
 
 def _without_request(change: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ _VIEW = {
     "--as-root": ("as_root", _FLAG),
     "--hostname": ("hostname", _VALUE),
     "--pid": ("pid_namespace", _FLAG),
+    "--calls": ("calls", _VALUE),
     "--no-calls": ("no_calls", _FLAG),
 }
 _SESSION = {"--session": ("session", _VALUE)}

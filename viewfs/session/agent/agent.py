@@ -23,7 +23,7 @@ from viewfs.linux.process import (
 )
 from viewfs.mounts.attach import attach
 from viewfs.mounts.root import replace_root
-from viewfs.namespaces.enter import Namespaces, open_namespace
+from viewfs.namespaces.enter import Asking, Namespaces, open_namespace
 from viewfs.namespaces.members import end_members, wait_for_ends
 from viewfs.namespaces.user import IdentityMap
 from viewfs.python import print_traceback
@@ -94,7 +94,9 @@ def agent_main(
         for fd in (itself, *namespaces[1:], *kept):
             os.close(fd)
         workers = [worker for report, worker in covers if report.is_served]
-        _serve(AgentRequests(link, as_root=plan.as_root, owners=owners, calls=calls), workers, namespaces[0], proc)
+        asking = None if calls is None else Asking(calls, plan.families)
+        requests = AgentRequests(link, as_root=plan.as_root, owners=owners, calls=asking)
+        _serve(requests, workers, namespaces[0], proc)
         _take_away(runtime, name, layers, host_root)
         status = 0
     except BaseException:
@@ -140,7 +142,9 @@ def agent_of_view(
         for kind, fd in view.fds.items():
             if kind != "user":
                 os.close(fd)
-        _serve(AgentRequests(link, as_root=plan.as_root, owners=None, calls=calls), [], view.fds["user"], proc)
+        asking = None if calls is None else Asking(calls, plan.families)
+        requests = AgentRequests(link, as_root=plan.as_root, owners=None, calls=asking)
+        _serve(requests, [], view.fds["user"], proc)
         _take_away(runtime, name, layers, host_root)
         status = 0
     except BaseException:

@@ -12,6 +12,7 @@ from viewfs.linux.namespaces import CloneFlags, setns
 from viewfs.linux.plain import signal, socket
 from viewfs.linux.process import die_with_parent, fork_into, keep_only, set_name
 from viewfs.mounts.attach import attach
+from viewfs.namespaces.enter import Asking
 from viewfs.namespaces.members import wait_for_ends, wait_for_exits
 from viewfs.python import add_environment, collect_garbage, complete, print_traceback
 from viewfs.session.execution import drop_privileges_for_command, exec_command
@@ -38,7 +39,7 @@ _REMEMBERED = 1000
 
 
 class AgentRequests:
-    def __init__(self, link: Channel, *, as_root: bool, owners: socket.socket | None, calls: int | None) -> None:
+    def __init__(self, link: Channel, *, as_root: bool, owners: socket.socket | None, calls: Asking | None) -> None:
         """`calls`: for commands, see `have_calls_notified`."""
         self._calls = calls
         self._standby: Channel | None = link
@@ -284,7 +285,10 @@ class AgentRequests:
         agent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _become_command(request, fds, agent, as_root=self._as_root, calls=self._calls)
+            calls = self._calls
+            if calls is not None and "limit" in request:
+                calls = Asking(calls.keeper, calls.families, request["limit"])
+            _become_command(request, fds, agent, as_root=self._as_root, calls=calls)
         self._children[pid] = "command"
         return {"pid": pid}, [os.pidfd_open(pid)]
 
@@ -342,7 +346,7 @@ def _forget_children_signals() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bool, calls: int | None) -> NoReturn:
+def _become_command(request: Message, fds: list[int], agent: int, *, as_root: bool, calls: Asking | None) -> NoReturn:
     """`fds`: the three standard streams, a file that says what to run (`command_file`), then the mount namespace to run
     in, if it isn't the live one."""
     status = 126

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from viewfs.errors import os_error
 from viewfs.linux.files import Resolve, openat2
+from viewfs.linux.memory import process_vm_readv
 from viewfs.linux.process import pidfd_getfd, thread_group_of
 from viewfs.paths import is_at_or_below
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Caller"]
 
 _PATH_MAX = 4096
-_PAGE = 4096
+#: How much is read at once, and how much of it at first: most texts are short.
+_PAGE, _PART = 4096, 256
 
 
 class Caller:
@@ -51,20 +53,19 @@ class Caller:
         if not address:
             return None
         found = b""
-        with open(f"/proc/{self.tid}/mem", "rb", buffering=0) as memory:
-            while len(found) < most:
-                here = address + len(found)
-                try:
-                    memory.seek(here)
-                    part = memory.read(_PAGE - here % _PAGE)  # what lies behind may not be mapped
-                except (OSError, ValueError, OverflowError):
-                    raise OSError(errno.EFAULT, "its memory can't be read") from None
-                if not part:
-                    raise OSError(errno.EFAULT, "its memory can't be read")
-                text, end, _rest = part.partition(b"\0")
-                found += text
-                if end:
-                    return found
+        while len(found) < most:
+            here = address + len(found)
+            part = bytearray(
+                min(_PAGE - here % _PAGE, _PART if not found else _PAGE)
+            )  # what lies behind may be missing
+            try:
+                process_vm_readv(self.tid, here, part)
+            except (OSError, OverflowError):
+                raise OSError(errno.EFAULT, "its memory can't be read") from None
+            text, end, _rest = part.partition(b"\0")
+            found += text
+            if end:
+                return found
         raise OSError(errno.ENAMETOOLONG, "a text that does not end")
 
     def canonical(self, path: bytes, *, follow: bool = True) -> str:

@@ -9,10 +9,14 @@ import time
 from viewfs.linux.plain import signal, socket
 from viewfs.linux.process import pidfd_send_signal
 from viewfs.linux.scm import descriptors_in, rights, room_for
+from viewfs.namespaces.enter import NO_LIMIT
+from viewfs.session.calls.notified import LISTENER
+from viewfs.session.wire import plain_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any
 
     from viewfs.session.calls.slots import Slots
 
@@ -23,15 +27,29 @@ _FAILURES, _AGAIN_SECONDS = 5, 0.05
 
 
 class Keeper:
-    """Listeners, and the notifier that receives from them."""
+    """Listeners, the modules that answer calls, and the notifier that goes between them."""
 
-    def __init__(self, receiver: int | None, fork: Callable[[Slots, dict[int, int], socket.socket], int]) -> None:
-        """New listeners come over the socket `receiver`; None: there are none. `fork` forks a notifier, which receives
-        from these listeners, and from others that it is sent."""
+    def __init__(
+        self,
+        receiver: int | None,
+        families: Sequence[str],
+        log: int,
+        fork: Callable[..., int],
+    ) -> None:
+        """New listeners come over the socket `receiver`; None: there are none. `families` of calls are notified besides
+        the rare ones. `log`: a pipe of which the session's log is read. `fork` forks a notifier, as `Notifier` says."""
         self._receiver = None if receiver is None else socket.socket(fileno=receiver)
+        self._families = families
+        self._log = log
         self._fork = fork
         self._listeners: dict[int, int] = {}
         self._next_number = 1
+        #: Listener → the epoch before which a module must have been loaded for its calls to reach it.
+        self._limits: dict[int, int] = {}
+        #: Listener of a module's server → what that server is known by, until the module's epoch is.
+        self._tokens: dict[int, int] = {}
+        #: Epoch of a module that answers calls → its socket, which is not ours, and what it is (`owner.Owner`).
+        self._owners: dict[int, tuple[int, dict[str, Any]]] = {}
         self._slots: Slots | None = None
         #: Pid, pidfd and channel of the notifier.
         self._notifier: tuple[int, int, socket.socket] | None = None
@@ -59,20 +77,51 @@ class Keeper:
                 self._have_notifier()
             elif event & ~select.POLLIN:  # nobody is left who could call
                 os.close(self._listeners.pop(number))
+                self._limits.pop(number, None)
+                self._tokens.pop(number, None)
         if self._receiver is not None and self._receiver.fileno() in events:
             self._take_listener()
 
     def _take_listener(self) -> None:
         assert self._receiver is not None
-        _data, ancillary, _flags, _address = self._receiver.recvmsg(1, room_for(1))
+        data, ancillary, _flags, _address = self._receiver.recvmsg(LISTENER.size, room_for(1))
+        token, limit = LISTENER.unpack(data) if len(data) == LISTENER.size else (0, NO_LIMIT)
         for fd in descriptors_in(ancillary):
             number, self._next_number = self._next_number, self._next_number + 1
             self._listeners[number] = fd
-            if self._notifier is not None:
-                try:
-                    self._notifier[2].sendmsg([number.to_bytes(4, "little")], rights([fd]))
-                except OSError:
-                    pass  # it has died; the next one is given all
+            if limit != NO_LIMIT:
+                self._limits[number] = limit
+            if token:
+                self._tokens[number] = token
+                self._find_limits()
+            self._tell({"listener": number, "limit": self._limits.get(number)}, fd)
+
+    def set_owners(self, owners: Mapping[int, tuple[int, dict[str, Any]]]) -> None:
+        """From now on these modules answer calls, and no others."""
+        gone, new = self._owners.keys() - owners.keys(), owners.keys() - self._owners.keys()
+        self._owners = dict(owners)
+        self._find_limits()
+        for epoch in gone:
+            self._tell({"gone": epoch})
+        for epoch in sorted(new):
+            fd, value = owners[epoch]
+            self._tell({"owner": epoch, "value": value}, fd)
+
+    def _find_limits(self) -> None:
+        """What the server of a module asks for itself is done by the modules before it."""
+        epochs = {value["token"]: epoch for epoch, (_fd, value) in self._owners.items()}
+        for number, token in list(self._tokens.items()):
+            if token in epochs:
+                self._limits[number] = epochs[token]
+                del self._tokens[number]
+                self._tell({"listener": number, "limit": epochs[token]})
+
+    def _tell(self, message: dict[str, Any], fd: int | None = None) -> None:
+        if self._notifier is not None:
+            try:
+                self._notifier[2].sendmsg([plain_json.dumps(message).encode()], [] if fd is None else rights([fd]))
+            except OSError:
+                pass  # it has died; the next one is given all
 
     def _have_notifier(self) -> None:
         """Begin a notifier. If none can be had, the calls fail with ENOSYS from now on: nobody is to wait for ever."""
@@ -93,8 +142,15 @@ class Keeper:
 
             self._slots = Slots()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = self._fork(self._slots, self._listeners, theirs)
-        theirs.close()
+        try:
+            pid = self._fork(
+                self._slots, self._listeners, theirs, self._owners, self._limits, self._families, self._log
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._notifier = pid, os.pidfd_open(pid), ours
 
     def _forget_notifier(self) -> int:

@@ -1,43 +1,112 @@
 """Which system calls are notified, and the step by which a command on its way into a view has them notified.
 
-They are *rare* calls: those that change mounts. What a filter notifies is final for a process and all that it starts.
+*Rare* calls always are, so that a module that is loaded later answers them for everything that runs. *Families* of
+others are where the user asks for them (`--calls=`). What a filter notifies is final for a process and all that it
+starts.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
 
 from viewfs.linux.numbers import numbers_by_table
 from viewfs.linux.plain import socket
 from viewfs.linux.scm import rights
 from viewfs.linux.unotify import install_listener, notifying_filter
+from viewfs.namespaces.enter import Asking
 
-__all__ = ["NOTIFIED", "have_calls_notified"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
-NOTIFIED = (
-    "mount", "umount", "umount2", "fsopen", "fspick", "open_tree", "move_mount", "mount_setattr",
+__all__ = [
+    "LISTENER", "RARE", "calls_of", "group_names", "have_calls_notified", "is_notified",
+    "needed_family",
+]  # fmt: skip
+
+#: What comes with a listener: a number by which a module's server is known, or 0; and the epoch before which a module
+#: must have been loaded for the calls to reach it, or `NO_LIMIT`.
+LISTENER = struct.Struct("=Qq")
+
+RARE = (
+    "mount", "umount", "umount2", "fsopen", "fspick", "open_tree", "move_mount", "mount_setattr", "pivot_root",
+    "chroot", "uname", "sethostname", "setdomainname", "personality", "acct", "swapon", "swapoff",
+    "settimeofday", "clock_settime", "clock_settime64", "fanotify_init", "fanotify_mark", "mknod", "mknodat",
+    "chown", "chown32", "lchown", "lchown32", "fchown", "fchown32", "fchownat",
+    "setuid", "setuid32", "setgid", "setgid32", "setreuid", "setreuid32", "setregid", "setregid32",
+    "setresuid", "setresuid32", "setresgid", "setresgid32", "setfsuid", "setfsuid32", "setfsgid", "setfsgid32",
+    "setgroups", "setgroups32",
 )  # fmt: skip
+#: Names for several families.
+_GROUPS = {
+    "paths": (
+        "access", "chmod", "lchown", "link", "lstat", "mkdir", "open", "readlink", "rename", "rmdir", "statfs",
+        "symlink", "truncate", "unlink", "utimensat",
+    ),
+    "xattr": ("getxattr", "listxattr", "removexattr", "setxattr"),
+    "io": ("close", "dup3", "getdents64", "lseek", "pread", "pwrite", "read", "write"),
+    "all": ("paths", "xattr", "io", "exec", "sync", "time"),
+}  # fmt: skip
+#: What a ring of io_uring(7) does is never notified.
+_RINGS = ("io_uring_setup",)
 
 
-def have_calls_notified(keeper: int | None) -> None:
-    """Have this process, and all that it starts, ask the session about some system calls. `keeper` is a socket to
-    whoever keeps listeners (`viewfs.session.calls.keeper`); None: nobody does.
+def group_names() -> list[str]:
+    """What `--calls` takes: families of calls, and groups of families."""
+    from viewfs.linux.signatures import FAMILIES
 
-    no_new_privs must be set. Nothing happens where the kernel can't do it, and in a view inside another one, whose
-    session is asked already. Raises OSError if the listener can't be handed over.
+    return [*_GROUPS, *FAMILIES]
+
+
+def calls_of(families: Iterable[str]) -> Iterator[str]:
+    """The calls of these families and groups, without those that are rare."""
+    for name in families:
+        from viewfs.linux.signatures import FAMILIES  # which few views need
+
+        if name in _GROUPS:
+            yield from calls_of(_GROUPS[name])
+        else:
+            yield from (call for call in FAMILIES[name] if call not in RARE)
+
+
+def is_notified(call: str, families: Sequence[str]) -> bool:
+    """Is a call of this name or number notified, in a view with these families?"""
+    return call.isdigit() or call in RARE or (bool(families) and call in calls_of(families))
+
+
+def needed_family(call: str) -> str | None:
+    """The family to ask for so that this call is notified; None: there is none."""
+    from viewfs.linux.signatures import FAMILIES
+
+    return next((family for family, calls in FAMILIES.items() if call in calls), None)
+
+
+def _program(families: tuple[str, ...]) -> bytes:
+    names = dict.fromkeys((*RARE, *calls_of(families)))
+    return notifying_filter(numbers_by_table(names), numbers_by_table(_RINGS) if families else None)
+
+
+def have_calls_notified(asking: Asking | None, token: int = 0) -> bool:
+    """Have this process, and all that it starts, ask the session about some system calls. None: there is nobody to ask.
+    `token`: see `LISTENER`.
+
+    no_new_privs must be set. False where the kernel can't do it, and in a view inside another one, whose session is
+    asked already. Raises OSError if the listener can't be handed over.
     """
-    if keeper is None:
-        return
+    if asking is None:
+        return False
     try:
-        listener = install_listener(notifying_filter(numbers_by_table(NOTIFIED)))
+        listener = install_listener(_program(asking.families))
     except OSError as error:
         if error.errno in (errno.EBUSY, errno.EINVAL, errno.ENOSYS):
-            return
+            return False
         raise
-    to_keeper = socket.socket(fileno=keeper)
+    to_keeper = socket.socket(fileno=asking.keeper)
     try:
-        to_keeper.sendmsg([b"."], rights([listener]))
+        to_keeper.sendmsg([LISTENER.pack(token, asking.limit)], rights([listener]))
     finally:
         to_keeper.detach()
         os.close(listener)
+    return True

@@ -1,8 +1,11 @@
 """The notifier: a small process that receives the calls of a view, and has them answered.
 
-It forks a worker for each call that the session answers, so that it never waits itself. All other calls the kernel goes
-on with. If it is killed, another takes its place (`keeper`): what was received is in `Slots`, a worker goes on by
-itself, and each call is answered once.
+The newest module that has a handler for a call is asked first. One that lets it go on, or has been unloaded, is
+followed by those loaded before it, by the session, which answers the calls that mount, and by the kernel. The session's
+work is done by a worker, forked for each call, so that the notifier never waits itself.
+
+If it is killed, another takes its place (`keeper`): what was received is in `Slots`, a worker goes on by itself, what
+modules have answered is still in their sockets, and each call is answered once.
 """
 
 from __future__ import annotations
@@ -10,27 +13,54 @@ from __future__ import annotations
 import errno
 import os
 import select
+import sys
+import time
+from collections import defaultdict
 
-from viewfs.linux.numbers import numbers_by_table
+from viewfs.linux.numbers import AUDIT_ARCH_I386, numbers_by_table
 from viewfs.linux.plain import signal, socket
-from viewfs.linux.process import CAP_SYS_ADMIN, die_with_parent, has_capability, keep_only, set_name
+from viewfs.linux.process import (
+    CAP_SYS_ADMIN,
+    die_with_parent,
+    has_capability,
+    has_deliverable_signal,
+    keep_only,
+    set_name,
+)
 from viewfs.linux.scm import descriptors_in, room_for
-from viewfs.linux.unotify import Listener, NotifiedCall
+from viewfs.linux.unotify import RESTART, VIRTUAL, Listener, NotifiedCall
 from viewfs.python import print_traceback
+from viewfs.session.calls.messages import (
+    ANSWER,
+    BEGUN,
+    CANCELLED,
+    DESCRIPTOR,
+    ERROR,
+    FILE,
+    GO_ON,
+    HAS,
+    MOST,
+    Answer,
+)
 from viewfs.session.calls.mounting import CALLS, answer
-from viewfs.session.calls.notified import NOTIFIED
+from viewfs.session.calls.notified import RARE, calls_of
+from viewfs.session.calls.owner import Owner, is_harmless
 from viewfs.session.runtime import connect_in_view
+from viewfs.session.wire import plain_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from collections.abc import Sequence
+    from typing import Any, NoReturn
 
     from viewfs.session.calls.slots import Slots
 
 __all__ = ["Notifier", "become_notifier"]
 
-#: Bytes of a message of the keeper: the number of a listener.
-NUMBER_BYTES = 4
+#: Behind every epoch.
+_ALL = 1 << 62
+#: Seconds after which callers who still wait are looked at: a signal may have come for them.
+_LOOK_SECONDS = 0.05
 
 
 class Notifier:
@@ -41,51 +71,104 @@ class Notifier:
         slots: Slots,
         listeners: dict[int, int],
         keeper: socket.socket,
+        owners: dict[int, tuple[int, dict[str, Any]]],
+        limits: dict[int, int],
+        families: Sequence[str],
     ) -> None:
-        """`listeners`: number → descriptor. More come from the `keeper`."""
+        """`listeners`: number → descriptor. `owners`: epoch of a module → its socket, and what `Owner` takes. `limits`:
+        number of a listener → the epoch whose modules its calls come to, and earlier ones. More come from the
+        `keeper`."""
         self._slots = slots
         self._keeper = keeper
-        self._names = numbers_by_table(NOTIFIED)
+        self._names = numbers_by_table((*RARE, *calls_of(families)))
         self._poll = select.poll()
         self._poll.register(keeper, select.POLLIN)
         self._listeners: dict[int, tuple[int, Listener]] = {}
         self._by_number: dict[int, Listener] = {}
+        self._limits = dict(limits)
+        #: The newest first.
+        self._owners: dict[int, Owner] = {}
+        self._owner_of: dict[int, Owner] = {}
+        #: Epoch of a module → id of a call that it has → slot.
+        self._asked: dict[int, dict[int, int]] = defaultdict(dict)
+        #: Epoch of a module that has another server → the calls that the one before may have begun.
+        self._begun_before: dict[int, set[int]] = {}
+        self._next_look = 0.0
         #: Pidfd → slot and pid of a worker.
         self._workers: dict[int, tuple[int, int]] = {}
         slots.look_again()
         for number, fd in listeners.items():
             self._add(number, fd)
+        for epoch, (fd, value) in owners.items():
+            self._add_owner(epoch, fd, value)
 
     def _add(self, number: int, fd: int) -> None:
         self._listeners[fd] = number, Listener(fd)
         self._by_number[number] = self._listeners[fd][1]
         self._poll.register(fd, select.POLLIN)
 
+    def _add_owner(self, epoch: int, fd: int, value: dict[str, Any]) -> None:
+        owner = Owner(epoch, fd, value)
+        self._owners = {epoch: owner, **self._owners}
+        self._owners = {epoch: self._owners[epoch] for epoch in sorted(self._owners, reverse=True)}
+        self._owner_of[owner.fileno()] = owner
+        self._poll.register(owner, select.POLLIN)
+
+    def _forget_owner(self, owner: Owner) -> None:
+        """Its module was unloaded, or its server is dead: what it has not answered fails."""
+        self._poll.unregister(owner)
+        del self._owners[owner.epoch], self._owner_of[owner.fileno()]
+        owner.close()
+        for slot in list(self._asked.pop(owner.epoch, {}).values()):
+            self._fail(slot, errno.EIO)
+
     def run(self) -> None:
         """Receive calls until the keeper is gone."""
         for slot in list(self._slots.in_flight()):
             self._take_over(slot)
         while True:
-            for fd, event in self._poll.poll():
+            events = dict(self._poll.poll(_LOOK_SECONDS * 1000 if self._is_asking else None))
+            if self._keeper.fileno() in events and not self._hear_keeper():
+                return
+            for fd, event in events.items():
                 if fd in self._listeners:
                     self._hear_listener(fd, event)
+                elif fd in self._owner_of:
+                    self._hear_owner(self._owner_of[fd], event)
                 elif fd in self._workers:
                     self._end_worker(fd)
-                elif not self._hear_keeper():
-                    return
+            if self._is_asking:
+                self._look_at_callers()
+
+    @property
+    def _is_asking(self) -> bool:
+        return any(self._asked.values())
 
     def _hear_keeper(self) -> bool:
-        data, ancillary, _flags, _address = self._keeper.recvmsg(NUMBER_BYTES, room_for(1))
+        data, ancillary, _flags, _address = self._keeper.recvmsg(MOST, room_for(1))
         fds = descriptors_in(ancillary)
-        if data and fds:
-            self._add(int.from_bytes(data, "little"), fds[0])
-        return bool(data)
+        if not data:
+            return False
+        message = plain_json.loads(data.decode())
+        if message.get("limit") is not None:
+            self._limits[message["listener"]] = message["limit"]
+        if "gone" in message:
+            if (owner := self._owners.get(message["gone"])) is not None:
+                self._forget_owner(owner)
+        elif "owner" in message:
+            self._add_owner(message["owner"], fds[0], message["value"])
+        elif fds:
+            self._add(message["listener"], fds[0])
+        return True
+
+    # -- calls
 
     def _hear_listener(self, fd: int, event: int) -> None:
         number, listener = self._listeners[fd]
         if not event & select.POLLIN:  # nobody is left who could call
             self._poll.unregister(fd)
             del self._listeners[fd], self._by_number[number]
+            self._limits.pop(number, None)
             listener.close()
             return
         if self._slots.are_full:
@@ -94,23 +177,192 @@ class Notifier:
         if listener.receive(self._slots.address(slot)):
             self._dispatch(slot, listener)
         else:
-            self._slots.clear(slot)
+            self._clear(slot)
         if self._slots.are_full:
-            self._heed_listeners(0)  # until a worker has ended
+            self._heed_listeners(0)  # until something is answered
+
+    def _clear(self, slot: int) -> None:
+        """The call was answered, or nobody waits for it."""
+        were_full = self._slots.are_full
+        self._slots.clear(slot)
+        if were_full:
+            self._heed_listeners(select.POLLIN)
 
     def _heed_listeners(self, events: int) -> None:
         for fd in self._listeners:
             self._poll.modify(fd, events)
 
-    def _dispatch(self, slot: int, listener: Listener) -> None:
+    def _name_of(self, call: NotifiedCall) -> str:
+        """Its name; its number, if no kernel has it; empty for what nobody has asked to be notified of."""
+        if call.number >= VIRTUAL:
+            return str(call.number)
+        return self._names.get(call.architecture, {}).get(call.number, "")
+
+    def _dispatch(self, slot: int, listener: Listener, below: int = _ALL) -> None:
+        """Have a call answered by the newest module loaded before the epoch `below` that answers it; else by the
+        session, or the kernel."""
         call = NotifiedCall(self._slots.call(slot))
-        name = self._names.get(call.architecture, {}).get(call.number, "")
+        name = self._name_of(call)
+        if self._owners:
+            below = min(below, self._limits.get(self._slots.listener(slot), _ALL))
+            try:
+                if self._ask(slot, call, name, below):
+                    return
+            except OSError as error:
+                self._reply(listener, call, error.errno or errno.EIO, name)
+                self._clear(slot)
+                return
         if name in CALLS and not _may_itself(call.tid) and _is_in_view(call.tid):
             self._slots.give_to_worker(slot)
             self._begin_worker(slot, listener, call, name)
             return
-        _finish(listener, call, None, name)
-        self._slots.clear(slot)
+        self._reply(listener, call, None, name)
+        self._clear(slot)
+
+    def _ask(self, slot: int, call: NotifiedCall, name: str, below: int) -> bool:
+        """Ask the newest module that has this call, if any has. Raises OSError, which is the caller's errno."""
+        for epoch, owner in self._owners.items():
+            if epoch >= below or not owner.has(name):
+                continue
+            packet = owner.request(call, name, _bits(call))
+            if packet is None:
+                continue
+            self._slots.give_to_owner(slot, epoch)
+            if not self._is_asking:
+                self._next_look = time.monotonic() + _LOOK_SECONDS
+            self._asked[epoch][call.id] = slot
+            if not owner.send(slot, packet):
+                self._poll.modify(owner, select.POLLIN | select.POLLOUT)
+            return True
+        return False
+
+    def _reply(self, listener: Listener, call: NotifiedCall, result: int | None, name: str) -> None:
+        """Answer with 0 or an errno; None: as if nobody had been asked."""
+        if result is not None:
+            listener.answer(call.id, error=result)
+        elif name and call.number < VIRTUAL:
+            listener.let_pass(call.id)
+        else:
+            listener.answer(call.id, error=errno.ENOSYS)
+
+    def _fail(self, slot: int, number: int) -> None:
+        listener = self._by_number.get(self._slots.listener(slot))
+        if listener is not None:
+            listener.answer(NotifiedCall(self._slots.call(slot)).id, error=number)
+        self._clear(slot)
+
+    # -- modules
+
+    def _hear_owner(self, owner: Owner, event: int) -> None:
+        if event & select.POLLOUT and owner.send_rest():
+            self._poll.modify(owner, select.POLLIN)
+        if not event & ~select.POLLOUT:
+            return
+        try:
+            received = owner.receive()
+            if received is None:  # it was unloaded, or its server is dead, as the supervisor says
+                self._forget_owner(owner)
+                return
+            given, fds = received
+            self._take(owner, given, fds)
+            owner.done()
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as error:
+            self._log(f"module {owner.module} is unloaded: its server says what can't be: {error}")
+            self._forget_owner(owner)
+
+    def _take(self, owner: Owner, given: Answer, fds: list[int]) -> None:
+        """Give a caller the answer of a module. Raises ValueError for what no honest server says."""
+        asked = self._asked[owner.epoch]
+        try:
+            if fds and given.kind != DESCRIPTOR:
+                raise ValueError("a descriptor that nobody asked for")
+            if given.kind == BEGUN:
+                self._begun_before[owner.epoch] = {call for call, slot in asked.items() if slot not in owner.unsent}
+                if not owner.mark():
+                    self._poll.modify(owner, select.POLLIN | select.POLLOUT)
+                return
+            if given.kind == HAS:
+                self._begin_anew(owner, dict(given.outs).get(0, b""))
+                return
+            slot = asked.pop(given.id, None)
+            if slot is None:  # it was answered before, by another notifier
+                return
+            listener = self._by_number.get(self._slots.listener(slot))
+            if listener is None:
+                self._clear(slot)
+                return
+            call = NotifiedCall(self._slots.call(slot))
+            if given.kind == GO_ON:
+                self._dispatch(slot, listener, owner.epoch)
+                return
+            if given.kind == CANCELLED and not self._slots.is_given_up(slot):
+                listener.answer(call.id, error=errno.EIO)
+                self._clear(slot)
+                raise ValueError("a call that was given up, which nobody asked for")
+            if listener.waits(call.id):
+                self._answer(owner, listener, call, given, fds)
+            self._clear(slot)
+        finally:
+            for fd in fds:
+                if is_harmless(fd):
+                    os.close(fd)
+
+    def _answer(self, owner: Owner, listener: Listener, call: NotifiedCall, given: Answer, fds: list[int]) -> None:
+        name = self._name_of(call)
+        try:
+            match given.kind:
+                case _ if given.kind == ANSWER:
+                    owner.put(call, name, _bits(call), given)
+                    listener.answer(call.id, value=given.value)
+                case _ if given.kind == ERROR:
+                    if not 0 < given.value < 4096:
+                        raise ValueError(f"an errno {given.value}")
+                    listener.answer(call.id, error=given.value)
+                case _ if given.kind == CANCELLED:
+                    listener.answer(call.id, error=RESTART)
+                case _ if given.kind == DESCRIPTOR:
+                    if len(fds) != 1 or not is_harmless(fds[0]):
+                        raise ValueError("a descriptor that no module may hand out")
+                    listener.give_descriptor(call.id, fds[0], close_on_exec=given.close_on_exec, is_answer=True)
+                case _ if given.kind == FILE:
+                    fd = _sealed_file(dict(given.outs).get(0, b""))
+                    try:
+                        listener.give_descriptor(call.id, fd, close_on_exec=given.close_on_exec, is_answer=True)
+                    finally:
+                        os.close(fd)
+        except ValueError:
+            listener.answer(call.id, error=errno.EIO)
+            raise
+        except OSError as error:
+            listener.answer(call.id, error=error.errno or errno.EIO)
+
+    def _begin_anew(self, owner: Owner, ids: bytes) -> None:
+        """Another server has begun, which has the calls `ids` of those that were sent before the mark: the others were
+        lost with the server before."""
+        here = {int.from_bytes(ids[at : at + 8], sys.byteorder) for at in range(0, len(ids), 8)}
+        asked = self._asked[owner.epoch]
+        for call in self._begun_before.pop(owner.epoch, set()) - here:
+            if (slot := asked.pop(call, None)) is not None:
+                self._fail(slot, errno.EIO)
+
+    def _look_at_callers(self) -> None:
+        """Have calls given up whose callers have a signal to see to."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        for epoch, asked in self._asked.items():
+            owner = self._owners[epoch]
+            for call, slot in asked.items():
+                if slot in owner.unsent or self._slots.is_given_up(slot):
+                    continue
+                if has_deliverable_signal(NotifiedCall(self._slots.call(slot)).tid):
+                    self._slots.give_up(slot)
+                    owner.give_up(call)
+        self._next_look = time.monotonic() + max(_LOOK_SECONDS, 20 * (time.monotonic() - now))
+
+    # -- workers
 
     def _begin_worker(self, slot: int, listener: Listener, call: NotifiedCall, name: str) -> None:
         pid = os.fork()
@@ -121,7 +373,7 @@ class Notifier:
                 set_name(f"viewfs-{name}")
                 self._slots.give_to_worker(slot, os.getpid())
                 if listener.waits(call.id):  # else somebody has answered it
-                    _finish(listener, call, answer(call, name), name)
+                    self._reply(listener, call, answer(call, name), name)
                 status = 0
             except BaseException:
                 print_traceback()
@@ -146,17 +398,16 @@ class Notifier:
         self._fail(slot, errno.EIO)
         self._heed_listeners(select.POLLIN)
 
-    def _fail(self, slot: int, number: int) -> None:
-        listener = self._by_number.get(self._slots.listener(slot))
-        if listener is not None:
-            listener.answer(NotifiedCall(self._slots.call(slot)).id, error=number)
-        self._slots.clear(slot)
+    # -- after another notifier
 
     def _take_over(self, slot: int) -> None:
         """See to a call that another notifier has received."""
         listener, worker = self._by_number.get(self._slots.listener(slot)), self._slots.worker(slot)
+        epoch = self._slots.owner(slot)
         if listener is None:
-            self._slots.clear(slot)
+            self._clear(slot)
+        elif epoch is not None:
+            self._take_over_asked(slot, epoch)
         elif worker is None:
             self._dispatch(slot, listener)
         else:
@@ -164,6 +415,48 @@ class Notifier:
                 self._watch_worker(slot, worker)
             except (OSError, ValueError):  # it has ended, or has not begun
                 self._fail(slot, errno.EINTR)
+
+    def _take_over_asked(self, slot: int, epoch: int) -> None:
+        """A module has been asked, or was about to be: it is asked again, and answers each call once."""
+        call = NotifiedCall(self._slots.call(slot))
+        owner = self._owners.get(epoch)
+        if owner is None:
+            self._fail(slot, errno.EIO)
+            return
+        try:
+            packet = owner.request(call, self._name_of(call), _bits(call))
+        except OSError:
+            packet = None
+        if packet is None:
+            self._fail(slot, errno.EINTR)
+            return
+        self._asked[epoch][call.id] = slot
+        if not owner.send(slot, packet):
+            self._poll.modify(owner, select.POLLIN | select.POLLOUT)
+
+    def _log(self, line: str) -> None:
+        try:
+            os.write(2, f"{line}\n".encode())
+        except OSError:
+            pass  # nobody reads it
+
+
+def _bits(call: NotifiedCall) -> int:
+    return 32 if call.architecture == AUDIT_ARCH_I386 else 64
+
+
+def _sealed_file(content: bytes) -> int:
+    """A file in memory that nobody can change (memfd_create(2))."""
+    import fcntl
+
+    fd = os.memfd_create("viewfs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    # A descriptor of its own that can only read: the offset is the caller's alone.
+    reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    os.close(fd)
+    return reading
 
 
 def _may_itself(tid: int) -> bool:
@@ -186,29 +479,35 @@ def _is_in_view(tid: int) -> bool:
     return True
 
 
-def _finish(listener: Listener, call: NotifiedCall, result: int | None, name: str) -> None:
-    """Answer with what a function of `CALLS` has returned."""
-    if result is not None:
-        listener.answer(call.id, error=result)
-    elif name:
-        listener.let_pass(call.id)
-    else:
-        listener.answer(call.id, error=errno.ENOSYS)
+def _write_to(log: int) -> None:
+    """Have standard error be that pipe; a message for which it has no room is lost."""
+    try:
+        end = os.open(f"/proc/self/fd/{log}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # nobody reads it
+        return
+    os.dup2(end, 2)
+    os.close(end)
 
 
 def become_notifier(
     slots: Slots,
     listeners: dict[int, int],
     keeper: socket.socket,
+    owners: dict[int, tuple[int, dict[str, Any]]],
+    limits: dict[int, int],
+    families: Sequence[str],
+    log: int,
 ) -> NoReturn:
-    """Be the notifier, until the keeper is gone. Never returns."""
+    """Be the notifier, until the keeper is gone. Never returns. `log`: the pipe of what it and its workers have to say
+    (or its other end)."""
     status = 1
     try:
         die_with_parent(os.getppid())
         os.setpgid(0, 0)
-        keep_only(keeper.fileno(), *listeners.values())
+        _write_to(log)
+        keep_only(keeper.fileno(), *listeners.values(), *(fd for fd, _value in owners.values()))
         set_name("viewfs-notifier")
-        Notifier(slots, listeners, keeper).run()
+        Notifier(slots, listeners, keeper, owners, limits, families).run()
         status = 0
     except BaseException:
         print_traceback()

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["COUNT", "Slots"]
 
 #: How many calls can be in flight. More wait in the kernel.
-COUNT = 256
+COUNT = 4096
 _SIZE = 128
-#: Behind the call: the number of its listener, whether its worker has begun, and that worker's pid.
-_STATE = struct.Struct("=III")
+#: Behind the call: the number of its listener; who has it, and that worker's pid or that module's epoch; whether that
+#: was asked to give it up.
+_STATE = struct.Struct("=IIII")
+_NOBODY, _WORKER, _OWNER = range(3)
 _EMPTY = bytes(_SIZE)
 
 
@@ -48,7 +50,7 @@ class Slots:
     def begin(self, listener: int) -> int:
         """A free slot, for a call of this listener."""
         slot = self._free.pop()
-        self._set(slot, listener, 0, 0)
+        self._set(slot, listener)
         return slot
 
     def clear(self, slot: int) -> None:
@@ -64,10 +66,10 @@ class Slots:
         """The call, as `NotifiedCall` takes it."""
         return self._memory[slot * _SIZE : slot * _SIZE + CALL_SIZE]
 
-    def _set(self, slot: int, *state: int) -> None:
-        _STATE.pack_into(self._memory, slot * _SIZE + CALL_SIZE, *state)
+    def _set(self, slot: int, listener: int, holder: int = _NOBODY, which: int = 0, given_up: int = 0) -> None:
+        _STATE.pack_into(self._memory, slot * _SIZE + CALL_SIZE, listener, holder, which, given_up)
 
-    def _state(self, slot: int) -> tuple[int, int, int]:
+    def _state(self, slot: int) -> tuple[int, int, int, int]:
         return _STATE.unpack_from(self._memory, slot * _SIZE + CALL_SIZE)
 
     def listener(self, slot: int) -> int:
@@ -75,12 +77,29 @@ class Slots:
 
     def give_to_worker(self, slot: int, pid: int = 0) -> None:
         """Note that a worker is about to begin with it, or has done so, with this pid."""
-        self._set(slot, self.listener(slot), 1, pid)
+        self._set(slot, self.listener(slot), _WORKER, pid)
 
     def worker(self, slot: int) -> int | None:
         """The pid of its worker; 0 if one was about to begin; None if it has none."""
-        _listener, has_worker, pid = self._state(slot)
-        return pid if has_worker else None
+        _listener, holder, pid, _given_up = self._state(slot)
+        return pid if holder == _WORKER else None
+
+    def give_to_owner(self, slot: int, epoch: int) -> None:
+        """Note that the module which was loaded in that epoch is about to be asked, or has been."""
+        self._set(slot, self.listener(slot), _OWNER, epoch)
+
+    def owner(self, slot: int) -> int | None:
+        """The epoch of the module that has it; None if none has."""
+        _listener, holder, epoch, _given_up = self._state(slot)
+        return epoch if holder == _OWNER else None
+
+    def give_up(self, slot: int) -> None:
+        """Note that its module was asked to give it up."""
+        listener, holder, epoch, _given_up = self._state(slot)
+        self._set(slot, listener, holder, epoch, 1)
+
+    def is_given_up(self, slot: int) -> bool:
+        return bool(self._state(slot)[3])
 
     def in_flight(self) -> Iterator[int]:
         """The slots that are not free."""

@@ -14,7 +14,7 @@ from viewfs.errors import ViewfsError
 from viewfs.linux.namespaces import namespace_id
 from viewfs.linux.plain import signal, socket
 from viewfs.linux.process import how_it_ended, pidfd_is_dead, pidfd_open, pidfd_send_signal
-from viewfs.namespaces.enter import Namespaces
+from viewfs.namespaces.enter import Asking, Namespaces
 from viewfs.namespaces.members import wait_for_ends
 from viewfs.session.ending import end_session
 from viewfs.session.front.entering import start_command
@@ -107,7 +107,7 @@ class Front:
         if self._calls_receiver is not None:
             os.close(self._calls_receiver)
         if self._making is not None:
-            self._namespaces = Namespaces(self._making.namespaces(), self._calls_sender)
+            self._namespaces = Namespaces(self._making.namespaces(), self._asking())
             self._to_standby.send({"kinds": list(self._namespaces.fds)}, list(self._namespaces.fds.values()))
         elif self._ready is not None:
             self._await_agent(self._ready)
@@ -144,7 +144,11 @@ class Front:
         view = result_of(received[0])
         for message in view["messages"]:
             self._warn(message)
-        self._namespaces = Namespaces(dict(zip(view["kinds"], received[1], strict=True)), self._calls_sender)
+        self._namespaces = Namespaces(dict(zip(view["kinds"], received[1], strict=True)), self._asking())
+
+    def _asking(self) -> Asking | None:
+        sender = self._calls_sender
+        return None if sender is None else Asking(sender, self._plan.view.families)
 
     def _view_plan(self) -> AgentPlan:
         paths = [str(change.arguments["path"]) for change in self._covers]

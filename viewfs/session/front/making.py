@@ -90,6 +90,7 @@ def _become(
     status = 126
     try:
         working_directory = os.getcwd()
+        from viewfs.namespaces.enter import Asking
         from viewfs.namespaces.user import IdentityMap
         from viewfs.session.execution import drop_privileges_for_command, exec_command
         from viewfs.session.making import explained, make_view
@@ -106,7 +107,9 @@ def _become(
         if not told:  # somebody has killed the front, and there may be no stand-by yet
             claimed.runtime.remove(claimed.name)
         if told == _DONE:
-            drop_privileges_for_command(as_root=plan.as_root, calls=claimed.calls_sender)
+            sender = claimed.calls_sender
+            calls = None if sender is None else Asking(sender, plan.families)
+            drop_privileges_for_command(as_root=plan.as_root, calls=calls)
             exec_command(argv, environment(), working_directory)
     except OSError as error:
         os.write(2, f"viewfs: cannot enter the view: {error}\n".encode())

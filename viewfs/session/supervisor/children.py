@@ -12,10 +12,8 @@ from viewfs.session.wire.channel import Channel, socket_pair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
-    from viewfs.linux.plain import socket
-    from viewfs.session.calls.slots import Slots
     from viewfs.session.handles import SessionHandles, TheView
     from viewfs.session.supervisor.deposit import Deposit
     from viewfs.session.supervisor.host_root import RootNames
@@ -66,14 +64,14 @@ def fork_agent(handles: SessionHandles) -> tuple[int, Channel]:
     return pid, ours
 
 
-def fork_notifier(slots: Slots, listeners: dict[int, int], keeper: socket.socket) -> int:
-    """Fork a notifier, which receives from these listeners: its pid."""
+def fork_notifier(*given: Any) -> int:
+    """Fork a notifier, which is given what `become_notifier` says: its pid."""
     pid = fork()
     if pid == 0:
         _on_term(signal.SIG_DFL)
         from viewfs.session.calls.notifier import become_notifier
 
-        become_notifier(slots, listeners, keeper)
+        become_notifier(*given)
     return pid
 
 

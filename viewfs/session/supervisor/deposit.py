@@ -60,6 +60,8 @@ class Deposit:
         if "log" in message:
             self.log.append(message["log"])
             return
+        if message.get("sync"):
+            return
         left = iter(fds)
         put: dict[str, Row | None] = {}
         for name, value, count in message.get("put", ()):
@@ -163,7 +165,14 @@ class Depositor:
 
     def let_go(self) -> None:
         """The session ends: have the stand-by close all of it, and wait until it has."""
-        self._send({"let_go": True})
+        self._ask({"let_go": True})
+
+    def sync(self) -> None:
+        """Wait until the stand-by has taken, and told others of, all that it was sent."""
+        self._ask({"sync": True})
+
+    def _ask(self, message: Message) -> None:
+        self._send(message)
         if not self._is_gone:
             try:
                 self._channel.receive()

@@ -15,6 +15,7 @@ from viewfs.cow.layer.records import is_state_directory
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import NotFoundError, UsageError, ViewfsError
 from viewfs.linux.namespaces import namespace_id
+from viewfs.namespaces.enter import NO_LIMIT
 from viewfs.session.plans import AgentPlan
 from viewfs.session.supervisor.agent_link import AgentLink, Child
 from viewfs.session.supervisor.placing import COMPLETE
@@ -369,8 +370,18 @@ class Connection:
         namespaces = self._supervisor.namespaces | {"mnt": self._view.history.namespace_of(self._epoch(request))}
         calls = self._supervisor.calls_sender
         fds = [os.dup(fd) for fd in (*namespaces.values(), *(() if calls is None else (calls,)))]
-        said = {"kinds": list(namespaces), "as_root": self._supervisor.plan.as_root, "calls": calls is not None}
+        said = {
+            "kinds": list(namespaces),
+            "as_root": self._supervisor.plan.as_root,
+            "calls": calls is not None,
+            "families": list(self._supervisor.plan.families),
+            "limit": self._limit(self._epoch(request)),
+        }
         return said, fds
+
+    def _limit(self, epoch: Epoch) -> int:
+        """The first epoch whose modules answer no system calls of a command that runs in `epoch`."""
+        return NO_LIMIT if epoch == self._view.history.epochs.current else epoch + 1
 
     async def _spawn(self, request: Message, fds: list[int]) -> Result:
         """Run a command for a client that may not join namespaces itself; its end is announced when it comes."""
@@ -380,7 +391,8 @@ class Connection:
         streams = list(fds)
         if epoch != self._view.history.epochs.current:
             streams.append(self._view.history.namespace_of(epoch))
-        child = await self._supervisor.agent.spawn({"group": request["group"]}, streams)
+        asked = {"group": request["group"], "limit": self._limit(epoch)}
+        child = await self._supervisor.agent.spawn(asked, streams)
         self._supervisor.commands[child.number] = child
         self._supervisor.keep()
         self._supervisor.nursery.start_soon(self._announce_end, child)

@@ -139,7 +139,7 @@ class _StandBy:
         """`told_to_end`: see `_hear_term`. `agent` has been forked already (`fork_agent`), and waits for the view."""
         self._handles = handles
         self._view = view
-        self._calls = Keeper(handles.calls_receiver, fork_notifier)
+        self._calls = Keeper(handles.calls_receiver, handles.plan.families, handles.log_fd, fork_notifier)
         self._early_agent = agent
         #: None until there has been a supervisor.
         self._deposit: Deposit | None = None
@@ -151,6 +151,8 @@ class _StandBy:
         #: The session is ending, and its supervisor sees to it.
         self._has_let_go = False
         self._told_to_end = told_to_end
+        #: A change is half here that changes who answers system calls.
+        self._owners_changed = False
 
     def run(self) -> int:
         """Run until the session has ended. Returns the exit status."""
@@ -359,6 +361,12 @@ class _StandBy:
             channel.send({"let_go": True})
             return
         deposit.take(message, fds)
+        if message.get("sync"):  # whoever waits for this knows that the notifier has been told
+            channel.send({"sync": True})
+        elif _changes_owners(message) or (self._owners_changed and not message.get("more")):
+            self._owners_changed = bool(message.get("more"))
+            if not self._owners_changed:
+                self._calls.set_owners(_owners_in(deposit))
         if self._view.covers and deposit.rows:
             self._view.forget_covers()  # the deposit has them now
 
@@ -409,6 +417,25 @@ class _StandBy:
         layers.sweep()
         if not left:
             self._send_to_front({"empty": True})
+
+
+#: How rows of the deposit are called that are of modules which answer system calls.
+_OWNER = "calls "
+
+
+def _changes_owners(message: Message) -> bool:
+    """Does a message of a supervisor change which modules answer system calls?"""
+    names = [*(row[0] for row in message.get("put", ())), *message.get("drop", ())]
+    return any(name.startswith(_OWNER) for name in names)
+
+
+def _owners_in(deposit: Deposit) -> dict[int, tuple[int, dict[str, Any]]]:
+    """The modules that answer system calls: epoch → socket to its server, and what the notifier is told of it."""
+    return {
+        int(name.removeprefix(_OWNER)): (row.fds[0], row.value)
+        for name, row in deposit.rows.items()
+        if name.startswith(_OWNER)
+    }
 
 
 def _changed(covers: list[CoverReport]) -> Iterator[str]:

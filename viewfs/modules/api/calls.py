@@ -1,0 +1,223 @@
+"""Modules that redefine system calls, and add calls that no kernel has.
+
+A handler is a method that says which call it answers. It is given who calls, and the arguments: numbers, paths and
+texts, and what they point to, which was copied once. What it returns is the call's result; an `OSError` that it raises
+is the caller's errno.
+
+    class Greeting(CallModule):
+        name = "greeting"
+
+        @call(9999, "text out@2 size")
+        def greet(self, caller, who, answer, size):
+            answer += f"hello, {who}".encode()[:size]
+            return len(answer)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+from viewfs.linux.signatures import FAMILIES, SIGNATURES, parse_signature
+from viewfs.linux.unotify import VIRTUAL
+from viewfs.modules.api import Module, Mounting
+
+__all__ = [
+    "GO_ON", "STRUCTURES", "CallModule", "Caller", "Descriptor", "File", "Handler", "Output", "Result", "Timespec",
+    "Timeval", "Utsname", "call",
+]  # fmt: skip
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _GoOn:
+    def __repr__(self) -> str:
+        return "GO_ON"
+
+
+#: A handler returns this to have the call done as if its module were not there: by a module that was loaded earlier, or
+#: by the kernel.
+GO_ON = _GoOn()
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """Returned by a handler: the caller gets a duplicate of `fd`, and its number there is the result.
+
+    It may be an end of a pipe or a socket, an eventfd or a timerfd. Whoever made it closes it, when it pleases.
+    """
+
+    fd: int
+    close_on_exec: bool = False
+
+
+@dataclass(frozen=True)
+class File:
+    """Returned by a handler: the caller gets a descriptor of a file with this content (64 KiB at most), which nobody
+    can change, and its number is the result."""
+
+    content: bytes
+    close_on_exec: bool = False
+
+
+#: What a handler may return; None is 0.
+Result: TypeAlias = "int | bytes | Descriptor | File | _GoOn | None"
+
+
+class Output(bytearray):
+    """Memory of the caller that a handler may fill: empty at first, and `size` bytes at most. What is in it when the
+    handler returns is copied to the caller."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who waits for the answer."""
+
+    #: The call: its name, or its number if it is one that no kernel has.
+    call: str
+    pid: int
+    tid: int
+    #: Effective ids, as the host has them.
+    uid: int
+    gid: int
+    #: 64, or 32.
+    bits: int
+    #: The working directory.
+    cwd: str
+    #: The six words of the call, as they are.
+    words: tuple[int, ...]
+
+
+class Utsname(ctypes.Structure):
+    """struct new_utsname (linux/utsname.h)."""
+
+    sysname: bytes
+    nodename: bytes
+    release: bytes
+    version: bytes
+    machine: bytes
+    domainname: bytes
+    _fields_ = tuple(
+        (name, ctypes.c_char * 65)
+        for name in ("sysname", "nodename", "release", "version", "machine", "domainname")
+    )  # fmt: skip
+
+
+class Timespec(ctypes.Structure):
+    """struct __kernel_timespec: 64 bits each."""
+
+    seconds: int
+    nanoseconds: int
+    _fields_ = (("seconds", ctypes.c_int64), ("nanoseconds", ctypes.c_int64))
+
+
+class Timeval(ctypes.Structure):
+    """struct __kernel_old_timeval of callers of 64 bits."""
+
+    seconds: int
+    microseconds: int
+    _fields_ = (("seconds", ctypes.c_int64), ("microseconds", ctypes.c_int64))
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A method that answers calls."""
+
+    method: str
+    #: The family whose arguments it takes, if it is for one (`viewfs.linux.signatures`).
+    family: str | None
+    #: What it answers → signature.
+    signatures: dict[str, str]
+
+
+def call(which: str | int, signature: str | None = None) -> Callable[[F], F]:
+    """Have the method answer this call: the name of a system call; of a family of them; or a number from 1000 on, with
+    a `signature` that says what its arguments are (`viewfs.linux.signatures`; without one, six numbers).
+
+    Raises ValueError for a call that is not known.
+    """
+    family = None
+    if isinstance(which, int):
+        if not VIRTUAL <= which < 1 << 30:
+            raise ValueError(f"a call of one's own has a number from {VIRTUAL} on, and not {which}")
+        signatures = {str(which): "size size size size size size" if signature is None else signature}
+    elif signature is not None:
+        raise ValueError(f"{which} has a signature already")
+    elif which in FAMILIES:
+        family = which
+        signatures = {name: SIGNATURES[name] for name in FAMILIES[which]}
+    elif which in SIGNATURES:
+        signatures = {which: SIGNATURES[which]}
+    else:
+        raise ValueError(f"no system call or family is called {which}")
+    for one in signatures.values():
+        parse_signature(one)
+
+    def mark(method: F) -> F:
+        handlers = [*getattr(method, "_answers", []), Handler(method.__name__, family, signatures)]
+        method._answers = handlers  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+class CallModule(Module):
+    """A module that answers system calls. Methods with `call` are its handlers.
+
+    Where `insmod` names a place, only calls with a path there or below are the module's, and those with a descriptor of
+    a file there.
+    """
+
+    #: Where `insmod` names no place, it owns this one; None: its calls wherever they lead.
+    mount_point: ClassVar[str | None] = None
+
+    def begin(self, mounting: Mounting) -> None:
+        """Called once, before the first call. `mounting.mount_point` is the place, or empty.
+
+        Raises `UsageError` with what the user is to be told.
+        """
+
+    def owns(self, caller: Caller, *arguments: Any) -> bool:
+        """Is this call the module's? One that is not goes on. (Asked for every call that a handler is for.)"""
+        return True
+
+    @classmethod
+    def handlers(cls) -> Iterator[Handler]:
+        """All handlers, those of base classes too."""
+        for _name, member in inspect.getmembers(cls, callable):
+            yield from getattr(member, "_answers", ())
+
+    @classmethod
+    def waits(cls) -> bool:
+        """Is any handler `async`?"""
+        return any(inspect.iscoroutinefunction(getattr(cls, handler.method)) for handler in cls.handlers())
+
+
+#: (call, argument) → the structure that is there, for callers of 64 bits and of 32.
+_Structures: TypeAlias = "dict[tuple[str, int], tuple[type[ctypes.Structure], type[ctypes.Structure]]]"
+
+
+class _Timespec32(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_int32), ("nanoseconds", ctypes.c_int32))
+
+
+class _Timeval32(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_int32), ("microseconds", ctypes.c_int32))
+
+
+STRUCTURES: _Structures = {
+    ("uname", 0): (Utsname, Utsname),
+    ("clock_gettime", 1): (Timespec, _Timespec32),
+    ("clock_gettime64", 1): (Timespec, Timespec),
+    ("clock_settime", 1): (Timespec, _Timespec32),
+    ("clock_settime64", 1): (Timespec, Timespec),
+    ("gettimeofday", 0): (Timeval, _Timeval32),
+    ("settimeofday", 0): (Timeval, _Timeval32),
+}
