@@ -27,6 +27,7 @@ class Mount:
     """One mount of a view. `made_in` identifies it, for no epoch makes two."""
 
     made_in: Epoch
+    #: Empty for a module that answers system calls, which lies over nothing; its `source` is what it owns of the tree.
     path: str
     type: str
     source: str = ""
@@ -41,7 +42,12 @@ class Mount:
     @property
     def paths(self) -> tuple[str, ...]:
         """Every place where it is mounted."""
-        return self.path, *self.also
+        return (self.path, *self.also) if self.path else ()
+
+    @property
+    def shown_as(self) -> str:
+        """What people know it by."""
+        return self.path or f"module {self.type}"
 
     def leads_to(self, path: str) -> bool:
         """Is `path` one of these places, or below one?"""

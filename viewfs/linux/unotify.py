@@ -13,12 +13,16 @@ import os
 import struct
 
 from viewfs.linux.libc import c_char_p, c_int, c_uint, c_ulong, c_void_p, check, function, syscall
+from viewfs.linux.process import no_new_privileges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["CALL_SIZE", "RESTART", "VIRTUAL", "Listener", "NotifiedCall", "install_listener", "notifying_filter"]
+__all__ = [
+    "CALL_SIZE", "RESTART", "VIRTUAL", "Listener", "NotifiedCall", "install_listener", "is_asking_another",
+    "notifying_filter",
+]  # fmt: skip
 
 #: System calls from this number on exist in no kernel: what they do is up to the session.
 VIRTUAL = 1000
@@ -95,6 +99,25 @@ def install_listener(program: bytes) -> int:
     buffer = c_char_p(program)
     header = struct.pack("@HP", len(program) // _INSTRUCTION.size, c_void_p.from_buffer(buffer).value)  # sock_fprog
     return check(_seccomp(_SET_MODE_FILTER, _SPEC_ALLOW | _NEW_LISTENER | _WAIT_KILLABLE_RECV, header), "seccomp")
+
+
+def is_asking_another() -> bool:
+    """Is this process under such a filter, so that it can't have another?
+
+    (A filter that lets everything pass is tried in a child.)
+    """
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            no_new_privileges()
+            install_listener(notifying_filter({}))
+            status = 0
+        except OSError as error:
+            status = 2 if error.errno == errno.EBUSY else 1
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
 
 
 class NotifiedCall:

@@ -147,6 +147,8 @@ class Needs(Flag):
     #: Read and write files of the session's user whatever their permission bits say. (Their owner could change those,
     #: and a process that has made a read-only file can write to it.)
     OWN_FILES = auto()
+    #: Hand descriptors out, over sockets that it has.
+    DESCRIPTORS = auto()
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,8 @@ def sealed_rules(needs: Needs = Needs.NONE, pid: int | None = None) -> tuple[dic
         rules["pidfd_open"] = ALLOW
     if Needs.CALLER_MEMORY in needs:
         rules |= dict.fromkeys(_CALLER_MEMORY, ALLOW)
+    if Needs.DESCRIPTORS in needs:
+        rules["sendmsg"] = ALLOW
     if Needs.KERNEL_CRYPTO in needs:
         rules |= dict.fromkeys(_ALG_SOCKETS, ALLOW)
         rules["socket"] = ArgumentRule(0, _AF_ALG, ALLOW, deny(errno.EPERM))

@@ -184,6 +184,9 @@ class CallModule(Module):
         Raises `UsageError` with what the user is to be told.
         """
 
+    def end(self) -> None:
+        """Called when the module was unloaded."""
+
     def owns(self, caller: Caller, *arguments: Any) -> bool:
         """Is this call the module's? One that is not goes on. (Asked for every call that a handler is for.)"""
         return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -160,11 +160,15 @@ class Counters:
         os.ftruncate(fd, _SIZE)
         return cls(fd)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, names_of: Sequence[str] | None = None) -> Snapshot:
+        """`names_of`: what is counted, if it is no FUSE requests."""
         values = self._slots.tolist()
         columns = list(zip(*(values[row * _SLOTS :][:_SLOTS] for row in range(MAX_ROWS)), strict=True))
         sums = [sum(column) for column in columns]
-        names = {opcode.name.lower(): opcode for opcode in Opcode if sums[opcode]}
+        if names_of is None:
+            names = {opcode.name.lower(): int(opcode) for opcode in Opcode if sums[opcode]}
+        else:
+            names = {name: number for number, name in enumerate(names_of) if sums[number]}
         latency = {}
         together = [0] * _BUCKETS
         for name, opcode in names.items():

@@ -254,6 +254,9 @@ class AgentRequests:
         if request["kind"] == "cover" and self._owners is not None:
             request["request"]["asks_owners"] = True
             given = [*fds, self._owners.fileno()]
+        if request["kind"] in ("mount", "resume") and self._calls is not None:
+            request["request"]["families"] = self._calls.families
+            given = [*fds, self._calls.keeper]
         ours, theirs = socket_pair()
         agent = os.getpid()
         pid = self._fork_apart() if request["apart"] else os.fork()

@@ -17,6 +17,7 @@ from viewfs.linux.landlock import landlock_version
 from viewfs.linux.namespaces import CloneFlags, setns, unshare
 from viewfs.linux.scm import parked, unparked
 from viewfs.modules.api import Answer, Identities, Module, Mounting, Source, WritableFileSystem
+from viewfs.modules.api.calls import CallModule
 from viewfs.modules.api.device import DeviceModule
 from viewfs.modules.api.options import parse_options
 from viewfs.modules.framework import registry
@@ -25,6 +26,7 @@ from viewfs.modules.framework.kernel import KernelModule
 from viewfs.modules.framework.sources import FileSource, identity_of, open_source
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.host import serve, take_over
+from viewfs.namespaces.enter import Asking
 from viewfs.namespaces.sandbox import Confinement, Limits
 from viewfs.python import complete
 from viewfs.session.agent.inspection import find_by_content, part_of
@@ -44,6 +46,7 @@ _DESCRIPTORS_IN_VIEW = 1024
 def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     """Become the server of a module, which sees the view as it is now, or make a kernel mount and end. `fds` came with
     the request, for a kernel mount."""
+    asking = _asking(request, fds)
     unshare(CloneFlags.NEWNS)
     try:
         found, source, unsure = _find(request)
@@ -52,15 +55,19 @@ def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
             raise
         found, source, unsure = _find(request)
     module = found.module()
-    if request["apart"] and isinstance(module, DeviceModule):
+    if request["apart"] and isinstance(module, DeviceModule | CallModule):
         channel.send({"ok": {"needs_callers": True}})  # pids of callers mean nothing in this namespace
         return
     path = request["path"] or module.mount_point
+    if isinstance(module, CallModule):
+        path = path or ""
+    elif asking is not None:
+        os.close(asking.keeper)
     if path is None:
         raise UsageError(f"module {module.name} has no place of its own", remedy=f"viewfs insmod {module.name} PATH")
-    if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
+    if not isinstance(path, str) or (path and not os.path.isabs(path)) or "\0" in path:
         raise UsageError(f"module {module.name} wants to be at {path!r}, which is no absolute path")
-    path = os.path.normpath(path)
+    path = os.path.normpath(path) if path else ""
     mounting = _mounting(module, request, source, path)
     limits = _limits(request, mounting, module)
     decided = Decided(
@@ -77,6 +84,10 @@ def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         device=None if source is None else os.fstat(source.fd).st_dev,
         source_identity=None if source is None else identity_of(os.fstat(source.fd)),
     )
+    if isinstance(module, CallModule):
+        from viewfs.session.agent.call_serving import new_token, what_it_answers
+
+        decided = replace(decided, calls=what_it_answers(module), token=new_token())
     if isinstance(module, KernelModule):
         if not found.built_in:
             raise UsageError(f"module {module.name} wants to mount by itself, which only built-in modules may")
@@ -108,7 +119,8 @@ def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         os.close(descriptors.pop("control"))
     if source is not None and descriptors["source"] != source.fd:
         os.close(descriptors.pop("source"))
-    serving, seen = _open(module, request, mounting, limits, descriptors, unsure)
+    own = {"token": decided.token, "asking": asking, "resumed": False}
+    serving, seen = _open(module, request, mounting, limits, descriptors, own, unsure)
     channel.send({"ok": seen.to_json()})
     received = channel.receive()
     if received is not None:  # else the mount was given up
@@ -157,10 +169,13 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     module sees, if it uses the view; and for devices the pipe by which they are taken away, and what outlives their
     server.
     """
+    asking = _asking(request, fds)
     opened = dict(zip(request["descriptors"], fds, strict=True))
     if request["anew"]:
         registry.forget_code(request["code"])
     module = registry.find_module(request["code"]).module()
+    if asking is not None and not isinstance(module, CallModule):
+        os.close(asking.keeper)
     if module.name != request["type"]:
         raise UsageError(f"{request['code']} is the module {module.name} now, and not {request['type']}")
     if isinstance(module, DeviceModule) != ("watch" in opened):
@@ -177,14 +192,26 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         source = FileSource(opened["source"], size, writable=writable)
     mounting = _mounting(module, request, source, request["path"])
     limits = _limits(request, mounting, module)
-    serving, seen = _open(module, request, mounting, limits, opened)
+    if isinstance(module, CallModule):
+        from viewfs.session.agent.call_serving import check_again
+
+        check_again(module, request["calls"])
+    own = {"token": request.get("token"), "asking": asking, "resumed": True}
+    serving, seen = _open(module, request, mounting, limits, opened, own)
     channel.send({"ok": seen.to_json()})
     received = channel.receive()
     if received is not None:
         channel.close()
         (fuse_fd,) = received[1]
-        take_over(fuse_fd)
+        if not isinstance(module, CallModule):
+            take_over(fuse_fd)
         serving(fuse_fd, Counters(opened["counters"]))
+
+
+def _asking(request: dict[str, Any], fds: list[int]) -> Asking | None:
+    """How this process can ask the session about system calls. The agent gives the socket behind the other `fds`, and
+    it is taken from them."""
+    return Asking(fds.pop(), request["families"]) if "families" in request else None
 
 
 def _keepable(source: int) -> int:
@@ -225,12 +252,18 @@ def _open(
     mounting: Mounting,
     limits: Limits,
     fds: dict[str, int],
+    own: dict[str, Any],
     unsure: Source | None = None,
 ) -> tuple[Callable[[int, Counters], None], Found]:
     """Shut this process in, and only then let the module look at its source: what serves it, and what to report.
 
-    `fds` are for devices (`device_serving.open_devices`). `unsure` is what the module has to recognize first.
+    `fds` are for devices (`device_serving.open_devices`), `own` is for modules that answer system calls
+    (`call_serving.open_calls`). `unsure` is what the module has to recognize first.
     """
+    if isinstance(module, CallModule):
+        from viewfs.session.agent.call_serving import open_calls
+
+        return open_calls(module, mounting, limits, **own)
     if isinstance(module, DeviceModule):
         from viewfs.session.agent.device_serving import open_devices
 

@@ -8,6 +8,7 @@ import time
 from viewfs.linux.namespaces import CloneFlags, unshare
 from viewfs.linux.process import set_name
 from viewfs.modules.api import Module, Mounting
+from viewfs.modules.api.calls import CallModule
 from viewfs.modules.api.device import DeviceModule
 from viewfs.namespaces.sandbox import Confinement, Limits, Needs, confine
 
@@ -35,6 +36,8 @@ def shut_in(module: Module, mounting: Mounting, limits: Limits) -> None:
         if module.uses_kernel_crypto(mounting.options):
             needs |= Needs.KERNEL_CRYPTO
         confine(confinement, needs, limits)
+    elif isinstance(module, CallModule):
+        confine(confinement, Needs.DESCRIPTORS, limits)
     else:
         confine(confinement, limits=limits)
 

@@ -24,6 +24,8 @@ __all__ = ["Keeper"]
 
 #: So many notifiers may fail, and how long one waits before the next where there are too few descriptors, say.
 _FAILURES, _AGAIN_SECONDS = 5, 0.05
+#: What /proc says that a listener is.
+_LISTENER = "anon_inode:seccomp notify"
 
 
 class Keeper:
@@ -87,6 +89,9 @@ class Keeper:
         data, ancillary, _flags, _address = self._receiver.recvmsg(LISTENER.size, room_for(1))
         token, limit = LISTENER.unpack(data) if len(data) == LISTENER.size else (0, NO_LIMIT)
         for fd in descriptors_in(ancillary):
+            if os.readlink(f"/proc/self/fd/{fd}") != _LISTENER:
+                os.close(fd)
+                continue
             number, self._next_number = self._next_number, self._next_number + 1
             self._listeners[number] = fd
             if limit != NO_LIMIT:
@@ -98,14 +103,15 @@ class Keeper:
 
     def set_owners(self, owners: Mapping[int, tuple[int, dict[str, Any]]]) -> None:
         """From now on these modules answer calls, and no others."""
-        gone, new = self._owners.keys() - owners.keys(), owners.keys() - self._owners.keys()
-        self._owners = dict(owners)
+        before, self._owners = self._owners, dict(owners)
         self._find_limits()
-        for epoch in gone:
+        for epoch in before.keys() - owners.keys():
             self._tell({"gone": epoch})
-        for epoch in sorted(new):
-            fd, value = owners[epoch]
-            self._tell({"owner": epoch, "value": value}, fd)
+        for epoch, (fd, value) in sorted(owners.items()):
+            if epoch not in before:
+                self._tell({"owner": epoch, "value": value}, fd)
+            elif before[epoch][1] != value:
+                self._tell({"unloaded": epoch, "until": value["until"]})
 
     def _find_limits(self) -> None:
         """What the server of a module asks for itself is done by the modules before it."""

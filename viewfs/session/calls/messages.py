@@ -10,11 +10,13 @@ import struct
 from typing import NamedTuple
 
 __all__ = [
-    "ANSWER", "BEGUN", "CALL", "CALLER", "CANCEL", "CANCELLED", "CWD", "DESCRIPTOR", "ERROR", "FACTS", "FILE", "GO_ON",
-    "HAS", "MARK", "MOST", "PART_MOST", "Answer", "Request", "pack_answer", "pack_request",
+    "ANSWER", "BEGUN", "CALL", "CALLER", "CANCEL", "CANCELLED", "COUNTED", "CWD", "DESCRIPTOR", "ERROR", "FACTS",
+    "FILE", "GO_ON", "HAS", "MARK", "MOST", "PART_MOST", "Answer", "Request", "counted_names", "pack_answer", "pack_request",
     "unpack_answer", "unpack_request",
 ]  # fmt: skip
 
+#: How many of a module's calls are counted each by itself; all others are together.
+COUNTED = 63
 #: Bytes of a packet, and of one part of it, at most.
 MOST, PART_MOST = 1 << 17, 1 << 16
 #: Kinds of requests: a call; give up that call; a server that has begun has read all that was sent before it began.
@@ -57,6 +59,13 @@ class Answer(NamedTuple):
     value: int = 0
     close_on_exec: bool = False
     outs: tuple[tuple[int, bytes], ...] = ()
+    #: What a server sends with the packet.
+    descriptor: int | None = None
+
+
+def counted_names(calls: list[list[str]]) -> list[str]:
+    """What the counters of a server count that answers these calls."""
+    return [*(name for name, _signature in calls[:COUNTED]), "others"]
 
 
 def pack_request(request: Request) -> bytes:

@@ -155,6 +155,9 @@ class Notifier:
         if "gone" in message:
             if (owner := self._owners.get(message["gone"])) is not None:
                 self._forget_owner(owner)
+        elif "unloaded" in message:
+            if (owner := self._owners.get(message["unloaded"])) is not None:
+                owner.until = message["until"]
         elif "owner" in message:
             self._add_owner(message["owner"], fds[0], message["value"])
         elif fds:
@@ -204,9 +207,9 @@ class Notifier:
         call = NotifiedCall(self._slots.call(slot))
         name = self._name_of(call)
         if self._owners:
-            below = min(below, self._limits.get(self._slots.listener(slot), _ALL))
+            limit = self._limits.get(self._slots.listener(slot), _ALL)
             try:
-                if self._ask(slot, call, name, below):
+                if self._ask(slot, call, name, min(below, limit), limit):
                     return
             except OSError as error:
                 self._reply(listener, call, error.errno or errno.EIO, name)
@@ -219,10 +222,11 @@ class Notifier:
         self._reply(listener, call, None, name)
         self._clear(slot)
 
-    def _ask(self, slot: int, call: NotifiedCall, name: str, below: int) -> bool:
-        """Ask the newest module that has this call, if any has. Raises OSError, which is the caller's errno."""
+    def _ask(self, slot: int, call: NotifiedCall, name: str, below: int, limit: int) -> bool:
+        """Ask the newest module that has this call, if any has that was loaded before the epoch `below`, and not
+        unloaded before the epoch `limit`. Raises OSError, which is the caller's errno."""
         for epoch, owner in self._owners.items():
-            if epoch >= below or not owner.has(name):
+            if epoch >= below or not owner.has(name) or (owner.until is not None and owner.until < limit):
                 continue
             packet = owner.request(call, name, _bits(call))
             if packet is None:

@@ -51,7 +51,8 @@ class Owner:
     """One module. It owns the socket `fd`."""
 
     def __init__(self, epoch: int, fd: int, value: dict[str, Any]) -> None:
-        """`value`: its `calls`, each with a signature, and the `place` that it owns, if it is not all of them."""
+        """`value`: its `calls`, each with a signature, the `place` that it owns, if it is not all of them, and `until`
+        which epoch it was loaded, if that has ended."""
         self.epoch = epoch
         self.socket = socket.socket(fileno=fd)
         self.module = str(value["module"])
@@ -59,6 +60,7 @@ class Owner:
             name: (index, parse_signature(signature)) for index, (name, signature) in enumerate(value["calls"])
         }
         self._place: str = value["place"]
+        self.until: int | None = value["until"]
         #: Requests for which its queue had no room, by slot.
         self.unsent: dict[int, bytes] = {}
 

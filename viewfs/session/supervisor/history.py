@@ -103,7 +103,7 @@ class History:
         alive = self.epochs.alive()
         for epoch, served in self.served.items():
             if epoch not in alive:
-                served.withdraw()
+                served.withdraw(calls=not self._keeps_all)
         if self._keeps_all:
             return
         for epoch in list(self._snapshots):
@@ -138,14 +138,31 @@ class History:
                 yield Entry(f"mount {mount.made_in}", (mount, is_past), partial(_plain, mount, past=is_past))
         for epoch, served in self.served.items():
             yield Entry(f"served {epoch}", served.mark, served.row)
+            if served.calls_fd is not None:
+                yield self._owner_entry(epoch, served, served.calls_fd)
         for epoch, fd in self._snapshots.items():
             yield Entry(f"snapshot {epoch}", fd, partial(Row, None, (fd,)))
         names = {"same_as": list(self._same_as.items()), "state_names": list(self.state_names.items())}
         yield Entry("epochs", names, partial(Row, names))
 
+    def _owner_entry(self, epoch: Epoch, served: ServedMount, fd: int) -> Entry:
+        """A module that answers system calls: the stand-by tells the notifier (`calls.owner.Owner`)."""
+        mount, decided = self.epochs.mount_of(epoch), served.decided
+        assert mount is not None
+        assert decided is not None
+        value = {
+            "module": mount.type,
+            "calls": decided.calls,
+            "place": mount.source,
+            "token": decided.token,
+            "until": mount.removed_in,
+        }
+        return Entry(f"calls {epoch}", (fd, mount.removed_in), partial(Row, value, (fd,)))
+
     def take_up(self, rows: Mapping[str, Row]) -> None:
         """Restore it from `rows`. The servers still have to be found (`ServedMount.server_number`)."""
         self.epochs.changes.clear()
+        answering: dict[Epoch, int] = {}
         for key, row in rows.items():
             kind, _, number = key.partition(" ")
             epoch = Epoch(int(number)) if number.isdigit() else Epoch(-1)
@@ -160,9 +177,13 @@ class History:
                 self.served[epoch] = ServedMount.of_row(row)
             elif kind == "snapshot":
                 self._snapshots[epoch] = row.fds[0]
+            elif kind == "calls":
+                answering[epoch] = row.fds[0]
             elif kind == "epochs":
                 self._same_as = {Epoch(key): Epoch(value) for key, value in row.value["same_as"]}
                 self.state_names = {Epoch(key): value for key, value in row.value["state_names"]}
+        for epoch, fd in answering.items():
+            self.served[epoch].calls_fd = fd
         self.epochs.changes.sort(key=lambda change: change.epoch)
         for found in (self.epochs.mounts, self.epochs.past):
             for epoch in sorted(found):

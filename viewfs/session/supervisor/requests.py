@@ -154,7 +154,7 @@ class Connection:
 
     async def _mount(self, request: Message, fds: list[int]) -> Result:
         mount = await self._view.mount(COMPLETE | request, fds)
-        return {"epoch": mount.made_in, "path": mount.path, "type": mount.type}, []
+        return {"epoch": mount.made_in, "path": mount.path or mount.source, "type": mount.type}, []
 
     async def _cow(self, request: Message, _fds: list[int]) -> Result:
         mount, messages = await self._view.cover(request)
@@ -216,7 +216,7 @@ class Connection:
             with_inside=bool(request.get("inside")),
             operation=request.get("operation", "umount"),
         )
-        return {"epoch": epoch, "path": mount.path}, []
+        return {"epoch": epoch, "path": mount.path or mount.source}, []
 
     def _is_in_bind(self, path: str) -> bool:
         """Is `path` shown by a mount that shows others, with all that is mounted in them?"""
@@ -231,7 +231,7 @@ class Connection:
 
     async def _restart(self, request: Message, _fds: list[int]) -> Result:
         mount = self._named_mount(request)
-        return {"path": mount.path, "server": await self._view.servers.restart(mount)}, []
+        return {"path": mount.path or mount.source, "server": await self._view.servers.restart(mount)}, []
 
     def _unmounted(self, request: Message) -> Mount | None:
         """The last of those at that path, or of that module, which were unmounted and whose server is there still."""
@@ -250,6 +250,8 @@ class Connection:
         path = request.get("path")
         if path is not None and (mount := self._view.history.epochs.visible_on(path)) is not None:
             return mount
+        if (owning := self._owning(path)) is not None:
+            return owning
         module = request.get("module")
         if module is None or "/" in module:
             raise NotFoundError(f"nothing of this view is mounted on {path}", remedy="`viewfs lsmod` lists what is")
@@ -257,11 +259,16 @@ class Connection:
         if not loaded:
             raise NotFoundError(f"no module {module} is loaded", remedy="`viewfs lsmod` lists what is")
         if len(loaded) > 1:
-            places = ", ".join(mount.path for mount in loaded)
+            places = ", ".join(mount.path or mount.source for mount in loaded)
             raise UsageError(
                 f"module {module} is loaded {len(loaded)} times", remedy=f"name one by its place: {places}"
             )
         return loaded[0]
+
+    def _owning(self, path: str | None) -> Mount | None:
+        """The newest module that answers system calls about this place."""
+        live = [mount for mount in self._view.history.epochs.live() if not mount.path and mount.source == path]
+        return live[-1] if live else None
 
     async def _lsmod(self, _request: Message, _fds: list[int]) -> Result:
         epochs = self._view.history.epochs
@@ -273,14 +280,15 @@ class Connection:
             running = server is not None and server.status is None
             if mount.made_in not in alive and not running:
                 continue
-            counted = served.counters.snapshot() if served.counters else None
+            counted = served.snapshot()
             rows.append(
                 {
                     "module": mount.type,
-                    "path": mount.path,
+                    "path": mount.path or mount.source,
                     "also": list(mount.also),
-                    "source": mount.source,
+                    "source": mount.source if mount.path else "",
                     "epoch": mount.made_in,
+                    "calls": served.calls,
                     "state": self._state_of(mount, served.server is not None and not running, served.fuse_fd is None),
                     "pinned_by": sorted(other.made_in for other in epochs.pins(mount)),
                     "server": server.pid if server is not None and running else None,
@@ -298,11 +306,12 @@ class Connection:
             served = self._view.history.served[mount.made_in]
             if served.counters is None or served.server is None or served.server.status is not None:
                 continue
-            counted = served.counters.snapshot()
+            counted = served.snapshot()
+            assert counted is not None
             rows.append(
                 {
                     "module": mount.type,
-                    "path": mount.path,
+                    "path": mount.path or mount.source,
                     "epoch": mount.made_in,
                     "server": served.server.pid,
                     "requests": counted.requests,

@@ -59,7 +59,7 @@ class Scaffold:
         """What can go now, the newest first, by numbers for `forget`. `kept` are the older epochs that can be
         entered."""
         needed = epochs.alive()
-        live = [mount.path for mount in epochs.live()]
+        live = [path for mount in epochs.live() for path in mount.paths]
         due: dict[int, MountPointPlan] = {}
         for number in reversed(self._made.copy()):
             made_for, plan = self._made[number]

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from viewfs.mounts.fuse.counters import Counters
+from viewfs.mounts.fuse.counters import Counters, Snapshot
+from viewfs.session.calls.messages import counted_names
 from viewfs.session.patience import Patience
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.supervisor.deposit import Row
@@ -38,6 +39,8 @@ class ServedMount:
     #: A duplicate of the server's /dev/fuse descriptor, so that its death does not end the connection before we say so.
     fuse_fd: int | None = None
     counters: Counters | None = None
+    #: For a module that answers system calls, `fuse_fd` is its end of a socket, and this the notifier's.
+    calls_fd: int | None = None
     #: Devices are there as long as this is open.
     control_fd: int | None = None
     #: What another server needs to go on where this one died: descriptors by name, and the request that it was mounted
@@ -57,6 +60,25 @@ class ServedMount:
         return None if self.decided is None else self.decided.source_identity
 
     @property
+    def total(self) -> int:
+        """How many requests its server has answered."""
+        counted = self.snapshot()
+        return 0 if counted is None else counted.total
+
+    @property
+    def calls(self) -> list[str] | None:
+        """The system calls that it answers; None if it is mounted."""
+        calls = None if self.decided is None else self.decided.calls
+        return None if calls is None else [name for name, _signature in calls]
+
+    def snapshot(self) -> Snapshot | None:
+        """What its server has done."""
+        if self.counters is None:
+            return None
+        calls = None if self.decided is None else self.decided.calls
+        return self.counters.snapshot(None if calls is None else counted_names(calls))
+
+    @property
     def options(self) -> ServerOptions:
         return ServerOptions.of(self.request.get("options", {}))
 
@@ -66,9 +88,10 @@ class ServedMount:
             return None
         if not self.decided.is_built_in:
             return None
-        if not self.decided.has_devices and not (self.found.resumable and "source" in self.for_successor):
+        is_stateful = not self.decided.has_devices and self.decided.calls is None
+        if is_stateful and not (self.found.resumable and "source" in self.for_successor):
             return None
-        return self.patience.seconds(now, self.counters.snapshot().total)
+        return self.patience.seconds(now, self.total)
 
     def _held(self) -> dict[str, int]:
         """Its descriptors, by name."""
@@ -125,11 +148,15 @@ class ServedMount:
         served.patience = Patience(served.options.deadline)
         return served
 
-    def withdraw(self) -> None:
-        """Take devices away, even from programs that have them open. Does nothing for other mounts."""
+    def withdraw(self, *, calls: bool = True) -> None:
+        """Take devices away, even from programs that have them open; and the system calls that it answers, unless these
+        are to stay. Does nothing for other mounts."""
         if self.control_fd is not None:
             os.close(self.control_fd)
             self.control_fd = None
+        if calls and self.calls_fd is not None:
+            os.close(self.calls_fd)
+            self.calls_fd = None
 
     def abort(self) -> None:
         """End the server for good: whoever waits for an answer gets an error (fuse.rst, aborting a connection)."""

@@ -40,7 +40,7 @@ def _work_of(served: ServedMount) -> int | None:
     Devices may have every caller wait, and only one that is stopped does nothing for certain.
     """
     assert served.server is not None and served.counters is not None and served.decided is not None
-    server, answered = served.server.pid, served.counters.snapshot().total
+    server, answered = served.server.pid, served.total
     programs = _below(server)
     calls = [reads_and_writes(pid) for pid in programs] if served.decided.speaks_fuse else []
     if served.decided.has_devices or None in calls:
@@ -123,12 +123,12 @@ class Servers:
             status = server.status or 0
             how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             if not served.is_aborted:
-                self._log(f"the server of {mount.path} ({mount.type}) ended: {how}")
+                self._log(f"the server of {mount.shown_as} ({mount.type}) ended: {how}")
             if (successor := await self._find_successor(mount, served)) is None:
                 break
             served.server = server = successor
             self._keep()
-            self._log(f"another server has taken over {mount.path}")
+            self._log(f"another server has taken over {mount.shown_as}")
         # Whoever waits for an answer now gets ENOTCONN instead of waiting for ever.
         served.release()
         self._history.free()
@@ -139,9 +139,9 @@ class Servers:
         while (seconds := served.seconds_to_resume(trio.current_time())) is not None:
             async with trio.open_nursery() as nursery:
                 if served.fuse_fd is not None and served.patience.is_over(trio.current_time()):
-                    if served.counters is not None and not served.counters.snapshot().total:
+                    if served.counters is not None and not served.total:
                         # No server has ever begun, so that the kernel asks for nothing yet that could be refused.
-                        self._log(f"no server of {mount.path} has begun to serve it, and it is given up")
+                        self._log(f"no server of {mount.shown_as} has begun to serve it, and it is given up")
                         return None
                     nursery.start_soon(refuse, served.fuse_fd)
                 await trio.sleep(seconds)
@@ -152,9 +152,9 @@ class Servers:
             try:
                 return await self._resume(served)
             except (ViewfsError, trio.BrokenResourceError, OSError) as error:
-                self._log(f"no other server can take over {mount.path} yet: {error}")
+                self._log(f"no other server can take over {mount.shown_as} yet: {error}")
         if served.fuse_fd is not None and served.patience.failures:
-            self._log(f"no other server can take over {mount.path}: they end without having answered anything")
+            self._log(f"no other server can take over {mount.shown_as}: they end without having answered anything")
         return None
 
     async def _watch_answers(self, mount: Mount, served: ServedMount) -> None:
@@ -170,7 +170,9 @@ class Servers:
             # Devices may have callers wait for ever, as long as they are there.
             is_late = served.control_fd is None and served.counters.is_late(deadline * 10**9)
             if is_late or queue.seconds(trio.current_time()) >= deadline:
-                self._log(f"the server of {mount.path} ({mount.type}) has not answered for {deadline} s: it is ended")
+                self._log(
+                    f"the server of {mount.shown_as} ({mount.type}) has not answered for {deadline} s: it is ended"
+                )
                 served.counters.forget_begun()
                 served.server.kill()
                 queue = _Queue(served)
@@ -186,7 +188,7 @@ class Servers:
         with trio.move_on_after(deadline):
             await server.ended.wait()
             return
-        self._log(f"the server of {mount.path} ({mount.type}) has not ended {deadline} s after it was unmounted")
+        self._log(f"the server of {mount.shown_as} ({mount.type}) has not ended {deadline} s after it was unmounted")
         served.abort()
 
     async def _resume(self, served: ServedMount) -> Child:
@@ -203,9 +205,9 @@ class Servers:
         assert decided is not None and served.counters is not None
         given = {"counters": served.counters.fd} | served.for_successor | ({} if epoch is None else {"epoch": epoch})
         request = served.request | {"anew": anew, "descriptors": list(given)}
-        doing = f"cannot have another server take over {decided.path}"
+        doing = f"cannot have another server take over {decided.path or decided.type}"
         # (In a pid namespace of its own a server of devices would see no pids of its callers.)
-        apart = not decided.has_devices
+        apart = not decided.has_devices and decided.calls is None
         async with self._agent.worker("resume", request, list(given.values()), apart=apart) as worker:
             with answering(doing, served.options.deadline, "see `viewfs log`"):
                 found = await worker.found(doing, decided)
@@ -219,7 +221,7 @@ class Servers:
         """Have another server go on, with the module's code as it is now. Returns its pid. Raises `ViewfsError`; then
         the server before goes on."""
         served = self._history.served[mount.made_in]
-        doing = f"cannot restart {mount.path}"
+        doing = f"cannot restart {mount.shown_as}"
         remedy = "unmount it, and mount it anew"
         if served.decided is None or served.found is None or served.decided.is_kernel:
             raise UsageError(f"{doing}: no module serves it")
@@ -235,5 +237,5 @@ class Servers:
                 await before.ended.wait()
                 served.patience.begin(trio.current_time())
                 await worker.channel.send({"serve": True}, [_held(served.fuse_fd)])
-        self._log(f"{mount.path} ({mount.type}) was restarted")
+        self._log(f"{mount.shown_as} ({mount.type}) was restarted")
         return worker.child.pid

@@ -68,7 +68,16 @@ class Supervisor:
         history = History(view.namespaces["mnt"], keeps_all=handles.history, time_ns=self.started_ns)
         layers = ViewLayers(self.agent, handles.layers, history)
         self.servers = Servers(self.agent, history, log=self.log, keep=self.keep)
-        self.view = View(self.agent, history, layers, self.servers, log=self.log, keep=self.keep)
+        self.view = View(
+            self.agent,
+            history,
+            layers,
+            self.servers,
+            log=self.log,
+            keep=self.keep,
+            sync=depositor.sync,
+            families=handles.plan.families if handles.plan.calls else None,
+        )
         #: Commands that run for clients.
         self.commands: dict[int, Child] = {}
         self.ending = trio.Event()

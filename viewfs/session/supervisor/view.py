@@ -16,13 +16,14 @@ from typing import Any
 
 import trio
 
-from viewfs.epochs import Epoch, Mount, covers
+from viewfs.epochs import Epoch, Mount
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.linux.process import children_of, pid_of
 from viewfs.mounts.skeleton import MountPointPlan
 from viewfs.session.patience import Patience
 from viewfs.session.server_options import ServerOptions
 from viewfs.session.supervisor.agent_link import AgentLink, WorkerProcess
+from viewfs.session.supervisor.call_modules import CallModules
 from viewfs.session.supervisor.deposit import Entry, Row
 from viewfs.session.supervisor.history import History
 from viewfs.session.supervisor.placing import (
@@ -62,8 +63,11 @@ class View:
         *,
         log: Callable[[str], None],
         keep: Callable[[], None],
+        sync: Callable[[], None],
+        families: Sequence[str] | None,
     ) -> None:
-        """`keep` is called when there is something that another supervisor would have to know."""
+        """`keep` is called when there is something that another supervisor would have to know, and `sync` to have the
+        notifier know of it too. `families` of system calls are notified besides the rare ones; None: no calls are."""
         self.agent = agent
         self.history = history
         self.layers = layers
@@ -71,6 +75,8 @@ class View:
         self._scaffold = Scaffold()
         self._log = log
         self._keep = keep
+        self._sync = sync
+        self._calls = CallModules(agent, history, families)
         self._lock = trio.Lock()
         #: Directory that is served so that it can have mount points → control socket of its server.
         self._mirrors: dict[str, int] = {}
@@ -186,13 +192,40 @@ class View:
                                 raise
                             quick = False
                             continue
-                        await self._way_answers(decided.path)
+                        if decided.calls is None:
+                            await self._way_answers(decided.path)
                     async with self._changing():
+                        if decided.calls is not None:
+                            return await self._load(request, worker, decided, found, opened)
                         return await self._place(request, worker, decided, found, opened)
+
+    async def _load(
+        self, request: dict[str, Any], worker: WorkerProcess, decided: Decided, found: Found, opened: Descriptors
+    ) -> Mount:
+        """Have a module answer system calls from now on."""
+        self._calls.check(decided)
+        mount = await self._calls.load(request, worker, decided, found, opened)
+        self.history.free()
+        self._done()
+        self._sync()
+        self.servers.watch(mount, self.history.served[mount.made_in])
+        return mount
+
+    async def _unload(self, mount: Mount, operation: str) -> Epoch:
+        """Have a module answer no calls any more, but those of modules that see the view as it was."""
+        served = self.history.served[mount.made_in]
+        async with self._changing():
+            epoch = await self._calls.unload(mount, operation)
+            self.history.free()
+            self._done()
+            self._sync()
+        if served.calls_fd is None:
+            self.servers.end_in_time(mount, served)
+        return epoch
 
     async def _way_answers(self, path: str) -> None:
         """Wait as long as a server on the way to `path` owes an answer: nobody else is to wait for that meanwhile."""
-        on_the_way = [mount for mount in self.history.epochs.live() if covers(mount.path, path)]
+        on_the_way = [mount for mount in self.history.epochs.live() if mount.leads_to(path)]
         for served in [self.history.served[mount.made_in] for mount in on_the_way]:
             while served.is_running and served.counters is not None and served.counters.is_late(_LATE_NS):
                 await trio.sleep(_LATE_NS / 10**9)
@@ -363,6 +396,10 @@ class View:
         `lazy`: even if something uses it. `with_inside`: and what is mounted inside. `force`: that too, and also end
         its server, which may answer nothing any more.
         """
+        if not mount.path:
+            if force:
+                self._abort(mount)
+            return await self._unload(mount, operation)
         if force and not self.history.epochs.is_shadowed(mount):
             self._abort(mount)  # at once: another change may be waiting for that very server
         async with self._changing():

@@ -1,0 +1,213 @@
+"""The server of a module that answers system calls: it takes requests from the notifier, and has handlers answer them.
+
+It answers each call once, even if a notifier that takes over asks again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import trio
+
+from viewfs.linux.plain import socket
+from viewfs.linux.scm import rights
+from viewfs.linux.signatures import Argument, parse_signature
+from viewfs.modules.api.calls import GO_ON, Caller, CallModule, Descriptor, File, Handler
+from viewfs.modules.framework.call_arguments import Answer as Made
+from viewfs.modules.framework.call_arguments import decode
+from viewfs.mounts.fuse.counters import Counters
+from viewfs.python import print_traceback
+from viewfs.session.calls import messages
+from viewfs.session.calls.messages import COUNTED, FACTS, MOST, PART_MOST, Answer, Request, pack_answer, unpack_request
+from viewfs.session.calls.slots import COUNT
+
+__all__ = ["CallServer", "calls_of_module"]
+
+#: So many calls are remembered that were answered. (No more than `COUNT` can be asked again.)
+_REMEMBERED = 2 * COUNT
+
+
+def calls_of_module(module: type[CallModule] | CallModule) -> list[tuple[str, str, Handler]]:
+    """What it answers: call, signature and handler. A handler for the call itself comes before one for its family."""
+    found: dict[str, tuple[str, Handler]] = {}
+    for handler in sorted(module.handlers(), key=lambda handler: handler.family is None):
+        found |= {name: (signature, handler) for name, signature in handler.signatures.items()}
+    return [(name, *found[name]) for name in sorted(found)]
+
+
+class _Call(NamedTuple):
+    name: str
+    signature: tuple[Argument, ...]
+    family: str | None
+    method: Callable[..., Any]
+
+
+class CallServer:
+    """Answers calls for one module."""
+
+    def __init__(self, module: CallModule, fd: int, counters: Counters) -> None:
+        """It owns the socket `fd`."""
+        self._module = module
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)  # (all that could be asked for)
+        self._row = counters.rows[0]
+        self._calls = [
+            _Call(name, parse_signature(signature), handler.family, getattr(module, handler.method))
+            for name, signature, handler in calls_of_module(module)
+        ]
+        self._has_choice = type(module).owns is not CallModule.owns
+        #: Ids of calls that were begun, and of those of them that were answered, the oldest first.
+        self._begun: set[int] = set()
+        self._answered: deque[int] = deque()
+        #: What is waited for.
+        self._under_way: dict[int, trio.CancelScope] = {}
+
+    def serve(self, *, resumed: bool) -> None:
+        """Answer calls until the module is unloaded. `resumed`: another server has answered some before."""
+        waiting = self._begin_anew() if resumed else []
+        try:
+            if self._module.waits():
+                trio.run(self._serve_async, waiting)
+                return
+            for request in waiting:
+                self._begin(request, None)
+            while packet := self._socket.recv(MOST):
+                self._hear(packet, None)
+        finally:
+            self._module.end()
+
+    def _begin_anew(self) -> list[Request]:
+        """Find out what the server before this one has not begun, and tell the notifier, which has the rest fail."""
+        self._send(Answer(0, messages.BEGUN))
+        found: dict[int, Request] = {}
+        while packet := self._socket.recv(MOST):
+            request = unpack_request(packet)
+            if request.kind == messages.MARK:
+                break
+            if request.kind == messages.CALL:
+                found[request.id] = request
+        ids = b"".join(number.to_bytes(8, sys.byteorder) for number in found)
+        self._send(Answer(0, messages.HAS, outs=((0, ids),)))
+        return list(found.values())
+
+    async def _serve_async(self, waiting: list[Request]) -> None:
+        async with trio.open_nursery() as nursery:
+            for request in waiting:
+                self._begin(request, nursery)
+            while True:
+                await trio.lowlevel.wait_readable(self._socket.fileno())
+                packet = self._socket.recv(MOST)
+                if not packet:
+                    break
+                self._hear(packet, nursery)
+            nursery.cancel_scope.cancel()
+
+    def _hear(self, packet: bytes, nursery: trio.Nursery | None) -> None:
+        request = unpack_request(packet)
+        if request.kind == messages.CALL:
+            self._begin(request, nursery)
+        elif request.kind == messages.CANCEL and (scope := self._under_way.get(request.id)) is not None:
+            scope.cancel()
+
+    def _begin(self, request: Request, nursery: trio.Nursery | None) -> None:
+        if request.id in self._begun:
+            return
+        self._begun.add(request.id)
+        begun_ns = time.perf_counter_ns()
+        self._row.begin(begun_ns)
+        try:
+            result, make = self._handle(request)
+            if isinstance(result, Awaitable):
+                if nursery is None:
+                    raise TypeError("a handler that waits has to be an async method")
+                nursery.start_soon(self._wait_for, request, begun_ns, result, make)
+                return
+            answer = _answer_of(request, result, make)
+        except Exception as error:
+            answer = self._failure(request, error)
+        finally:
+            self._row.begin(0)
+        self._finish(request, begun_ns, answer)
+
+    def _handle(self, request: Request) -> tuple[Any, Callable[[Any], Made]]:
+        """What the handler returns, and what makes an answer of that."""
+        call = self._calls[request.which]
+        decoded = decode(call.name, call.family, call.signature, request.bits, request.words, request.copied)
+        if decoded.arguments is None:
+            return GO_ON, decoded.answer
+        facts, cwd = request.copied[messages.CALLER], request.copied[messages.CWD]
+        assert isinstance(facts, bytes)
+        assert isinstance(cwd, bytes)
+        pid, tid, uid, gid = FACTS.unpack(facts)
+        caller = Caller(call.name, pid, tid, uid, gid, request.bits, os.fsdecode(cwd), request.words)
+        if self._has_choice and not self._module.owns(caller, *decoded.arguments):
+            return GO_ON, decoded.answer
+        return call.method(caller, *decoded.arguments), decoded.answer
+
+    async def _wait_for(
+        self, request: Request, begun_ns: int, result: Awaitable[Any], make: Callable[[Any], Made]
+    ) -> None:
+        answer = Answer(request.id, messages.CANCELLED)
+        with trio.CancelScope() as scope:
+            self._under_way[request.id] = scope
+            try:
+                answer = _answer_of(request, await result, make)
+            except Exception as error:
+                answer = self._failure(request, error)
+            finally:
+                del self._under_way[request.id]
+        self._finish(request, begun_ns, answer)
+
+    def _failure(self, request: Request, error: Exception) -> Answer:
+        """An OSError is the caller's errno. Everything else is a defect of the module."""
+        if isinstance(error, OSError) and error.errno is not None and 0 < error.errno < _ERRNO_MOST:
+            return Answer(request.id, messages.ERROR, error.errno)
+        print_traceback()
+        return Answer(request.id, messages.ERROR, errno.EIO)
+
+    def _finish(self, request: Request, begun_ns: int, answer: Answer) -> None:
+        which = min(request.which, COUNTED)
+        written = sum(len(data) for _argument, data in answer.outs)
+        self._row.count(which, written, failed=answer.kind == messages.ERROR)
+        self._row.count_latency(which, time.perf_counter_ns() - begun_ns)
+        self._answered.append(request.id)
+        if len(self._answered) > _REMEMBERED:
+            self._begun.discard(self._answered.popleft())
+        self._send(answer)
+
+    def _send(self, answer: Answer) -> None:
+        try:
+            if isinstance(answer.descriptor, int):
+                self._socket.sendmsg([pack_answer(answer)], rights([answer.descriptor]))
+            else:
+                self._socket.send(pack_answer(answer))
+        except OSError as error:
+            if answer.descriptor is None:
+                raise
+            # What was to be handed out was no open descriptor.
+            self._socket.send(pack_answer(Answer(answer.id, messages.ERROR, error.errno or errno.EIO)))
+
+
+_ERRNO_MOST = 4096
+
+
+def _answer_of(request: Request, result: Any, make: Callable[[Any], Made]) -> Answer:
+    """Raises whatever `make` does for a result that the call can't have."""
+    if result is GO_ON:
+        return Answer(request.id, messages.GO_ON)
+    made = make(result)
+    match made.descriptor:
+        case Descriptor(fd, close_on_exec):
+            return Answer(request.id, messages.DESCRIPTOR, 0, close_on_exec, descriptor=fd)
+        case File(content, close_on_exec):
+            if len(content) > PART_MOST:
+                raise ValueError(f"a file of {len(content)} bytes, which is more than {PART_MOST}")
+            return Answer(request.id, messages.FILE, 0, close_on_exec, ((0, content),))
+    if not -1 << 63 <= made.value < 1 << 63:
+        raise ValueError(f"the result {made.value}, which has more than 64 bits")
+    return Answer(request.id, messages.ANSWER, made.value, outs=made.outs)
