@@ -147,8 +147,9 @@ class Needs(Flag):
     #: Read and write files of the session's user whatever their permission bits say. (Their owner could change those,
     #: and a process that has made a read-only file can write to it.)
     OWN_FILES = auto()
-    #: Hand descriptors out, over sockets that it has.
-    DESCRIPTORS = auto()
+    #: Answer system calls: hand descriptors out over sockets that it has, and let the notifier see what it asks for
+    #: itself, as it sees that of every program of the view.
+    CALLS = auto()
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def sealed_rules(needs: Needs = Needs.NONE, pid: int | None = None) -> tuple[dic
         rules["pidfd_open"] = ALLOW
     if Needs.CALLER_MEMORY in needs:
         rules |= dict.fromkeys(_CALLER_MEMORY, ALLOW)
-    if Needs.DESCRIPTORS in needs:
+    if Needs.CALLS in needs:
         rules["sendmsg"] = ALLOW
     if Needs.KERNEL_CRYPTO in needs:
         rules |= dict.fromkeys(_ALG_SOCKETS, ALLOW)
@@ -305,7 +306,10 @@ def confine(confinement: Confinement, needs: Needs = Needs.NONE, limits: Limits 
         if limits is not None and not kept and proc is not None and _leave(CloneFlags.NEWUSER):
             _map_ids(proc, uid, gid)
             limits.apply_to_threads()
-    hide_memory()
+    if Needs.CALLS in needs:
+        show_memory()
+    else:
+        hide_memory()
     drop_capabilities(kept)
     no_new_privileges()
     if Needs.CALLER_MEMORY not in needs:  # under Landlock it could not reach the memory of others

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
+from viewfs.linux.libc import c_void_p, check, function
 from viewfs.linux.signatures import FAMILIES, SIGNATURES, parse_signature
 from viewfs.linux.unotify import VIRTUAL
 from viewfs.modules.api import Module, Mounting
@@ -30,6 +31,7 @@ __all__ = [
     "Timeval", "Utsname", "call",
 ]  # fmt: skip
 
+_uname = function("uname", c_void_p)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -98,16 +100,21 @@ class Caller:
 class Utsname(ctypes.Structure):
     """struct new_utsname (linux/utsname.h)."""
 
+    FIELDS: ClassVar = ("sysname", "nodename", "release", "version", "machine", "domainname")
     sysname: bytes
     nodename: bytes
     release: bytes
     version: bytes
     machine: bytes
     domainname: bytes
-    _fields_ = tuple(
-        (name, ctypes.c_char * 65)
-        for name in ("sysname", "nodename", "release", "version", "machine", "domainname")
-    )  # fmt: skip
+    _fields_ = tuple((name, ctypes.c_char * 65) for name in FIELDS)
+
+    @classmethod
+    def now(cls) -> Utsname:
+        """What uname(2) says to this process: to a module, what was said before it."""
+        found = cls()
+        check(_uname(ctypes.addressof(found)), "uname")
+        return found
 
 
 class Timespec(ctypes.Structure):

@@ -58,9 +58,8 @@ def open_calls(
     What it asks of the view itself is for the modules before it, if it can ask (`asking`); `token` tells who it is.
     """
     if asking is not None:
-        if module.uses_view:
-            no_new_privileges()
-            have_calls_notified(asking, token)
+        no_new_privileges()
+        have_calls_notified(asking, token)
         os.close(asking.keeper)
     shut_in(module, mounting, limits)
     try:

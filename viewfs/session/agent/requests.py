@@ -204,6 +204,7 @@ class AgentRequests:
         import trio  # noqa: F401
 
         import viewfs.modules.trees.hello
+        import viewfs.session.agent.call_serving
         import viewfs.session.agent.device_serving
         import viewfs.session.wire.command_file  # noqa: F401
         from viewfs.modules.framework.registry import look_at_installed

@@ -37,7 +37,7 @@ def shut_in(module: Module, mounting: Mounting, limits: Limits) -> None:
             needs |= Needs.KERNEL_CRYPTO
         confine(confinement, needs, limits)
     elif isinstance(module, CallModule):
-        confine(confinement, Needs.DESCRIPTORS, limits)
+        confine(confinement, Needs.CALLS, limits)
     else:
         confine(confinement, limits=limits)
 

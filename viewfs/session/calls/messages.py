@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 __all__ = [
     "ANSWER", "BEGUN", "CALL", "CALLER", "CANCEL", "CANCELLED", "COUNTED", "CWD", "DESCRIPTOR", "ERROR", "FACTS",
-    "FILE", "GO_ON", "HAS", "MARK", "MOST", "PART_MOST", "Answer", "Request", "counted_names", "pack_answer", "pack_request",
-    "unpack_answer", "unpack_request",
+    "FILE", "GO_ON", "HAS", "MARK", "MOST", "PART_MOST", "Answer", "Request", "counted_names", "pack_answer",
+    "pack_request", "unpack_answer", "unpack_request",
 ]  # fmt: skip
 
 #: How many of a module's calls are counted each by itself; all others are together.

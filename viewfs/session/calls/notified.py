@@ -67,6 +67,10 @@ def calls_of(families: Iterable[str]) -> Iterator[str]:
 
         if name in _GROUPS:
             yield from calls_of(_GROUPS[name])
+        elif name == "time":
+            from viewfs.linux.vdso import made_at_the_start
+
+            yield from (*FAMILIES[name], *made_at_the_start())
         else:
             yield from (call for call in FAMILIES[name] if call not in RARE)
 

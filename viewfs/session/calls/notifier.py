@@ -29,6 +29,7 @@ from viewfs.linux.process import (
 )
 from viewfs.linux.scm import descriptors_in, room_for
 from viewfs.linux.unotify import RESTART, VIRTUAL, Listener, NotifiedCall
+from viewfs.linux.vdso import have_time_asked_for, made_at_the_start
 from viewfs.python import print_traceback
 from viewfs.session.calls.messages import (
     ANSWER,
@@ -81,6 +82,8 @@ class Notifier:
         self._slots = slots
         self._keeper = keeper
         self._names = numbers_by_table((*RARE, *calls_of(families)))
+        #: Calls of programs that begin, and whose vDSO is to be changed.
+        self._first_calls = made_at_the_start() if "clock_gettime" in calls_of(families) else ()
         self._poll = select.poll()
         self._poll.register(keeper, select.POLLIN)
         self._listeners: dict[int, tuple[int, Listener]] = {}
@@ -215,6 +218,11 @@ class Notifier:
                 self._reply(listener, call, error.errno or errno.EIO, name)
                 self._clear(slot)
                 return
+        if name in self._first_calls:
+            try:
+                have_time_asked_for(call.tid)
+            except OSError as error:
+                self._log(f"process {call.tid} sees the real time: its vDSO can't be changed: {error}")
         if name in CALLS and not _may_itself(call.tid) and _is_in_view(call.tid):
             self._slots.give_to_worker(slot)
             self._begin_worker(slot, listener, call, name)

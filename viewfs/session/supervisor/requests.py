@@ -258,12 +258,12 @@ class Connection:
         loaded = [mount for mount in self._view.history.epochs.live() if mount.type == module]
         if not loaded:
             raise NotFoundError(f"no module {module} is loaded", remedy="`viewfs lsmod` lists what is")
-        if len(loaded) > 1:
-            places = ", ".join(mount.path or mount.source for mount in loaded)
+        if len(loaded) > 1 and any(mount.path or mount.source for mount in loaded):
+            places = ", ".join(mount.path or mount.source or "(all)" for mount in loaded)
             raise UsageError(
                 f"module {module} is loaded {len(loaded)} times", remedy=f"name one by its place: {places}"
             )
-        return loaded[0]
+        return loaded[-1]
 
     def _owning(self, path: str | None) -> Mount | None:
         """The newest module that answers system calls about this place."""
