@@ -52,9 +52,9 @@ def _prototype(result: type, flags: int, arguments: tuple[type, ...]) -> type[CF
     return type("Prototype", (CFuncPtr,), {"_restype_": result, "_argtypes_": arguments, "_flags_": flags})
 
 
-def function(name: str, *argument_types: type) -> Callable[..., int]:
-    """The C library's function `name`, returning an int."""
-    return _prototype(c_int, _CHECKED, argument_types)(dlsym(_library, name))
+def function(name: str, *argument_types: type, result: type = c_int) -> Callable[..., int]:
+    """The C library's function `name`, returning a number."""
+    return _prototype(result, _CHECKED, argument_types)(dlsym(_library, name))
 
 
 def syscall(name: str, *argument_types: type, holds_lock: bool = False) -> Callable[..., int]:

@@ -13,6 +13,8 @@ A signature has a word for each argument:
     out:N     the address of N bytes that are written; out@K as above
     inv@K     the address of K pieces of memory to be read (struct iovec); outv@K: to be written
     address   an address that is passed as it is
+
+A ? behind one says that it may be a null pointer: `text?`, `out@2?`.
 """
 
 from __future__ import annotations
@@ -104,6 +106,8 @@ class Argument(NamedTuple):
     kind: str
     sizes: tuple[int, int] = (0, 0)
     length: int | None = None
+    #: A null pointer will do. (Of the calls of the kernel, the kernel's own answer tells.)
+    may_be_null: bool = False
 
     @property
     def is_out(self) -> bool:
@@ -126,6 +130,8 @@ _PLAIN = ("int", "size", "off", "fd", "at", "path", "text", "argv", "address")
 
 
 def _parse(word: str) -> Argument:
+    if word.endswith("?"):
+        return _parse(word[:-1])._replace(may_be_null=True)
     if word in _PLAIN:
         return Argument(word)
     kind, sized, size = word.partition(":")

@@ -79,10 +79,21 @@ def list_modules(session: str | None, as_json: bool) -> None:
         if row["pinned_by"]:
             state += ", needed by " + ", ".join(f"epoch {epoch}" for epoch in row["pinned_by"])
         requests = sum(row["requests"].values()) if row["server"] else None
-        what = (row["module"], row["path"], row["source"], row["epoch"])
+        where = row["path"] if row["calls"] is None else _calls(row["path"], row["calls"])
+        what = (row["module"], where, row["source"], row["epoch"])
         rows.append((*what, state, row["server"], row["confinement"], requests))
     columns = ("MODULE", "PATH", "SOURCE", "EPOCH", "STATE", "PID", "CONFINED", "REQUESTS")
     print_table(columns, rows, dim=[row["state"] != "mounted" for row in modules])
+
+
+#: So many of the system calls that a module answers are named in a table.
+_NAMED = 4
+
+
+def _calls(place: str, calls: list[str]) -> str:
+    """What a module owns of the system calls, in a few words."""
+    named = calls if len(calls) <= _NAMED + 1 else [*calls[:_NAMED], f"{len(calls) - _NAMED} more"]
+    return f"{', '.join(named)} of {place}" if place else ", ".join(named)
 
 
 def list_epochs(session: str | None, as_json: bool) -> None:

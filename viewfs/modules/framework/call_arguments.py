@@ -72,6 +72,8 @@ def decode(
         if kind.kind == "at":
             continue
         value = values[index]
+        if value is None and name.isdigit() and not kind.may_be_null:
+            raise os_error(errno.EFAULT)
         structure = STRUCTURES.get((name, index))
         if structure is not None and value is not None:
             structure_type = structure[bits == 32]
@@ -83,6 +85,9 @@ def decode(
         arguments.append(value)
 
     def answer(result: Result) -> Answer:
+        for index, value in outs:
+            if isinstance(value, Output) and len(value) > value.size:
+                raise ValueError(f"{len(value)} bytes for argument {index}, which has room for {value.size}")
         return _with(result, tuple((index, bytes(value)) for index, value in outs))
 
     return Decoded(tuple(arguments), answer)
@@ -232,7 +237,7 @@ def _packed(name: str, bits: int, at: Attributes) -> bytes:
         return (head + stamps + device).ljust(256, b"\0")
     if bits == 32 and "64" in name:
         return struct.pack(
-            "=QIIIIIQIqIQIIIIIIQ", 0, 0, at.ino & 0xFFFFFFFF, at.mode, at.nlink, at.uid, at.gid, at.rdev, 0, at.size,
+            "=QIIIIIIQIqIQIIIIIIQ", 0, 0, at.ino & 0xFFFFFFFF, at.mode, at.nlink, at.uid, at.gid, at.rdev, 0, at.size,
             4096, blocks, *flat, at.ino,
         )  # fmt: skip
     if bits == 32:
@@ -240,8 +245,8 @@ def _packed(name: str, bits: int, at: Attributes) -> bytes:
             raise os_error(errno.EOVERFLOW)
         return struct.pack(
             "=IIHHHHIIIIIIIIIIII", 0, at.ino & 0xFFFFFFFF, at.mode, at.nlink, at.uid & 0xFFFF, at.gid & 0xFFFF, at.rdev,
-            at.size, 4096, blocks, *flat, 0, 0, 0,
-        )[:64].ljust(64, b"\0")  # fmt: skip
+            at.size, 4096, blocks, *flat, 0, 0,
+        )  # fmt: skip
     if os.uname().machine == "x86_64":
         return struct.pack(
             "=QQQIIIIQqqqqqqqqq24x",

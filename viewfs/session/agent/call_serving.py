@@ -25,7 +25,7 @@ __all__ = ["check_again", "new_token", "open_calls", "what_it_answers"]
 
 def what_it_answers(module: CallModule) -> list[list[str]]:
     """Each call with its signature. Raises `UsageError` where it has none, or can't be asked."""
-    calls = [[name, signature] for name, signature, _handler in calls_of_module(module)]
+    calls = [[name, signature] for name, signature, _handlers in calls_of_module(module)]
     if not calls:
         raise UsageError(f"module {module.name} answers no call", remedy="mark its methods with @call(…)")
     if is_asking_another():

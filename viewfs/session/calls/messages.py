@@ -10,8 +10,8 @@ import struct
 from typing import NamedTuple
 
 __all__ = [
-    "ANSWER", "BEGUN", "CALL", "CALLER", "CANCEL", "CANCELLED", "COUNTED", "CWD", "DESCRIPTOR", "ERROR", "FACTS",
-    "FILE", "GO_ON", "HAS", "MARK", "MOST", "PART_MOST", "Answer", "Request", "counted_names", "pack_answer",
+    "ANSWER", "BEGUN", "CALL", "CALLER", "CANCEL", "CANCELLED", "COUNTED", "CWD", "DESCRIPTOR", "ERRNO_END", "ERROR",
+    "FACTS", "FILE", "GO_ON", "HAS", "MARK", "MOST", "PART_MOST", "Answer", "Request", "counted_names", "pack_answer",
     "pack_request", "unpack_answer", "unpack_request",
 ]  # fmt: skip
 
@@ -27,6 +27,8 @@ CALL, CANCEL, MARK = range(3)
 ANSWER, ERROR, GO_ON, CANCELLED, DESCRIPTOR, FILE, BEGUN, HAS = range(8)
 #: In place of an argument: the part is the working directory; facts of the caller.
 CWD, CALLER = 6, 7
+#: Errors from here on are the kernel's own (ERESTARTSYS, say), which no program is to see.
+ERRNO_END = 512
 #: Of the caller: process, thread, effective user and group.
 FACTS = struct.Struct("=IIII")
 

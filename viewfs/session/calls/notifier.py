@@ -36,6 +36,7 @@ from viewfs.session.calls.messages import (
     BEGUN,
     CANCELLED,
     DESCRIPTOR,
+    ERRNO_END,
     ERROR,
     FILE,
     GO_ON,
@@ -329,7 +330,7 @@ class Notifier:
                     owner.put(call, name, _bits(call), given)
                     listener.answer(call.id, value=given.value)
                 case _ if given.kind == ERROR:
-                    if not 0 < given.value < 4096:
+                    if not 0 < given.value < ERRNO_END:
                         raise ValueError(f"an errno {given.value}")
                     listener.answer(call.id, error=given.value)
                 case _ if given.kind == CANCELLED:

@@ -24,7 +24,17 @@ from viewfs.modules.framework.call_arguments import decode
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.python import print_traceback
 from viewfs.session.calls import messages
-from viewfs.session.calls.messages import COUNTED, FACTS, MOST, PART_MOST, Answer, Request, pack_answer, unpack_request
+from viewfs.session.calls.messages import (
+    COUNTED,
+    ERRNO_END,
+    FACTS,
+    MOST,
+    PART_MOST,
+    Answer,
+    Request,
+    pack_answer,
+    unpack_request,
+)
 from viewfs.session.calls.slots import COUNT
 
 __all__ = ["CallServer", "calls_of_module"]
@@ -33,19 +43,21 @@ __all__ = ["CallServer", "calls_of_module"]
 _REMEMBERED = 2 * COUNT
 
 
-def calls_of_module(module: type[CallModule] | CallModule) -> list[tuple[str, str, Handler]]:
-    """What it answers: call, signature and handler. A handler for the call itself comes before one for its family."""
-    found: dict[str, tuple[str, Handler]] = {}
-    for handler in sorted(module.handlers(), key=lambda handler: handler.family is None):
-        found |= {name: (signature, handler) for name, signature in handler.signatures.items()}
+def calls_of_module(module: type[CallModule] | CallModule) -> list[tuple[str, str, list[Handler]]]:
+    """What it answers: call, signature and handlers, the first for which it is. One for the call itself comes first;
+    unlinkat(2) is of two families."""
+    found: dict[str, tuple[str, list[Handler]]] = {}
+    for handler in sorted(module.handlers(), key=lambda handler: handler.family is not None):
+        for name, signature in handler.signatures.items():
+            found.setdefault(name, (signature, []))[1].append(handler)
     return [(name, *found[name]) for name in sorted(found)]
 
 
 class _Call(NamedTuple):
     name: str
     signature: tuple[Argument, ...]
-    family: str | None
-    method: Callable[..., Any]
+    #: For which family, and what is called.
+    methods: list[tuple[str | None, Callable[..., Any]]]
 
 
 class CallServer:
@@ -57,8 +69,8 @@ class CallServer:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)  # (all that could be asked for)
         self._row = counters.rows[0]
         self._calls = [
-            _Call(name, parse_signature(signature), handler.family, getattr(module, handler.method))
-            for name, signature, handler in calls_of_module(module)
+            _Call(name, parse_signature(signature), [(one.family, getattr(module, one.method)) for one in handlers])
+            for name, signature, handlers in calls_of_module(module)
         ]
         self._has_choice = type(module).owns is not CallModule.owns
         #: Ids of calls that were begun, and of those of them that were answered, the oldest first.
@@ -137,17 +149,15 @@ class CallServer:
     def _handle(self, request: Request) -> tuple[Any, Callable[[Any], Made]]:
         """What the handler returns, and what makes an answer of that."""
         call = self._calls[request.which]
-        decoded = decode(call.name, call.family, call.signature, request.bits, request.words, request.copied)
-        if decoded.arguments is None:
-            return GO_ON, decoded.answer
-        facts, cwd = request.copied[messages.CALLER], request.copied[messages.CWD]
-        assert isinstance(facts, bytes)
-        assert isinstance(cwd, bytes)
-        pid, tid, uid, gid = FACTS.unpack(facts)
-        caller = Caller(call.name, pid, tid, uid, gid, request.bits, os.fsdecode(cwd), request.words)
-        if self._has_choice and not self._module.owns(caller, *decoded.arguments):
-            return GO_ON, decoded.answer
-        return call.method(caller, *decoded.arguments), decoded.answer
+        for family, method in call.methods:
+            decoded = decode(call.name, family, call.signature, request.bits, request.words, request.copied)
+            if decoded.arguments is None:
+                continue
+            caller = _caller(call.name, request)
+            if self._has_choice and not self._module.owns(caller, *decoded.arguments):
+                break
+            return method(caller, *decoded.arguments), decoded.answer
+        return GO_ON, decoded.answer
 
     async def _wait_for(
         self, request: Request, begun_ns: int, result: Awaitable[Any], make: Callable[[Any], Made]
@@ -165,7 +175,7 @@ class CallServer:
 
     def _failure(self, request: Request, error: Exception) -> Answer:
         """An OSError is the caller's errno. Everything else is a defect of the module."""
-        if isinstance(error, OSError) and error.errno is not None and 0 < error.errno < _ERRNO_MOST:
+        if isinstance(error, OSError) and error.errno is not None and 0 < error.errno < ERRNO_END:
             return Answer(request.id, messages.ERROR, error.errno)
         print_traceback()
         return Answer(request.id, messages.ERROR, errno.EIO)
@@ -193,7 +203,12 @@ class CallServer:
             self._socket.send(pack_answer(Answer(answer.id, messages.ERROR, error.errno or errno.EIO)))
 
 
-_ERRNO_MOST = 4096
+def _caller(name: str, request: Request) -> Caller:
+    facts, cwd = request.copied[messages.CALLER], request.copied[messages.CWD]
+    assert isinstance(facts, bytes)
+    assert isinstance(cwd, bytes)
+    pid, tid, uid, gid = FACTS.unpack(facts)
+    return Caller(name, pid, tid, uid, gid, request.bits, os.fsdecode(cwd), request.words)
 
 
 def _answer_of(request: Request, result: Any, make: Callable[[Any], Made]) -> Answer:
