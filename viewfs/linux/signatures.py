@@ -139,6 +139,6 @@ def _parse(word: str) -> Argument:
         long, _slash, short = size.partition("/")
         return Argument(kind, (int(long), int(short or long)))
     kind, counted, index = word.partition("@")
-    if counted and kind in ("in", "out", "inv", "outv"):
+    if counted and kind in ("in", "out", "inv", "outv") and index.isdecimal():
         return Argument(kind, length=int(index))
     raise ValueError(f"“{word}” is no argument of a system call")
