@@ -7,13 +7,14 @@
 # make bench  measure viewfs beside the kernel and other FUSE servers; writes docs/benchmarks.md
 # make bench-devices   the same for character devices; writes docs/devices.md
 # make bench-cow       the same for copy-on-write views; writes docs/cow.md
+# make bench-calls     what system calls cost that a session is asked about; writes docs/calls.md
 # make bench-start     how long commands take from start to end; writes docs/start.md
 # make pages  write manual pages and completion scripts anew, from the commands
 # make soak   the tests that take long: a million files, hundreds of random trees
 # make lock   choose versions of the Python packages anew: tools/locked
 # make soak-servers   servers killed for ten minutes, 10,000 mounts, 1,000 at once, 500 random kills, 150,000 hostile reports
 
-.PHONY: demo test lint lock pages wheel fuzz conformance soak soak-servers bench bench-devices bench-cow bench-start clean
+.PHONY: demo test lint lock pages wheel fuzz conformance soak soak-servers bench bench-devices bench-cow bench-start bench-calls clean
 
 demo:
 	@tools/as-user tools/demo
@@ -40,6 +41,9 @@ bench:
 
 bench-devices:
 	@tools/bench --devices $(BENCH_ARGUMENTS)
+
+bench-calls:
+	@tools/bench --calls $(BENCH_ARGUMENTS)
 
 bench-start:
 	@tools/bench --start $(BENCH_ARGUMENTS)

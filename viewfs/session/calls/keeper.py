@@ -1,4 +1,5 @@
-"""What the stand-by does for system calls: it keeps their listeners, and has a notifier as soon as a call waits."""
+"""What the stand-by does for system calls: it keeps their listeners, and has a notifier as soon as there is work for
+one."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ import os
 import select
 import time
 
+from viewfs.linux.numbers import numbers_by_table
 from viewfs.linux.plain import signal, socket
 from viewfs.linux.process import pidfd_send_signal
 from viewfs.linux.scm import descriptors_in, rights, room_for
+from viewfs.linux.unotify import Listener, NotifiedCall
 from viewfs.namespaces.enter import NO_LIMIT
-from viewfs.session.calls.notified import LISTENER
+from viewfs.session.calls.notified import LISTENER, MOUNTING, RARE
 from viewfs.session.wire import plain_json
 
 TYPE_CHECKING = False
@@ -24,6 +27,8 @@ __all__ = ["Keeper"]
 
 #: So many notifiers may fail, and how long one waits before the next where there are too few descriptors, say.
 _FAILURES, _AGAIN_SECONDS = 5, 0.05
+#: So many calls are let pass without a notifier, which is quicker where more of them come.
+_PASSED = 50
 #: What /proc says that a listener is.
 _LISTENER = "anon_inode:seccomp notify"
 
@@ -55,6 +60,9 @@ class Keeper:
         self._slots: Slots | None = None
         #: Pid, pidfd and channel of the notifier.
         self._notifier: tuple[int, int, socket.socket] | None = None
+        #: How many calls were let pass; and what they are called.
+        self._passed = 0
+        self._names: dict[int, dict[int, str]] | None = None
         #: How many could not be had, or failed by themselves, one after the other.
         self._failures = 0
 
@@ -76,13 +84,46 @@ class Keeper:
         for number, fd in list(self._listeners.items()):
             event = events.get(fd, 0)
             if event & select.POLLIN and self._notifier is None:
-                self._have_notifier()
+                if not self._let_pass(number, fd):
+                    self._have_notifier()
             elif event & ~select.POLLIN:  # nobody is left who could call
                 os.close(self._listeners.pop(number))
                 self._limits.pop(number, None)
                 self._tokens.pop(number, None)
         if self._receiver is not None and self._receiver.fileno() in events:
             self._take_listener()
+
+    def _let_pass(self, number: int, fd: int) -> bool:
+        """Receive a call, and let it pass if nobody would answer it: many programs ask for uname(2) once. False if it
+        is for a notifier, which finds it among those in flight."""
+        if self._owners or self._passed == _PASSED:
+            return False
+        self._passed += 1
+        slots, listener = self._calls_in_flight(), Listener(fd)
+        slot = slots.begin(number)
+        if not listener.receive(slots.address(slot)):
+            slots.clear(slot)
+            return True
+        call = NotifiedCall(slots.call(slot))
+        if self._is_answered(call):
+            return False
+        listener.let_pass(call.id)
+        slots.clear(slot)
+        return True
+
+    def _is_answered(self, call: NotifiedCall) -> bool:
+        """Is that a call that a notifier has more to do with than to let it pass?"""
+        if self._names is None:
+            self._names = numbers_by_table(RARE)
+        name = self._names.get(call.architecture, {}).get(call.number)
+        return name is None or name in MOUNTING
+
+    def _calls_in_flight(self) -> Slots:
+        if self._slots is None:
+            from viewfs.session.calls.slots import Slots
+
+            self._slots = Slots()
+        return self._slots
 
     def _take_listener(self) -> None:
         assert self._receiver is not None
@@ -143,15 +184,10 @@ class Keeper:
             self._listeners.clear()
 
     def _begin_notifier(self) -> None:
-        if self._slots is None:
-            from viewfs.session.calls.slots import Slots
-
-            self._slots = Slots()
+        slots = self._calls_in_flight()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            pid = self._fork(
-                self._slots, self._listeners, theirs, self._owners, self._limits, self._families, self._log
-            )
+            pid = self._fork(slots, self._listeners, theirs, self._owners, self._limits, self._families, self._log)
         except OSError:
             ours.close()
             raise

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from viewfs.linux.unotify import NotifiedCall
 
-__all__ = ["CALLS", "answer"]
+__all__ = ["answer"]
 
 #: MS_*, MNT_* and UMOUNT_* of sys/mount.h.
 _RDONLY, _NOEXEC, _REMOUNT, _BIND, _MOVE = 1, 8, 32, 4096, 8192
@@ -178,7 +178,7 @@ def _open_tree(_caller: Caller, arguments: list[int], _session: Session) -> int 
     return errno.ENOSYS if arguments[2] & _CLONE else None  # else it is as open(2)
 
 
-#: Call → what does it: 0, an errno, or None if the kernel is to do it. Raises OSError: that errno.
+#: Call (one of `notified.MOUNTING`) → what does it: 0, an errno, or None if the kernel is to. Raises OSError.
 CALLS: dict[str, Callable[[Caller, list[int], Session], int | None]] = {
     "mount": _mount,
     "umount": lambda caller, arguments, session: _umount(caller, [arguments[0], 0], session),

@@ -44,8 +44,7 @@ from viewfs.session.calls.messages import (
     MOST,
     Answer,
 )
-from viewfs.session.calls.mounting import CALLS, answer
-from viewfs.session.calls.notified import RARE, calls_of
+from viewfs.session.calls.notified import MOUNTING, RARE, calls_of
 from viewfs.session.calls.owner import Owner, is_harmless
 from viewfs.session.runtime import connect_in_view
 from viewfs.session.wire import plain_json
@@ -224,7 +223,7 @@ class Notifier:
                 have_time_asked_for(call.tid)
             except OSError as error:
                 self._log(f"process {call.tid} sees the real time: its vDSO can't be changed: {error}")
-        if name in CALLS and not _may_itself(call.tid) and _is_in_view(call.tid):
+        if name in MOUNTING and not _may_itself(call.tid) and _is_in_view(call.tid):
             self._slots.give_to_worker(slot)
             self._begin_worker(slot, listener, call, name)
             return
@@ -384,6 +383,8 @@ class Notifier:
             try:
                 signal.set_wakeup_fd(-1)
                 set_name(f"viewfs-{name}")
+                from viewfs.session.calls.mounting import answer
+
                 self._slots.give_to_worker(slot, os.getpid())
                 if listener.waits(call.id):  # else somebody has answered it
                     self._reply(listener, call, answer(call, name), name)

@@ -1,0 +1,1 @@
+"""What it costs that a session is asked about system calls, beside a tracer that looks at every call."""
