@@ -70,6 +70,25 @@ class Hostile(DeviceModule):
         return device
 """
 
+SYSTEM_CALLS = """
+import json, sys
+sys.path.insert(0, {checkout!r})
+from tests.escape.more_attempts import run
+from viewfs.modules.api.calls import CallModule, File, call
+
+class Hostile(CallModule):
+    name = "escape"
+    {needs}
+
+    def begin(self, mounting):
+        self.report = json.dumps(run())
+
+    @call(5000)
+    def tell(self, caller, *words):
+        return File(self.report.encode())
+"""
+READ = "import os, viewfs; print(os.read(viewfs.call(5000), 1 << 20).decode())"
+
 #: As `session.forked_server` shuts in who serves directories that the user has anyway.
 OWN = """
 import ctypes, json, os, sys
@@ -89,6 +108,7 @@ SERVERS = {
     "reader": (MODULE, ""),
     "device": (DEVICE, ""),
     "device with callers' memory": (DEVICE, "uses_caller_memory = True"),
+    "calls": (SYSTEM_CALLS, ""),
     "view": (MODULE, "uses_view = True"),
     "network": (MODULE, "uses_network = True"),
 }
@@ -137,13 +157,15 @@ MAY: dict[str, set[str]] = {
     "reader": set(),
     "device": set(),
     "device with callers' memory": {"have 3,000 threads"},
+    "calls": {"pass descriptors on"},
     "view": _FILES | _PROGRAMS,
     "network": _FILES | _PROGRAMS | _NETWORK,
     "own files": _FILES | {"take 1,500 MiB", "have 3,000 threads"},
     "program": set(),
 }
 #: System calls by number that a device's server may make: it asks who its callers are, or reaches into their memory.
-CALLS = {"device": [434], "device with callers' memory": [310, 311, 434]}
+#: One that answers system calls hands out descriptors.
+CALLS = {"device": [434], "device with callers' memory": [310, 311, 434], "calls": [46]}
 
 
 @pytest.fixture
@@ -174,7 +196,8 @@ def results(viewfs: Viewfs, tmp_path: Path) -> Callable[[str], dict[str, str]]:
             template, needs = SERVERS[profile]
             path = tmp_path / "hostile.py"
             path.write_text(template.format(checkout=checkout, needs=needs))
-            text = viewfs("run", "--load", path, "--", "cat", "/escape").out
+            read = [sys.executable, "-c", READ] if profile == "calls" else ["cat", "/escape"]
+            text = viewfs("run", "--load", path, "--", *read).out
         found: dict[str, str] = json.loads(text)
         return found
 

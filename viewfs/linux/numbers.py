@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,14 +106,10 @@ _I386 = {
 # fmt: on
 
 
-#: What uname(2) calls this machine, once it has been asked.
-_machine: list[str] = []
-
-
 def _this_machine() -> str:
-    if not _machine:
-        _machine.append(os.uname().machine)
-    return _machine[0]
+    """What Python was built for. (What uname(2) says is up to a view.)"""
+    built_for: str = getattr(sys.implementation, "_multiarch", "") or os.uname().machine
+    return built_for.partition("-")[0]
 
 
 def audit_architecture() -> int:

@@ -175,3 +175,9 @@ def test_calls_from_python_outside(viewfs: Viewfs) -> None:
         library.call(9999, 1, 2, 3, 4, 5, 6, 7)
     assert library.call(39) == os.getpid() or platform.machine() != "x86_64"
     assert viewfs("run", "--", "python3", "-c", "import viewfs; print(viewfs.__version__)").out.strip()
+
+
+def test_viewfs_in_a_view_with_another_uname(open_view: OpenView) -> None:
+    view = open_view()
+    view("insmod", "uname", "-o", "machine=vax,release=1")
+    assert view.sh("viewfs run -- viewfs run -- uname -m; viewfs insmod hello; cat /hello").out.startswith("vax\nHello")

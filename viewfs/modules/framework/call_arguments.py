@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from viewfs.errors import os_error
+from viewfs.linux.numbers import AUDIT_ARCH, audit_architecture
 from viewfs.linux.signatures import Argument
 from viewfs.modules.api import Attributes, FileSystemStatistics
 from viewfs.modules.api.calls import STRUCTURES, Descriptor, File, Output, Result
@@ -247,7 +248,7 @@ def _packed(name: str, bits: int, at: Attributes) -> bytes:
             "=IIHHHHIIIIIIIIIIII", 0, at.ino & 0xFFFFFFFF, at.mode, at.nlink, at.uid & 0xFFFF, at.gid & 0xFFFF, at.rdev,
             at.size, 4096, blocks, *flat, 0, 0,
         )  # fmt: skip
-    if os.uname().machine == "x86_64":
+    if audit_architecture() == AUDIT_ARCH["x86_64"]:
         return struct.pack(
             "=QQQIIIIQqqqqqqqqq24x",
             0,
