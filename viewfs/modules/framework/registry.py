@@ -40,6 +40,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 #: Name → place of the class, which is imported when it is asked for.
 BUILT_IN = {
     "bind": "viewfs.modules.trees.bind:Bind",
+    "chardev": "viewfs.modules.calls.chardev:CharacterDevice",
     "clock": "viewfs.modules.devices.clock:Clock",
     "crypto": "viewfs.modules.devices.crypto.module:Crypto",
     "exfat": "viewfs.modules.formats.fat.module:Exfat",

@@ -13,7 +13,7 @@ from viewfs.linux.process import pidfd_send_signal
 from viewfs.linux.scm import descriptors_in, rights, room_for
 from viewfs.linux.unotify import Listener, NotifiedCall
 from viewfs.namespaces.enter import NO_LIMIT
-from viewfs.session.calls.notified import LISTENER, MOUNTING, RARE
+from viewfs.session.calls.notified import LISTENER, MISSING, MOUNTING, RARE
 from viewfs.session.wire import plain_json
 
 TYPE_CHECKING = False
@@ -116,7 +116,7 @@ class Keeper:
         if self._names is None:
             self._names = numbers_by_table(RARE)
         name = self._names.get(call.architecture, {}).get(call.number)
-        return name is None or name in MOUNTING
+        return name is None or name in (*MOUNTING, *MISSING)
 
     def _calls_in_flight(self) -> Slots:
         if self._slots is None:

@@ -24,8 +24,6 @@ _RDONLY, _NOEXEC, _REMOUNT, _BIND, _MOVE = 1, 8, 32, 4096, 8192
 _ATTRIBUTES = 0xF
 _UNBINDABLE, _PRIVATE, _SLAVE, _SHARED = 1 << 17, 1 << 18, 1 << 19, 1 << 20
 _MAGIC, _MAGIC_MASK = 0xC0ED0000, 0xFFFF0000
-#: OPEN_TREE_CLONE of linux/mount.h.
-_CLONE = 1
 _FORCE, _DETACH, _NOFOLLOW = 1, 2, 8
 #: File systems of the kernel → what viewfs has for them. None: the content tells.
 _TYPES: dict[str, str | None] = {
@@ -169,25 +167,11 @@ def _asked(
     return 0
 
 
-def _is_missing(_caller: Caller, _arguments: list[int], _session: Session) -> int:
-    """Programs that find the newer calls missing use mount(2)."""
-    return errno.ENOSYS
-
-
-def _open_tree(_caller: Caller, arguments: list[int], _session: Session) -> int | None:
-    return errno.ENOSYS if arguments[2] & _CLONE else None  # else it is as open(2)
-
-
 #: Call (one of `notified.MOUNTING`) → what does it: 0, an errno, or None if the kernel is to. Raises OSError.
 CALLS: dict[str, Callable[[Caller, list[int], Session], int | None]] = {
     "mount": _mount,
     "umount": lambda caller, arguments, session: _umount(caller, [arguments[0], 0], session),
     "umount2": _umount,
-    "fsopen": _is_missing,
-    "fspick": _is_missing,
-    "open_tree": _open_tree,
-    "move_mount": _is_missing,
-    "mount_setattr": _is_missing,
 }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
-    "LISTENER", "MOUNTING", "RARE", "calls_of", "group_names", "have_calls_notified", "is_notified",
+    "LISTENER", "MISSING", "MOUNTING", "RARE", "calls_of", "group_names", "have_calls_notified", "is_notified",
     "needed_family",
 ]  # fmt: skip
 
@@ -30,11 +30,12 @@ __all__ = [
 #: must have been loaded for the calls to reach it, or `NO_LIMIT`.
 LISTENER = struct.Struct("=Qq")
 
-#: What the session itself answers (`mounting`).
-MOUNTING = ("mount", "umount", "umount2", "fsopen", "fspick", "open_tree", "move_mount", "mount_setattr")
+#: What the session itself answers (`mounting`), and what it says is missing: programs then use mount(2).
+MOUNTING = ("mount", "umount", "umount2")
+MISSING = ("fsopen", "fspick", "open_tree", "move_mount", "mount_setattr")
 RARE = (
-    *MOUNTING, "pivot_root", "chroot", "uname", "sethostname", "setdomainname", "personality", "acct", "swapon",
-    "swapoff",
+    *MOUNTING, *MISSING, "pivot_root", "chroot", "uname", "sethostname", "setdomainname", "personality", "acct",
+    "swapon", "swapoff",
     "settimeofday", "clock_settime", "clock_settime64", "fanotify_init", "fanotify_mark", "mknod", "mknodat",
     "chown", "chown32", "lchown", "lchown32", "fchown", "fchown32", "fchownat",
     "setuid", "setuid32", "setgid", "setgid32", "setreuid", "setreuid32", "setregid", "setregid32",

@@ -44,7 +44,7 @@ from viewfs.session.calls.messages import (
     MOST,
     Answer,
 )
-from viewfs.session.calls.notified import MOUNTING, RARE, calls_of
+from viewfs.session.calls.notified import MISSING, MOUNTING, RARE, calls_of
 from viewfs.session.calls.owner import Owner, is_harmless
 from viewfs.session.runtime import connect_in_view
 from viewfs.session.wire import plain_json
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Notifier", "become_notifier"]
 
+#: OPEN_TREE_CLONE of linux/mount.h.
+_CLONE = 1
 #: Behind every epoch.
 _ALL = 1 << 62
 #: Seconds after which callers who still wait are looked at: a signal may have come for them.
@@ -223,11 +225,15 @@ class Notifier:
                 have_time_asked_for(call.tid)
             except OSError as error:
                 self._log(f"process {call.tid} sees the real time: its vDSO can't be changed: {error}")
-        if name in MOUNTING and not _may_itself(call.tid) and _is_in_view(call.tid):
-            self._slots.give_to_worker(slot)
-            self._begin_worker(slot, listener, call, name)
-            return
-        self._reply(listener, call, None, name)
+        result = None
+        if name in (*MOUNTING, *MISSING) and not _may_itself(call.tid) and _is_in_view(call.tid):
+            if name in MOUNTING:
+                self._slots.give_to_worker(slot)
+                self._begin_worker(slot, listener, call, name)
+                return
+            # (Without OPEN_TREE_CLONE, open_tree(2) is as open(2).)
+            result = errno.ENOSYS if name != "open_tree" or call.arguments[2] & _CLONE else None
+        self._reply(listener, call, result, name)
         self._clear(slot)
 
     def _ask(self, slot: int, call: NotifiedCall, name: str, below: int, limit: int) -> bool:
