@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 __all__ = [
-    "CALL_SIZE", "RESTART", "VIRTUAL", "Listener", "NotifiedCall", "install_listener", "is_asking_another",
-    "notifying_filter",
+    "CALL_SIZE", "OPEN_FLAGS", "RESTART", "VIRTUAL", "Listener", "NotifiedCall", "install_listener",
+    "is_asking_another", "notifying_filter",
 ]  # fmt: skip
 
 #: System calls from this number on exist in no kernel: what they do is up to the session.
 VIRTUAL = 1000
+#: What a file may be opened with for a caller (open(2)): with nothing that makes or empties it.
+OPEN_FLAGS = os.O_ACCMODE | os.O_NONBLOCK | os.O_APPEND | os.O_DIRECTORY | os.O_CLOEXEC
 #: As the error of an answer (ERESTARTSYS): the caller sees to its signals, and then calls again, or gets EINTR, as the
 #: handlers say (SA_RESTART of sigaction(2)).
 RESTART = 512

@@ -15,7 +15,7 @@ import errno, os, threading, time
 import trio
 from viewfs.errors import UsageError
 from viewfs.modules.api import Attributes, FileSystemStatistics
-from viewfs.modules.api.calls import GO_ON, CallModule, Descriptor, File, call
+from viewfs.modules.api.calls import GO_ON, CallModule, Descriptor, File, Opened, call
 from viewfs.modules.api.options import text
 """
 #: What a program of Python that makes calls begins with.

@@ -163,6 +163,7 @@ def test_a_server_that_hangs(open_view: OpenView, module: WriteModule, caller: W
         "own.to_bytes(8, 'little') + b'\\1\\0' + (5000).to_bytes(8, 'little')",
         "own.to_bytes(8, 'little') + b'\\3\\0' + bytes(8)",
         "own.to_bytes(8, 'little') + b'\\4\\0' + bytes(8)",
+        "own.to_bytes(8, 'little') + b'\\x08\\0' + bytes([0, 2]) + bytes(6) + b'\\0\\0' + bytes([1, 0, 0, 0]) + b'/'",
         "own.to_bytes(8, 'little') + b'\\0\\0' + bytes(8) + b'\\0\\0' + (9).to_bytes(4, 'little') + bytes(9)",
     ],
 )  # fmt: skip

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from viewfs.linux.libc import c_void_p, check, function
 from viewfs.linux.signatures import FAMILIES, SIGNATURES, parse_signature
-from viewfs.linux.unotify import VIRTUAL
+from viewfs.linux.unotify import OPEN_FLAGS, VIRTUAL
 from viewfs.modules.api import Module, Mounting
 
 __all__ = [
-    "GO_ON", "STRUCTURES", "CallModule", "Caller", "Descriptor", "File", "Handler", "Output", "Result", "Timespec",
+    "GO_ON", "STRUCTURES", "CallModule", "Caller", "Descriptor", "File", "Handler", "Opened", "Output",
+    "Result", "Timespec",
     "Timeval", "Utsname", "call",
 ]  # fmt: skip
 
@@ -65,8 +67,27 @@ class File:
     close_on_exec: bool = False
 
 
+@dataclass(frozen=True)
+class Opened:
+    """Returned by a handler: the caller gets a descriptor of the file at the absolute `path` of its view, and its
+    number is the result.
+
+    It has to be a file that a module serves, such as a device. (A module has no right to have others opened.)
+    """
+
+    path: str
+    #: Of open(2): how it is to be read and written, O_NONBLOCK, O_APPEND, O_DIRECTORY, O_CLOEXEC.
+    flags: int = os.O_RDWR
+
+    def __post_init__(self) -> None:
+        if not os.path.isabs(self.path) or "\0" in self.path:
+            raise ValueError(f"{self.path!r} is no absolute path")
+        if self.flags & ~OPEN_FLAGS:
+            raise ValueError(f"a file can't be opened for a caller with the flags {self.flags:#o}")
+
+
 #: What a handler may return; None is 0.
-Result: TypeAlias = "int | bytes | Descriptor | File | _GoOn | None"
+Result: TypeAlias = "int | bytes | Descriptor | File | Opened | _GoOn | None"
 
 
 class Output(bytearray):

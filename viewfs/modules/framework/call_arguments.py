@@ -19,7 +19,7 @@ from viewfs.errors import os_error
 from viewfs.linux.numbers import AUDIT_ARCH, audit_architecture
 from viewfs.linux.signatures import Argument
 from viewfs.modules.api import Attributes, FileSystemStatistics
-from viewfs.modules.api.calls import STRUCTURES, Descriptor, File, Output, Result
+from viewfs.modules.api.calls import STRUCTURES, Descriptor, File, Opened, Output, Result
 
 __all__ = ["Answer", "Decoded", "decode"]
 
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
     value: int = 0
     outs: tuple[tuple[int, bytes], ...] = ()
-    descriptor: Descriptor | File | None = None
+    descriptor: Descriptor | File | Opened | None = None
 
 
 class Decoded(NamedTuple):
@@ -114,10 +114,10 @@ def _with(result: Result, outs: tuple[tuple[int, bytes], ...] = (), *, close_on_
     """The answer of a handler that returned a number, a descriptor or nothing."""
     if isinstance(result, bytes):
         result = File(result)
+    if isinstance(result, Opened):
+        return Answer(descriptor=replace(result, flags=result.flags | os.O_CLOEXEC) if close_on_exec else result)
     if isinstance(result, Descriptor | File):
-        if close_on_exec:
-            result = replace(result, close_on_exec=True)
-        return Answer(descriptor=result)
+        return Answer(descriptor=replace(result, close_on_exec=True) if close_on_exec else result)
     if result is not None and not isinstance(result, int):
         raise TypeError(f"a handler returned {result!r}, which is no result of a system call")
     return Answer(int(result or 0), outs)

@@ -14,14 +14,15 @@ from contextlib import contextmanager
 from viewfs.errors import os_error
 from viewfs.linux.files import Resolve, openat2
 from viewfs.linux.memory import process_vm_readv
-from viewfs.linux.process import pidfd_getfd, thread_group_of
+from viewfs.linux.process import CAP_SYS_ADMIN, has_capability, pidfd_getfd, thread_group_of
 from viewfs.paths import is_at_or_below
+from viewfs.session.runtime import connect_in_view
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Caller"]
+__all__ = ["Caller", "is_of_view"]
 
 _PATH_MAX = 4096
 #: How much is read at once, and how much of it at first: most texts are short.
@@ -122,3 +123,20 @@ class Caller:
             yield fd
         finally:
             os.close(fd)
+
+
+def is_of_view(tid: int) -> bool:
+    """Does a thread live in a view, of this session or of one inside that, and has no right to mount by itself? Who has
+    it, in its user namespace, is a session that runs in a view, or a program that makes namespaces of its own."""
+    try:
+        if has_capability(tid, CAP_SYS_ADMIN):
+            return False
+    except OSError:
+        pass
+    try:
+        connect_in_view(tid, seconds=0).close()
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return True

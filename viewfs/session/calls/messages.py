@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 __all__ = [
     "ANSWER", "BEGUN", "CALL", "CALLER", "CANCEL", "CANCELLED", "COUNTED", "CWD", "DESCRIPTOR", "ERRNO_END", "ERROR",
-    "FACTS", "FILE", "GO_ON", "HAS", "MARK", "MOST", "PART_MOST", "Answer", "Request", "counted_names", "pack_answer",
-    "pack_request", "unpack_answer", "unpack_request",
+    "FACTS", "FILE", "GO_ON", "HAS", "MARK", "MOST", "OPENED", "PART_MOST", "Answer", "Request", "counted_names",
+    "pack_answer", "pack_request", "unpack_answer", "unpack_request",
 ]  # fmt: skip
 
 #: How many of a module's calls are counted each by itself; all others are together.
@@ -22,9 +22,9 @@ MOST, PART_MOST = 1 << 17, 1 << 16
 #: Kinds of requests: a call; give up that call; a server that has begun has read all that was sent before it began.
 CALL, CANCEL, MARK = range(3)
 #: Kinds of answers: a value; an errno; as if the module were not there; it was given up; a descriptor, which comes with
-#: the packet; a file with the content that is in the packet; a server has begun, in place of another; and these calls
-#: it has of those that were sent before the mark.
-ANSWER, ERROR, GO_ON, CANCELLED, DESCRIPTOR, FILE, BEGUN, HAS = range(8)
+#: the packet; a file with the content that is in the packet; a server has begun, in place of another; these calls it
+#: has of those that were sent before the mark; a file of the caller's view, opened with the flags that are the value.
+ANSWER, ERROR, GO_ON, CANCELLED, DESCRIPTOR, FILE, BEGUN, HAS, OPENED = range(9)
 #: In place of an argument: the part is the working directory; facts of the caller.
 CWD, CALLER = 6, 7
 #: Errors from here on are the kernel's own (ERESTARTSYS, say), which no program is to see.
@@ -53,7 +53,8 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the caller is to get. `outs`: argument → bytes to be written there; in a `FILE`, argument 0 is its content;
+    """What the caller is to get. `outs`: argument → bytes to be written there; in a `FILE`, argument 0 is its content,
+    in `OPENED` its path;
     in `HAS`, it is the ids, each of 8 bytes."""
 
     id: int
@@ -102,7 +103,7 @@ def unpack_answer(packet: bytes) -> Answer:
         if isinstance(data, int):
             raise ValueError("room, in an answer")
         outs.append((argument, data))
-    if kind > HAS:
+    if kind > OPENED:
         raise ValueError(f"an answer of kind {kind}")
     return Answer(call, kind, value, bool(close_on_exec), tuple(outs))
 

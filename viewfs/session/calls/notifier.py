@@ -17,41 +17,37 @@ import sys
 import time
 from collections import defaultdict
 
-from viewfs.linux.numbers import AUDIT_ARCH_I386, numbers_by_table
+from viewfs.linux.numbers import numbers_by_table
 from viewfs.linux.plain import signal, socket
 from viewfs.linux.process import (
-    CAP_SYS_ADMIN,
     die_with_parent,
-    has_capability,
     has_deliverable_signal,
     keep_only,
     set_name,
 )
 from viewfs.linux.scm import descriptors_in, room_for
-from viewfs.linux.unotify import RESTART, VIRTUAL, Listener, NotifiedCall
+from viewfs.linux.unotify import OPEN_FLAGS, VIRTUAL, Listener, NotifiedCall
 from viewfs.linux.vdso import have_time_asked_for, made_at_the_start
 from viewfs.python import print_traceback
+from viewfs.session.calls.answering import bits_of, give_answer
+from viewfs.session.calls.caller import is_of_view
 from viewfs.session.calls.messages import (
-    ANSWER,
     BEGUN,
     CANCELLED,
     DESCRIPTOR,
-    ERRNO_END,
-    ERROR,
-    FILE,
     GO_ON,
     HAS,
     MOST,
+    OPENED,
     Answer,
 )
 from viewfs.session.calls.notified import MISSING, MOUNTING, RARE, calls_of
 from viewfs.session.calls.owner import Owner, is_harmless
-from viewfs.session.runtime import connect_in_view
 from viewfs.session.wire import plain_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
     from viewfs.session.calls.slots import Slots
@@ -226,10 +222,10 @@ class Notifier:
             except OSError as error:
                 self._log(f"process {call.tid} sees the real time: its vDSO can't be changed: {error}")
         result = None
-        if name in (*MOUNTING, *MISSING) and not _may_itself(call.tid) and _is_in_view(call.tid):
+        if name in (*MOUNTING, *MISSING) and is_of_view(call.tid):
             if name in MOUNTING:
                 self._slots.give_to_worker(slot)
-                self._begin_worker(slot, listener, call, name)
+                self._begin_worker(slot, listener, call, name, lambda: self._mount(listener, call, name))
                 return
             # (Without OPEN_TREE_CLONE, open_tree(2) is as open(2).)
             result = errno.ENOSYS if name != "open_tree" or call.arguments[2] & _CLONE else None
@@ -242,7 +238,7 @@ class Notifier:
         for epoch, owner in self._owners.items():
             if epoch >= below or not owner.has(name) or (owner.until is not None and owner.until < limit):
                 continue
-            packet = owner.request(call, name, _bits(call))
+            packet = owner.request(call, name, bits_of(call))
             if packet is None:
                 continue
             self._slots.give_to_owner(slot, epoch)
@@ -319,42 +315,36 @@ class Notifier:
                 listener.answer(call.id, error=errno.EIO)
                 self._clear(slot)
                 raise ValueError("a call that was given up, which nobody asked for")
+            if given.kind == OPENED:
+                self._open_for(slot, listener, call, given)
+                return
             if listener.waits(call.id):
-                self._answer(owner, listener, call, given, fds)
+                give_answer(owner, listener, call, self._name_of(call), given, fds)
             self._clear(slot)
         finally:
             for fd in fds:
                 if is_harmless(fd):
                     os.close(fd)
 
-    def _answer(self, owner: Owner, listener: Listener, call: NotifiedCall, given: Answer, fds: list[int]) -> None:
-        name = self._name_of(call)
-        try:
-            match given.kind:
-                case _ if given.kind == ANSWER:
-                    owner.put(call, name, _bits(call), given)
-                    listener.answer(call.id, value=given.value)
-                case _ if given.kind == ERROR:
-                    if not 0 < given.value < ERRNO_END:
-                        raise ValueError(f"an errno {given.value}")
-                    listener.answer(call.id, error=given.value)
-                case _ if given.kind == CANCELLED:
-                    listener.answer(call.id, error=RESTART)
-                case _ if given.kind == DESCRIPTOR:
-                    if len(fds) != 1 or not is_harmless(fds[0]):
-                        raise ValueError("a descriptor that no module may hand out")
-                    listener.give_descriptor(call.id, fds[0], close_on_exec=given.close_on_exec, is_answer=True)
-                case _ if given.kind == FILE:
-                    fd = _sealed_file(dict(given.outs).get(0, b""))
-                    try:
-                        listener.give_descriptor(call.id, fd, close_on_exec=given.close_on_exec, is_answer=True)
-                    finally:
-                        os.close(fd)
-        except ValueError:
+    def _open_for(self, slot: int, listener: Listener, call: NotifiedCall, given: Answer) -> None:
+        """Have the caller get a file of its view. Whoever serves that may take its time: a worker waits."""
+        path = dict(given.outs).get(0, b"")
+        if given.value & ~OPEN_FLAGS or not path.startswith(b"/") or b"\0" in path:
             listener.answer(call.id, error=errno.EIO)
-            raise
-        except OSError as error:
-            listener.answer(call.id, error=error.errno or errno.EIO)
+            self._clear(slot)
+            raise ValueError("a file that can't be opened")
+
+        def work() -> None:
+            from viewfs.session.calls.opening import open_for
+
+            try:
+                fd = open_for(call.tid, path, given.value)
+                listener.give_descriptor(call.id, fd, close_on_exec=bool(given.value & os.O_CLOEXEC), is_answer=True)
+            except OSError as error:
+                listener.answer(call.id, error=error.errno or errno.EIO)
+
+        self._slots.give_to_worker(slot)
+        self._begin_worker(slot, listener, call, "opening", work)
 
     def _begin_anew(self, owner: Owner, ids: bytes) -> None:
         """Another server has begun, which has the calls `ids` of those that were sent before the mark: the others were
@@ -382,18 +372,27 @@ class Notifier:
 
     # -- workers
 
-    def _begin_worker(self, slot: int, listener: Listener, call: NotifiedCall, name: str) -> None:
-        pid = os.fork()
+    def _mount(self, listener: Listener, call: NotifiedCall, name: str) -> None:
+        from viewfs.session.calls.mounting import answer
+
+        self._reply(listener, call, answer(call, name), name)
+
+    def _begin_worker(
+        self, slot: int, listener: Listener, call: NotifiedCall, name: str, work: Callable[[], None]
+    ) -> None:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._fail(slot, error.errno or errno.EAGAIN)
+            return
         if pid == 0:
             status = 1
             try:
                 signal.set_wakeup_fd(-1)
                 set_name(f"viewfs-{name}")
-                from viewfs.session.calls.mounting import answer
-
                 self._slots.give_to_worker(slot, os.getpid())
                 if listener.waits(call.id):  # else somebody has answered it
-                    self._reply(listener, call, answer(call, name), name)
+                    work()
                 status = 0
             except BaseException:
                 print_traceback()
@@ -444,7 +443,7 @@ class Notifier:
             self._fail(slot, errno.EIO)
             return
         try:
-            packet = owner.request(call, self._name_of(call), _bits(call))
+            packet = owner.request(call, self._name_of(call), bits_of(call))
         except OSError:
             packet = None
         if packet is None:
@@ -459,44 +458,6 @@ class Notifier:
             os.write(2, f"{line}\n".encode())
         except OSError:
             pass  # nobody reads it
-
-
-def _bits(call: NotifiedCall) -> int:
-    return 32 if call.architecture == AUDIT_ARCH_I386 else 64
-
-
-def _sealed_file(content: bytes) -> int:
-    """A file in memory that nobody can change (memfd_create(2))."""
-    import fcntl
-
-    fd = os.memfd_create("viewfs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.write(fd, content)
-    os.lseek(fd, 0, os.SEEK_SET)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
-    # A descriptor of its own that can only read: the offset is the caller's alone.
-    reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    os.close(fd)
-    return reading
-
-
-def _may_itself(tid: int) -> bool:
-    """Has a thread the capability to mount, in its user namespace? So have processes of a session that runs in a view,
-    and programs that make namespaces of their own."""
-    try:
-        return has_capability(tid, CAP_SYS_ADMIN)
-    except OSError:
-        return False
-
-
-def _is_in_view(tid: int) -> bool:
-    """Does a thread live in a view, of this session or of one inside that, and in no user namespace of its own?"""
-    try:
-        connect_in_view(tid, seconds=0).close()
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def _write_to(log: int) -> None:

@@ -18,7 +18,7 @@ import trio
 from viewfs.linux.plain import socket
 from viewfs.linux.scm import rights
 from viewfs.linux.signatures import Argument, parse_signature
-from viewfs.modules.api.calls import GO_ON, Caller, CallModule, Descriptor, File, Handler
+from viewfs.modules.api.calls import GO_ON, Caller, CallModule, Descriptor, File, Handler, Opened
 from viewfs.modules.framework.call_arguments import Answer as Made
 from viewfs.modules.framework.call_arguments import decode
 from viewfs.mounts.fuse.counters import Counters
@@ -219,6 +219,8 @@ def _answer_of(request: Request, result: Any, make: Callable[[Any], Made]) -> An
     match made.descriptor:
         case Descriptor(fd, close_on_exec):
             return Answer(request.id, messages.DESCRIPTOR, 0, close_on_exec, descriptor=fd)
+        case Opened(path, flags):
+            return Answer(request.id, messages.OPENED, flags, outs=((0, os.fsencode(path)),))
         case File(content, close_on_exec):
             if len(content) > PART_MOST:
                 raise ValueError(f"a file of {len(content)} bytes, which is more than {PART_MOST}")

@@ -1,0 +1,38 @@
+"""Opening a file of a view for a caller, as a module says: its FUSE server sees an open file like any other."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from viewfs.errors import os_error
+from viewfs.linux.files import Resolve, is_on_fuse, openat2
+from viewfs.linux.namespaces import CloneFlags, setns
+from viewfs.linux.process import drop_capabilities
+
+__all__ = ["open_for"]
+
+
+def open_for(tid: int, path: bytes, flags: int) -> int:
+    """Open `path` of the view of thread `tid`, with the rights of this process's user in it. The process must have one
+    thread, and belongs to the view from then on.
+
+    Raises OSError: EPERM for a file that no FUSE server serves, for a module has a right to no others.
+    """
+    view = os.open(f"/proc/{tid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if not os.path.sameopenfile(view, own := os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)):
+            setns(view, CloneFlags.NEWUSER)  # FUSE asks for that
+        os.close(own)
+    finally:
+        os.close(view)
+    root = os.open(f"/proc/{tid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    drop_capabilities()
+    place = openat2(root, path, os.O_PATH, Resolve.IN_ROOT | Resolve.NO_MAGICLINKS)
+    os.close(root)
+    try:
+        if not is_on_fuse(place):
+            raise os_error(errno.EPERM)
+        return os.open(f"/proc/self/fd/{place}", flags | os.O_CLOEXEC)
+    finally:
+        os.close(place)
