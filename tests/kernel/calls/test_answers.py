@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import View
+from tests.kernel.conftest import View, Viewfs
 
 OpenView = Callable[..., View]
 WriteModule = Callable[..., Path]
@@ -291,3 +292,42 @@ def test_programs_of_32_bits(
         "0", "86400", "7", "0", "86400", "0", "86400", str((1 << 32) + 7), "0", "i386",
     ]  # fmt: skip
     assert os.path.exists(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["ENOSYS", "EPERM"])
+def test_where_a_sandbox_forbids_to_read_memory(
+    viewfs: Viewfs, module: WriteModule, tmp_path: Path, number: str
+) -> None:
+    """As Docker and Kubernetes do, which leave /proc/PID/mem alone."""
+    (tmp_path / "sandboxed.py").write_text(f"""
+import errno, os, sys
+from viewfs.linux.process import no_new_privileges
+from viewfs.linux.seccomp import ALLOW, compile_filter, deny, install_filter
+
+no_new_privileges()
+calls = ("process_vm_readv", "process_vm_writev")
+install_filter(compile_filter(dict.fromkeys(calls, deny(errno.{number})), ALLOW))
+os.execvp(sys.argv[1], sys.argv[1:])
+""")
+    members = """
+        @call("open")
+        def open(self, caller, path, flags, mode):
+            return File(path.encode())
+
+        @call(5000, "out@1 size")
+        def tell(self, caller, answer, size):
+            answer += b"told"
+            return 4
+    """
+    viewfs.command = [sys.executable, str(tmp_path / "sandboxed.py"), "viewfs"]
+    (tmp_path / "real").write_text(" real ")
+    (tmp_path / "tell.py").write_text(
+        "import viewfs\nroom = bytearray(9)\nviewfs.call(5000, room, 9)\nprint(room[:4])\n"
+    )
+    opening, telling = members.split("\n\n")
+    one, two = module(opening, "opening"), module(telling, "telling")
+    script = f"""
+        viewfs insmod {one} {tmp_path}/place; viewfs insmod {two}
+        cat {tmp_path}/place/x {tmp_path}/real; python3 {tmp_path}/tell.py
+    """
+    assert viewfs.sh("--calls=open", script=script).out == f"{tmp_path}/place/x real bytearray(b'told')\n"

@@ -129,7 +129,7 @@ def test_each_call_of_each_family(
     } >= {name for names in FAMILIES.values() for name in names if not name.endswith(("32", "64"))}  # fmt: skip
     (tmp_path / "watched").mkdir()
     (tmp_path / "calls").write_text(repr([(syscall_number(name), given) for name, given, _got in CALLS]))
-    view = open_view("--calls=all")
+    view = open_view("--calls=all,close")
     view("insmod", module(RECORDER))
     out = view.sh(f"{caller(LINES)} {tmp_path}/watched {tmp_path}/calls").out
     family_of = {name: family for family, names in FAMILIES.items() for name in names}
@@ -278,7 +278,7 @@ def test_pieces_of_memory(open_view: OpenView, module: WriteModule, caller: Writ
 
 def test_programs_do_not_notice(open_view: OpenView, module: WriteModule, tmp_path: Path) -> None:
     """With every family notified, and a module that lets all of it go on, programs do what they do without."""
-    view = open_view("--calls=all")
+    view = open_view("--calls=all,close")
     view("insmod", module("\n".join(
         f"@call({family!r})\ndef on_{family}(self, caller, *arguments):\n    return GO_ON" for family in FAMILIES
     )))  # fmt: skip

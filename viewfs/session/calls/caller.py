@@ -61,6 +61,8 @@ class Caller:
             )  # what lies behind may be missing
             try:
                 process_vm_readv(self.tid, here, part)
+            except PermissionError:
+                raise
             except (OSError, OverflowError):
                 raise OSError(errno.EFAULT, "its memory can't be read") from None
             text, end, _rest = part.partition(b"\0")

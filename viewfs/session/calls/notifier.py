@@ -95,6 +95,7 @@ class Notifier:
         #: Epoch of a module that has another server → the calls that the one before may have begun.
         self._begun_before: dict[int, set[int]] = {}
         self._next_look = 0.0
+        self._has_complained = False
         #: Pidfd → slot and pid of a worker.
         self._workers: dict[int, tuple[int, int]] = {}
         slots.look_again()
@@ -238,7 +239,13 @@ class Notifier:
         for epoch, owner in self._owners.items():
             if epoch >= below or not owner.has(name) or (owner.until is not None and owner.until < limit):
                 continue
-            packet = owner.request(call, name, bits_of(call))
+            try:
+                packet = owner.request(call, name, bits_of(call))
+            except PermissionError:
+                if not self._has_complained:
+                    self._log(f"calls go on without modules: the memory of process {call.tid} can't be read here")
+                self._has_complained = True
+                return False
             if packet is None:
                 continue
             self._slots.give_to_owner(slot, epoch)

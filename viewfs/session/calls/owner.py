@@ -285,6 +285,8 @@ def _write(tid: int, address: int, data: bytes) -> None:
 def _reaching(transfer: Any, tid: int, address: int, data: Any) -> None:
     try:
         transfer(tid, address, data)
+    except PermissionError:
+        raise
     except (OSError, OverflowError):
         raise os_error(errno.EFAULT) from None
 
