@@ -5,10 +5,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 from viewfs.linux.libc import check, function
 
-__all__ = ["process_vm_readv", "process_vm_writev"]
+__all__ = ["NotAtHand", "check_at_hand", "process_vm_readv", "process_vm_writev"]
+
+
+_ENTRY = struct.Struct("=Q")
 
 
 class _Iovec(ctypes.Structure):
@@ -51,6 +55,38 @@ def _can_be_written(pid: int, address: int, size: int) -> bool:
                     return True
                 address, size = end, address + size - end
     return False
+
+
+class NotAtHand(Exception):
+    """Memory that its process may have to wait for before it can be read or written."""
+
+
+#: Of an entry of /proc/PID/pagemap (pagemap.rst): the page is there, in memory that others may share or a file has; it
+#: is written down when it is written to (userfaultfd).
+_PRESENT, _OF_FILE, _WATCHED = 1 << 63, 1 << 61, 1 << 57
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def check_at_hand(pid: int, address: int, size: int, *, writing: bool) -> None:
+    """Raises `NotAtHand` unless this memory of the process can be had without waiting: what is a file's, or anybody's
+    to provide (userfaultfd(2)), may be a long time coming. Raises OSError if the process is gone."""
+    first, last = address // _PAGE, (address + max(size, 1) - 1) // _PAGE
+    try:
+        pages = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        raise NotAtHand from None
+    try:
+        entries = os.pread(pages, 8 * (last - first + 1), 8 * first)
+    except (OSError, OverflowError):
+        raise NotAtHand from None
+    finally:
+        os.close(pages)
+    bad = _OF_FILE | _WATCHED if writing else 0
+    for (entry,) in _ENTRY.iter_unpack(entries):
+        if not entry & _PRESENT or entry & bad:
+            raise NotAtHand
+    if len(entries) < 8 * (last - first + 1):
+        raise NotAtHand
 
 
 def process_vm_readv(pid: int, address: int, into: bytearray | memoryview) -> None:

@@ -33,14 +33,15 @@ __all__ = [
     "FAKE_ROOT_CAPABILITIES",
     "PIDFD_GET_INFO",
     "PYTHON",
+    "Waiting",
     "children_of",
+    "deliverable_signal",
     "die_with_parent",
     "drop_capabilities",
     "forget_environment",
     "fork_into",
     "has_capabilities",
     "has_capability",
-    "has_deliverable_signal",
     "has_no_new_privileges",
     "hide_memory",
     "how_it_ended",
@@ -184,20 +185,35 @@ def has_capability(tid: int, number: int) -> bool:
     return False
 
 
-def has_deliverable_signal(tid: int) -> bool:
-    """Does a signal wait for this thread that it neither blocks nor ignores (SigPnd, ShdPnd, SigBlk and SigIgn of
-    proc_pid_status(5))? False if it is gone.
+class Waiting:
+    """What `deliverable_signal` knows of a signal."""
 
-    One for the whole process is the first thread's, unless that blocks it; then it is any other's.
+    NONE, PERHAPS, CERTAINLY = range(3)
+
+
+def deliverable_signal(tid: int) -> int:
+    """Does a signal wait for this thread that it neither blocks nor ignores (SigPnd, ShdPnd, SigBlk and SigIgn of
+    proc_pid_status(5))? `Waiting.NONE` if it is gone.
+
+    One for the whole process is the first thread's, unless that blocks it. Then it is another's that does not: which
+    one's can't be told if there are several.
     """
     try:
         own = _signals(tid)
-        mine, shared = own["SigPnd"], own["ShdPnd"]
-        if shared and (process := thread_group_of(tid)) != tid:
+        if own["SigPnd"] & ~own["SigBlk"] & ~own["SigIgn"]:
+            return Waiting.CERTAINLY
+        shared = own["ShdPnd"] & ~own["SigBlk"] & ~own["SigIgn"]
+        process = thread_group_of(tid) if shared else tid
+        if shared and process != tid:
+            others = [
+                _signals(int(other))["SigBlk"] for other in os.listdir(f"/proc/{process}/task") if int(other) != tid
+            ]
             shared &= _signals(process)["SigBlk"]
+            if shared and any(shared & ~blocked for blocked in others):
+                return Waiting.PERHAPS
     except OSError:
-        return False
-    return bool((mine | shared) & ~own["SigBlk"] & ~own["SigIgn"])
+        return Waiting.NONE
+    return Waiting.CERTAINLY if shared else Waiting.NONE
 
 
 def _signals(tid: int) -> dict[str, int]:

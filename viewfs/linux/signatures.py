@@ -137,7 +137,8 @@ def _parse(word: str) -> Argument:
     kind, sized, size = word.partition(":")
     if sized and kind in ("in", "out"):
         long, _slash, short = size.partition("/")
-        return Argument(kind, (int(long), int(short or long)))
+        if long.isdecimal() and (not short or short.isdecimal()):
+            return Argument(kind, (int(long), int(short or long)))
     kind, counted, index = word.partition("@")
     if counted and kind in ("in", "out", "inv", "outv") and index.isdecimal():
         return Argument(kind, length=int(index))

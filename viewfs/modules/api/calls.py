@@ -57,6 +57,10 @@ class Descriptor:
     fd: int
     close_on_exec: bool = False
 
+    def __post_init__(self) -> None:
+        if type(self.fd) is not int or not 0 <= self.fd < 1 << 31:
+            raise ValueError(f"{self.fd!r} is no descriptor")
+
 
 @dataclass(frozen=True)
 class File:
@@ -65,6 +69,10 @@ class File:
 
     content: bytes
     close_on_exec: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.content, bytes):
+            raise TypeError(f"the content of a file is bytes, and not {self.content!r}")
 
 
 @dataclass(frozen=True)

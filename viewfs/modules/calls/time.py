@@ -1,6 +1,5 @@
 """Another time of day: later or earlier, faster or slower, or standing still."""
 
-import math
 import time
 
 from viewfs.errors import UsageError
@@ -11,6 +10,7 @@ from viewfs.modules.api.options import decimal, flag
 #: CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI of linux/time.h.
 _TIMES_OF_DAY = {0: time.CLOCK_REALTIME, 5: time.CLOCK_REALTIME, 11: time.CLOCK_TAI}
 _NS = 10**9
+_RATE_MOST, _OFFSET_MOST = 1e6, 1e11
 
 
 class Time(CallModule):
@@ -25,8 +25,10 @@ class Time(CallModule):
 
     def begin(self, mounting: Mounting) -> None:
         rate = 0.0 if mounting.options["freeze"] else float(mounting.options["rate"])
-        if rate < 0 or not math.isfinite(rate):
-            raise UsageError("option rate of module time: no time goes backwards")
+        if not 0 <= rate <= _RATE_MOST:
+            raise UsageError(f"option rate of module time: from 0 to {_RATE_MOST:g}; no time goes backwards")
+        if abs(mounting.options["offset"]) > _OFFSET_MOST:
+            raise UsageError(f"option offset of module time: at most {_OFFSET_MOST:g} seconds")
         self._rate = rate
         self._offset_ns: int = round(mounting.options["offset"] * _NS)
         self._began_ns = {clock: time.clock_gettime_ns(clock) for clock in set(_TIMES_OF_DAY.values())}

@@ -1,5 +1,7 @@
 """What uname(2) says: another kernel's release, another machine, another name."""
 
+import os
+
 from viewfs.errors import UsageError
 from viewfs.modules.api import Mounting
 from viewfs.modules.api.calls import Caller, CallModule, Utsname, call
@@ -23,7 +25,7 @@ class Uname(CallModule):
     )
 
     def begin(self, mounting: Mounting) -> None:
-        self._given = {name: value.encode() for name, value in mounting.options.items() if value}
+        self._given = {name: os.fsencode(value) for name, value in mounting.options.items() if value}
         for name, value in self._given.items():
             if len(value) >= _SIZE:
                 raise UsageError(f"option {name} of module uname: at most {_SIZE - 1} bytes")

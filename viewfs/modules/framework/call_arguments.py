@@ -67,7 +67,10 @@ def decode(
     """
     values = [_value(kind.kind, words[index], copied.get(index)) for index, kind in enumerate(signature)]
     if family is not None:
-        return _FAMILIES[family](_Raw(name, bits, words, values))
+        try:
+            return _FAMILIES[family](_Raw(name, bits, words, values))
+        except (OSError, struct.error, TypeError):  # the kernel knows what is wrong with it
+            return Decoded(None, _with)
     arguments, outs = [], []
     for index, kind in enumerate(signature):
         if kind.kind == "at":
@@ -76,6 +79,8 @@ def decode(
         if value is None and name.isdigit() and not kind.may_be_null:
             raise os_error(errno.EFAULT)
         structure = STRUCTURES.get((name, index))
+        if value is None and structure is not None and kind.is_out:  # the kernel knows what to say
+            return Decoded(None, _with)
         if structure is not None and value is not None:
             structure_type = structure[bits == 32]
             value = structure_type() if kind.is_out else structure_type.from_buffer_copy(value)
@@ -465,6 +470,8 @@ def _time(raw: _Raw) -> Decoded:
 
     def answer(nanoseconds: int) -> Answer:
         seconds, rest = divmod(nanoseconds, 10**9)
+        if not wide and not -1 << 31 <= seconds < 1 << 31:
+            raise os_error(errno.EOVERFLOW)
         if raw.name == "time":
             packed = struct.pack("=q" if wide else "=i", seconds)
             return Answer(seconds, () if raw.values[0] is None else ((0, packed),))

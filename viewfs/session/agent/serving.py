@@ -87,7 +87,8 @@ def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     if isinstance(module, CallModule):
         from viewfs.session.agent.call_serving import new_token, what_it_answers
 
-        decided = replace(decided, calls=what_it_answers(module), token=new_token())
+        real_path = os.path.realpath(path) if path else ""
+        decided = replace(decided, calls=what_it_answers(module), token=new_token(), real_path=real_path)
     if isinstance(module, KernelModule):
         if not found.built_in:
             raise UsageError(f"module {module.name} wants to mount by itself, which only built-in modules may")

@@ -9,7 +9,6 @@ import os
 from viewfs.linux.numbers import AUDIT_ARCH_I386
 from viewfs.linux.unotify import RESTART
 from viewfs.session.calls.messages import ANSWER, CANCELLED, DESCRIPTOR, ERRNO_END, ERROR, FILE
-from viewfs.session.calls.owner import is_harmless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,22 +24,35 @@ def bits_of(call: NotifiedCall) -> int:
     return 32 if call.architecture == AUDIT_ARCH_I386 else 64
 
 
-def give_answer(owner: Owner, listener: Listener, call: NotifiedCall, name: str, given: Answer, fds: list[int]) -> None:
-    """Give the caller of `call` what `owner` has answered, with the descriptors that came with it. Raises ValueError
-    for what no honest server says; the call has failed with EIO then."""
+def give_answer(
+    owner: Owner,
+    listener: Listener,
+    call: NotifiedCall,
+    name: str,
+    given: Answer,
+    fds: list[int],
+    *,
+    has_signal: bool,
+    quick: bool,
+) -> None:
+    """Give the caller of `call`, who has a signal to see to or not, what `owner` has answered, with the descriptors
+    that came with it. Raises ValueError for what no honest server says, the call having failed with EIO; and
+    `NotAtHand`, nothing having been answered, if it is to be `quick` and memory may have to be waited for."""
     try:
         if given.kind == ANSWER:
-            owner.put(call, name, bits_of(call), given)
+            if -ERRNO_END < given.value < 0:
+                raise ValueError(f"the value {given.value}")
+            owner.put(call, name, bits_of(call), given, quick=quick)
             listener.answer(call.id, value=given.value)
         elif given.kind == ERROR:
             if not 0 < given.value < ERRNO_END:
                 raise ValueError(f"an errno {given.value}")
             listener.answer(call.id, error=given.value)
         elif given.kind == CANCELLED:
-            listener.answer(call.id, error=RESTART)
+            listener.answer(call.id, error=RESTART if has_signal else errno.EINTR)
         elif given.kind == DESCRIPTOR:
-            if len(fds) != 1 or not is_harmless(fds[0]):
-                raise ValueError("a descriptor that no module may hand out")
+            if len(fds) != 1:
+                raise ValueError("a descriptor, and none came with it")
             listener.give_descriptor(call.id, fds[0], close_on_exec=given.close_on_exec, is_answer=True)
         elif given.kind == FILE:
             fd = _sealed_file(dict(given.outs).get(0, b""))

@@ -13,16 +13,18 @@ from contextlib import contextmanager
 
 from viewfs.errors import os_error
 from viewfs.linux.files import Resolve, openat2
-from viewfs.linux.memory import process_vm_readv
+from viewfs.linux.memory import check_at_hand, process_vm_readv, process_vm_writev
+from viewfs.linux.namespaces import CloneFlags, setns
 from viewfs.linux.process import CAP_SYS_ADMIN, has_capability, pidfd_getfd, thread_group_of
 from viewfs.paths import is_at_or_below
 from viewfs.session.runtime import connect_in_view
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
-__all__ = ["Caller", "is_of_view"]
+__all__ = ["Caller", "is_of_view", "join_user_namespace"]
 
 _PATH_MAX = 4096
 #: How much is read at once, and how much of it at first: most texts are short.
@@ -32,8 +34,10 @@ _PAGE, _PART = 4096, 256
 class Caller:
     """A thread, by the number that this process knows it by."""
 
-    def __init__(self, tid: int) -> None:
+    def __init__(self, tid: int, *, quick: bool = False) -> None:
+        """`quick`: memory that may have to be waited for is `NotAtHand`."""
         self.tid = tid
+        self._quick = quick
 
     @property
     def name(self) -> str:
@@ -59,17 +63,34 @@ class Caller:
             part = bytearray(
                 min(_PAGE - here % _PAGE, _PART if not found else _PAGE)
             )  # what lies behind may be missing
-            try:
-                process_vm_readv(self.tid, here, part)
-            except PermissionError:
-                raise
-            except (OSError, OverflowError):
-                raise OSError(errno.EFAULT, "its memory can't be read") from None
+            self._transfer(process_vm_readv, here, part, writing=False)
             text, end, _rest = part.partition(b"\0")
             found += text
             if end:
                 return found
         raise OSError(errno.ENAMETOOLONG, "a text that does not end")
+
+    def read(self, address: int, size: int) -> bytes:
+        """Raises OSError: EFAULT; PermissionError if memory of others can't be read here."""
+        data = bytearray(size)
+        if size:
+            self._transfer(process_vm_readv, address, data, writing=False)
+        return bytes(data)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Raises as `read` does."""
+        if data:
+            self._transfer(process_vm_writev, address, data, writing=True)
+
+    def _transfer(self, transfer: Callable[[int, int, Any], None], address: int, data: Any, *, writing: bool) -> None:
+        if self._quick:
+            check_at_hand(self.tid, address, len(data), writing=writing)
+        try:
+            transfer(self.tid, address, data)
+        except PermissionError:
+            raise
+        except (OSError, OverflowError):
+            raise OSError(errno.EFAULT, "its memory can't be reached") from None
 
     def canonical(self, path: bytes, *, follow: bool = True) -> str:
         """`path` as the view has it: absolute, without links. Raises OSError."""
@@ -142,3 +163,14 @@ def is_of_view(tid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def join_user_namespace(tid: int) -> None:
+    """Have this process, of one thread, belong to the view of a thread: FUSE serves nobody else there. Raises
+    OSError."""
+    theirs = os.open(f"/proc/{tid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.stat(theirs).st_ino != os.stat("/proc/self/ns/user").st_ino:
+            setns(theirs, CloneFlags.NEWUSER)
+    finally:
+        os.close(theirs)

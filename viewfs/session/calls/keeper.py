@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper"]
 
-#: So many notifiers may fail, and how long one waits before the next where there are too few descriptors, say.
-_FAILURES, _AGAIN_SECONDS = 5, 0.05
+#: So many notifiers may fail; and how often one is tried, and after how long, where there are too few processes, say.
+_FAILURES, _TIMES, _AGAIN_SECONDS = 5, 100, 0.05
 #: So many calls are let pass without a notifier, which is quicker where more of them come.
 _PASSED = 50
 #: What /proc says that a listener is.
@@ -165,18 +165,22 @@ class Keeper:
 
     def _tell(self, message: dict[str, Any], fd: int | None = None) -> None:
         if self._notifier is not None:
+            data, fds = plain_json.dumps(message).encode(), [] if fd is None else rights([fd])
             try:
-                self._notifier[2].sendmsg([plain_json.dumps(message).encode()], [] if fd is None else rights([fd]))
+                self._notifier[2].sendmsg([data], fds, socket.MSG_DONTWAIT)
+            except BlockingIOError:  # it reads nothing any more
+                pidfd_send_signal(self._notifier[1], signal.SIGKILL)
             except OSError:
                 pass  # it has died; the next one is given all
 
     def _have_notifier(self) -> None:
         """Begin a notifier. If none can be had, the calls fail with ENOSYS from now on: nobody is to wait for ever."""
-        while self._notifier is None and self._failures < _FAILURES:
+        for _time in range(_TIMES):
+            if self._notifier is not None or self._failures >= _FAILURES:
+                break
             try:
                 self._begin_notifier()
             except OSError:
-                self._failures += 1
                 time.sleep(_AGAIN_SECONDS)
         if self._notifier is None:
             for fd in self._listeners.values():
@@ -204,6 +208,18 @@ class Keeper:
         channel.close()
         self._notifier = None
         return os.waitstatus_to_exitcode(status)
+
+    def leave(self) -> None:
+        """Close what is kept, in a process that was forked from this one: nobody is to wait for it."""
+        for fd in self._listeners.values():
+            os.close(fd)
+        self._listeners.clear()
+        if self._receiver is not None:
+            self._receiver.close()
+        if self._notifier is not None:
+            os.close(self._notifier[1])
+            self._notifier[2].close()
+            self._notifier = None
 
     def end(self) -> None:
         """End the notifier: calls that wait for it fail with ENOSYS once the listeners are closed."""

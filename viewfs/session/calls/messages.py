@@ -10,19 +10,24 @@ import struct
 from typing import NamedTuple
 
 __all__ = [
-    "ANSWER", "BEGUN", "CALL", "CALLER", "CANCEL", "CANCELLED", "COUNTED", "CWD", "DESCRIPTOR", "ERRNO_END", "ERROR",
-    "FACTS", "FILE", "GO_ON", "HAS", "MARK", "MOST", "OPENED", "PART_MOST", "Answer", "Request", "counted_names",
-    "pack_answer", "pack_request", "unpack_answer", "unpack_request",
+    "AGAIN", "ANSWER", "BEGUN", "BUFFER", "CALL", "CALLER", "CANCEL", "CANCELLED", "COUNTED", "CWD", "DESCRIPTOR",
+    "ERRNO_END", "ERROR", "FACTS", "FILE", "GO_ON", "HAS", "MARK", "MOST", "OPENED", "PART_MOST", "Answer",
+    "Request", "counted_names", "pack_answer", "pack_request", "unpack_answer", "unpack_request",
 ]  # fmt: skip
 
 #: How many of a module's calls are counted each by itself; all others are together.
 COUNTED = 63
-#: Bytes of a packet, and of one part of it, at most.
-MOST, PART_MOST = 1 << 17, 1 << 16
-#: Kinds of requests: a call; give up that call; a server that has begun has read all that was sent before it began.
-CALL, CANCEL, MARK = range(3)
+#: Bytes of one part of a packet, and of a packet with six of them, at most; and the buffer that this takes (the kernel
+#: doubles it: SO_SNDBUF of socket(7)).
+PART_MOST = 1 << 16
+MOST = 6 * PART_MOST + 8192
+BUFFER = 212992
+#: Kinds of requests: a call; give up that call; the server that has begun by this number has read all that was sent
+#: before it did (0: it is to say again that it has); a call that another notifier may have asked for before.
+CALL, CANCEL, MARK, AGAIN = range(4)
 #: Kinds of answers: a value; an errno; as if the module were not there; it was given up; a descriptor, which comes with
-#: the packet; a file with the content that is in the packet; a server has begun, in place of another; these calls it
+#: the packet; a file with the content that is in the packet; a server has begun, in place of another, and
+#: by this number; these calls it
 #: has of those that were sent before the mark; a file of the caller's view, opened with the flags that are the value.
 ANSWER, ERROR, GO_ON, CANCELLED, DESCRIPTOR, FILE, BEGUN, HAS, OPENED = range(9)
 #: In place of an argument: the part is the working directory; facts of the caller.
@@ -33,7 +38,7 @@ ERRNO_END = 512
 FACTS = struct.Struct("=IIII")
 
 #: Id, kind, which of the module's calls, bits of a word, the six words; then the parts.
-_REQUEST = struct.Struct("=QBBB6Q")
+_REQUEST = struct.Struct("=QBHB6Q")
 #: Id, kind, close-on-exec, value; then the parts.
 _ANSWER = struct.Struct("=QBBq")
 #: Of a part: which argument, how many bytes follow, or as many as there is room for.

@@ -6,7 +6,8 @@ import errno
 import os
 
 from viewfs.errors import ViewfsError
-from viewfs.session.calls.caller import Caller
+from viewfs.linux.process import CAP_SYS_PTRACE, drop_capabilities
+from viewfs.session.calls.caller import Caller, join_user_namespace
 from viewfs.session.client import Session
 
 TYPE_CHECKING = False
@@ -183,6 +184,8 @@ def answer(call: NotifiedCall, name: str) -> int | None:
         with session:
             if session.status["namespaces"]["mnt"] != list(caller.mount_namespace()):
                 return None
+            join_user_namespace(call.tid)
+            drop_capabilities({CAP_SYS_PTRACE})  # which its descriptors and its root take
             return CALLS[name](caller, call.arguments, session)
     except ViewfsError:
         return None

@@ -7,8 +7,8 @@ import os
 
 from viewfs.errors import os_error
 from viewfs.linux.files import Resolve, is_on_fuse, openat2
-from viewfs.linux.namespaces import CloneFlags, setns
 from viewfs.linux.process import drop_capabilities
+from viewfs.session.calls.caller import join_user_namespace
 
 __all__ = ["open_for"]
 
@@ -19,13 +19,7 @@ def open_for(tid: int, path: bytes, flags: int) -> int:
 
     Raises OSError: EPERM for a file that no FUSE server serves, for a module has a right to no others.
     """
-    view = os.open(f"/proc/{tid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if not os.path.sameopenfile(view, own := os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)):
-            setns(view, CloneFlags.NEWUSER)  # FUSE asks for that
-        os.close(own)
-    finally:
-        os.close(view)
+    join_user_namespace(tid)
     root = os.open(f"/proc/{tid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     drop_capabilities()
     place = openat2(root, path, os.O_PATH, Resolve.IN_ROOT | Resolve.NO_MAGICLINKS)

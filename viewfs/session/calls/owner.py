@@ -11,7 +11,6 @@ import os
 import struct
 
 from viewfs.errors import os_error
-from viewfs.linux.memory import process_vm_readv, process_vm_writev
 from viewfs.linux.plain import socket
 from viewfs.linux.process import thread_group_of
 from viewfs.linux.scm import descriptors_in, room_for
@@ -19,6 +18,7 @@ from viewfs.linux.signatures import Argument, parse_signature
 from viewfs.paths import is_at_or_below
 from viewfs.session.calls.caller import Caller
 from viewfs.session.calls.messages import (
+    AGAIN,
     CALL,
     CALLER,
     CANCEL,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Owner", "is_harmless"]
 
+#: For the packets of all servers, one after the other.
+_buffer = memoryview(bytearray(MOST))
 #: struct iovec, for callers of 64 and of 32 bits.
 _IOVEC = {64: struct.Struct("=QQ"), 32: struct.Struct("=II")}
 #: Pieces of one readv(2) or writev(2), and texts of an argv, that are looked at.
@@ -59,7 +61,8 @@ class Owner:
         self._calls: dict[str, tuple[int, tuple[Argument, ...]]] = {
             name: (index, parse_signature(signature)) for index, (name, signature) in enumerate(value["calls"])
         }
-        self._place: str = value["place"]
+        #: The place, as it was written and without links.
+        self._places: list[str] = [place for place in dict.fromkeys(value["places"]) if place]
         self.until: int | None = value["until"]
         #: Requests for which its queue had no room, by slot.
         self.unsent: dict[int, bytes] = {}
@@ -71,11 +74,12 @@ class Owner:
         """Is there a handler for this call?"""
         return name in self._calls
 
-    def request(self, call: NotifiedCall, name: str, bits: int) -> bytes | None:
-        """What its server is to be asked; None if the call leads elsewhere than to its place. Raises OSError, which is
-        the caller's errno."""
+    def request(self, call: NotifiedCall, name: str, bits: int, *, quick: bool, again: bool = False) -> bytes | None:
+        """What its server is to be asked; None if the call leads elsewhere than to its place. `again`: another notifier
+        may have asked it before. Raises OSError, which is the caller's errno; and `NotAtHand` if this is to be `quick`
+        and memory may have to be waited for."""
         index, signature = self._calls[name]
-        caller = Caller(call.tid)
+        caller = Caller(call.tid, quick=quick)
         copied: dict[int, bytes | int] = {}
         paths = []
         start: str | None = None
@@ -88,7 +92,7 @@ class Owner:
                     start = None if _signed(word) == _AT_FDCWD else _descriptor_path(caller, _signed(word))
                     continue
                 case "fd":
-                    if self._place:
+                    if self._places:
                         paths.append(_descriptor_path(caller, _signed(word)))
                     continue
                 case "path":
@@ -101,14 +105,16 @@ class Owner:
                         paths.append(start)
                     start = None
                     continue
-            value = _copied(caller.tid, argument, word, call.arguments, bits)
+            value = _copied(caller, argument, word, call.arguments, bits)
             if value is not None:
                 copied[number] = value
-        if self._place and not any(path is not None and is_at_or_below(path, self._place) for path in paths):
+        if self._places and not any(
+            path is not None and is_at_or_below(path, place) for path in paths for place in self._places
+        ):
             return None
         copied[CWD] = _link(f"/proc/{call.tid}/cwd")
         copied[CALLER] = _facts_of(call.tid)
-        return pack_request(Request(call.id, CALL, index, bits, tuple(call.arguments), copied))
+        return pack_request(Request(call.id, AGAIN if again else CALL, index, bits, tuple(call.arguments), copied))
 
     def send(self, slot: int, packet: bytes) -> bool:
         """Send a request; False if there is no room for it now: then it is `unsent`."""
@@ -117,9 +123,18 @@ class Owner:
         except BlockingIOError:
             self.unsent[slot] = packet
             return False
-        except OSError:
-            pass  # its server is gone, as the socket's end tells
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:  # buffers of sockets are small here (wmem_max of socket(7))
+                raise os_error(errno.E2BIG) from None
+            # Its server is gone, as the socket's end tells.
         return True
+
+    def send_patiently(self, packet: bytes) -> None:
+        """Send a request, and wait until there is room for it. Raises OSError: E2BIG, EIO."""
+        try:
+            self.socket.send(packet, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise os_error(errno.E2BIG if error.errno == errno.EMSGSIZE else errno.EIO) from None
 
     def send_rest(self) -> bool:
         """Send what is unsent; True if nothing is left of it."""
@@ -133,22 +148,23 @@ class Owner:
         """Ask it to give up a call, which it answers with `CANCELLED` if that can be done."""
         self.send(-1 - call, pack_request(Request(call, CANCEL, 0, 0, (0,) * 6, {})))
 
-    def mark(self) -> bool:
-        """Tell a server that has begun that what comes from now on was not sent before; returns as `send` does."""
-        return self.send(_MARK_SLOT, pack_request(Request(0, MARK, 0, 0, (0,) * 6, {})))
+    def mark(self, number: int) -> bool:
+        """Tell a server that has said by this number that it has begun that what comes from now on was not sent before;
+        0: ask it to say so again, if it waits for that. Returns as `send` does."""
+        return self.send(_MARK_SLOT - number, pack_request(Request(number, MARK, 0, 0, (0,) * 6, {})))
 
     def receive(self) -> tuple[Answer, list[int]] | None:
         """The next answer, which stays in the queue until `done`, and the descriptors that came with it; None if its
         server is gone. Raises ValueError for what is no answer."""
         flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        packet, ancillary, received, _address = self.socket.recvmsg(MOST, room_for(1), flags)
+        size, ancillary, received, _address = self.socket.recvmsg_into([_buffer], room_for(1), flags)
         fds = descriptors_in(ancillary)
-        if not packet:
+        if not size:
             return None
         try:
             if received & socket.MSG_TRUNC:
                 raise ValueError("an answer that is too long")
-            return unpack_answer(packet), fds
+            return unpack_answer(bytes(_buffer[:size])), fds
         except ValueError:
             for fd in fds:
                 os.close(fd)
@@ -158,24 +174,32 @@ class Owner:
         """Take the answer out of the queue."""
         self.socket.recv(1, socket.MSG_DONTWAIT)
 
-    def put(self, call: NotifiedCall, name: str, bits: int, answer: Answer) -> None:
+    def put(self, call: NotifiedCall, name: str, bits: int, answer: Answer, *, quick: bool) -> None:
         """Put what an answer says into the caller's memory. Raises ValueError for what the call does not write, and
-        OSError, which is the caller's errno."""
+        as `request` does."""
         signature = self._calls[name][1]
+        caller = Caller(call.tid, quick=quick)
         for number, data in answer.outs:
             argument = signature[number] if number < len(signature) else None
             if argument is None or not argument.is_out:
                 raise ValueError(f"{name} writes nothing through argument {number}")
-            room = _copied(call.tid, argument, call.arguments[number], call.arguments, bits)
+            room = _copied(caller, argument, call.arguments[number], call.arguments, bits)
             if not isinstance(room, int) or len(data) > room:
                 raise ValueError(f"{name} has no room for {len(data)} bytes in argument {number}")
             if argument.kind == "out":
-                _write(call.tid, call.arguments[number], data)
+                caller.write(call.arguments[number], data)
             else:
-                _scatter(call.tid, call.arguments[number], call.arguments[argument.length or 0], bits, data)
+                _scatter(caller, call.arguments[number], call.arguments[argument.length or 0], bits, data)
 
     def close(self) -> None:
         self.socket.close()
+
+    def end(self) -> None:
+        """Have its server end: whoever has the socket besides finds it closed."""
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is gone already
 
 
 _AT_FDCWD = -100
@@ -220,75 +244,54 @@ def _absolute(caller: Caller, path: bytes, start: str | None) -> bytes:
     return whole[1:] if whole.startswith(b"//") else whole
 
 
-def _copied(tid: int, argument: Argument, word: int, words: list[int], bits: int) -> bytes | int | None:
+def _copied(caller: Caller, argument: Argument, word: int, words: list[int], bits: int) -> bytes | int | None:
     """What a server gets of an argument that is an address: what is there, or how many bytes may be written; None for a
     null pointer. Raises OSError."""
     kind = argument.kind
     if not word or kind in ("int", "size", "off", "fd", "at", "address", "path"):
         return None
     if kind == "text":
-        return Caller(tid).text(word, PART_MOST)
+        return caller.text(word, PART_MOST)
     if kind == "argv":
-        return _texts(tid, word, bits)
+        return _texts(caller, word, bits)
     size = argument.sizes[bits == 32] if argument.length is None else words[argument.length]
     if kind in ("inv", "outv"):
-        pieces = _pieces(tid, word, size, bits)
+        pieces = _pieces(caller, word, size, bits)
         if kind == "outv":
             return min(sum(length for _address, length in pieces), PART_MOST)
         found = b""
         for address, length in pieces:
-            found += _read(tid, address, min(length, PART_MOST - len(found)))
+            found += caller.read(address, min(length, PART_MOST - len(found)))
         return found
     size = min(size, PART_MOST)
-    return size if kind == "out" else _read(tid, word, size)
+    return size if kind == "out" else caller.read(word, size)
 
 
-def _pieces(tid: int, address: int, count: int, bits: int) -> list[tuple[int, int]]:
-    if not 0 <= count <= _PIECES:
+def _pieces(caller: Caller, address: int, count: int, bits: int) -> list[tuple[int, int]]:
+    if not 0 <= _signed(count) <= _PIECES:
         raise os_error(errno.EINVAL)
     layout = _IOVEC[bits]
-    return list(layout.iter_unpack(_read(tid, address, count * layout.size)))
+    return list(layout.iter_unpack(caller.read(address, _signed(count) * layout.size)))
 
 
-def _scatter(tid: int, address: int, count: int, bits: int, data: bytes) -> None:
-    for at, length in _pieces(tid, address, count, bits):
-        _write(tid, at, data[:length])
+def _scatter(caller: Caller, address: int, count: int, bits: int, data: bytes) -> None:
+    for at, length in _pieces(caller, address, count, bits):
+        caller.write(at, data[:length])
         data = data[length:]
 
 
-def _texts(tid: int, address: int, bits: int) -> bytes:
+def _texts(caller: Caller, address: int, bits: int) -> bytes:
     """Texts, each with a NUL, as many as fit."""
     found, size = b"", bits // 8
     for number in range(_TEXTS):
-        pointer = int.from_bytes(_read(tid, address + number * size, size), "little")
+        pointer = int.from_bytes(caller.read(address + number * size, size), "little")
         if not pointer:
             break
-        text = Caller(tid).text(pointer, PART_MOST) or b""
+        text = caller.text(pointer, PART_MOST) or b""
         if len(found) + len(text) >= PART_MOST:
             break
         found += text + b"\0"
     return found
-
-
-def _read(tid: int, address: int, size: int) -> bytes:
-    data = bytearray(size)
-    if size:
-        _reaching(process_vm_readv, tid, address, data)
-    return bytes(data)
-
-
-def _write(tid: int, address: int, data: bytes) -> None:
-    if data:
-        _reaching(process_vm_writev, tid, address, data)
-
-
-def _reaching(transfer: Any, tid: int, address: int, data: Any) -> None:
-    try:
-        transfer(tid, address, data)
-    except PermissionError:
-        raise
-    except (OSError, OverflowError):
-        raise os_error(errno.EFAULT) from None
 
 
 def is_harmless(fd: int) -> bool:

@@ -67,6 +67,7 @@ class CallServer:
         """It owns the socket `fd`."""
         self._module = module
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)  # (all that could be asked for)
+        self._buffer = memoryview(bytearray(MOST))
         self._row = counters.rows[0]
         self._calls = [
             _Call(name, parse_signature(signature), [(one.family, getattr(module, one.method)) for one in handlers])
@@ -88,19 +89,27 @@ class CallServer:
                 return
             for request in waiting:
                 self._begin(request, None)
-            while packet := self._socket.recv(MOST):
+            while packet := self._receive():
                 self._hear(packet, None)
         finally:
             self._module.end()
 
+    def _receive(self) -> bytes:
+        """The next packet; empty when the module was unloaded."""
+        return bytes(self._buffer[: self._socket.recv_into(self._buffer)])
+
     def _begin_anew(self) -> list[Request]:
-        """Find out what the server before this one has not begun, and tell the notifier, which has the rest fail."""
-        self._send(Answer(0, messages.BEGUN))
+        """Find out what the server before this one has not begun, and tell the notifier, which has the rest fail. (What
+        was asked for again may have been begun when it was asked for first.)"""
+        number = int.from_bytes(os.getrandom(7), sys.byteorder) + 1
+        self._send(Answer(0, messages.BEGUN, number))
         found: dict[int, Request] = {}
-        while packet := self._socket.recv(MOST):
+        while packet := self._receive():
             request = unpack_request(packet)
-            if request.kind == messages.MARK:
+            if request.kind == messages.MARK and request.id == number:
                 break
+            if request.kind == messages.MARK and request.id == 0:  # another notifier, which may not know that
+                self._send(Answer(0, messages.BEGUN, number))
             if request.kind == messages.CALL:
                 found[request.id] = request
         ids = b"".join(number.to_bytes(8, sys.byteorder) for number in found)
@@ -113,7 +122,7 @@ class CallServer:
                 self._begin(request, nursery)
             while True:
                 await trio.lowlevel.wait_readable(self._socket.fileno())
-                packet = self._socket.recv(MOST)
+                packet = self._receive()
                 if not packet:
                     break
                 self._hear(packet, nursery)
@@ -121,7 +130,7 @@ class CallServer:
 
     def _hear(self, packet: bytes, nursery: trio.Nursery | None) -> None:
         request = unpack_request(packet)
-        if request.kind == messages.CALL:
+        if request.kind in (messages.CALL, messages.AGAIN):
             self._begin(request, nursery)
         elif request.kind == messages.CANCEL and (scope := self._under_way.get(request.id)) is not None:
             scope.cancel()
@@ -175,8 +184,9 @@ class CallServer:
 
     def _failure(self, request: Request, error: Exception) -> Answer:
         """An OSError is the caller's errno. Everything else is a defect of the module."""
-        if isinstance(error, OSError) and error.errno is not None and 0 < error.errno < ERRNO_END:
-            return Answer(request.id, messages.ERROR, error.errno)
+        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(number, int) and 0 < number < ERRNO_END:
+            return Answer(request.id, messages.ERROR, number)
         print_traceback()
         return Answer(request.id, messages.ERROR, errno.EIO)
 
@@ -197,9 +207,9 @@ class CallServer:
             else:
                 self._socket.send(pack_answer(answer))
         except OSError as error:
-            if answer.descriptor is None:
+            if answer.descriptor is None and error.errno != errno.EMSGSIZE:
                 raise
-            # What was to be handed out was no open descriptor.
+            # What was to be handed out was no open descriptor; or buffers of sockets are small here.
             self._socket.send(pack_answer(Answer(answer.id, messages.ERROR, error.errno or errno.EIO)))
 
 
@@ -225,6 +235,6 @@ def _answer_of(request: Request, result: Any, make: Callable[[Any], Made]) -> An
             if len(content) > PART_MOST:
                 raise ValueError(f"a file of {len(content)} bytes, which is more than {PART_MOST}")
             return Answer(request.id, messages.FILE, 0, close_on_exec, ((0, content),))
-    if not -1 << 63 <= made.value < 1 << 63:
-        raise ValueError(f"the result {made.value}, which has more than 64 bits")
+    if not (-1 << 63 <= made.value <= -ERRNO_END or 0 <= made.value < 1 << 63):
+        raise ValueError(f"{made.value}, which is no result of a system call")
     return Answer(request.id, messages.ANSWER, made.value, outs=made.outs)

@@ -21,10 +21,10 @@ __all__ = ["COUNT", "Slots"]
 #: How many calls can be in flight. More wait in the kernel.
 COUNT = 4096
 _SIZE = 128
-#: Behind the call: the number of its listener; who has it, and that worker's pid or that module's epoch; whether that
-#: was asked to give it up.
+#: Behind the call: the number of its listener; who has it, and that worker's pid or that module's epoch; flags.
 _STATE = struct.Struct("=IIII")
-_NOBODY, _WORKER, _OWNER = range(3)
+_NOBODY, _WORKER, _OWNER, _COPIER = range(4)
+_GIVEN_UP, _CERTAINLY, _LEFT = 1, 2, 4
 _EMPTY = bytes(_SIZE)
 
 
@@ -66,8 +66,8 @@ class Slots:
         """The call, as `NotifiedCall` takes it."""
         return self._memory[slot * _SIZE : slot * _SIZE + CALL_SIZE]
 
-    def _set(self, slot: int, listener: int, holder: int = _NOBODY, which: int = 0, given_up: int = 0) -> None:
-        _STATE.pack_into(self._memory, slot * _SIZE + CALL_SIZE, listener, holder, which, given_up)
+    def _set(self, slot: int, listener: int, holder: int = _NOBODY, which: int = 0, flags: int = 0) -> None:
+        _STATE.pack_into(self._memory, slot * _SIZE + CALL_SIZE, listener, holder, which, flags)
 
     def _state(self, slot: int) -> tuple[int, int, int, int]:
         return _STATE.unpack_from(self._memory, slot * _SIZE + CALL_SIZE)
@@ -79,10 +79,18 @@ class Slots:
         """Note that a worker is about to begin with it, or has done so, with this pid."""
         self._set(slot, self.listener(slot), _WORKER, pid)
 
+    def give_to_copier(self, slot: int, pid: int = 0) -> None:
+        """The same of a worker that only copies what the caller's memory has for a module."""
+        self._set(slot, self.listener(slot), _COPIER, pid)
+
     def worker(self, slot: int) -> int | None:
         """The pid of its worker; 0 if one was about to begin; None if it has none."""
-        _listener, holder, pid, _given_up = self._state(slot)
-        return pid if holder == _WORKER else None
+        _listener, holder, pid, _flags = self._state(slot)
+        return pid if holder in (_WORKER, _COPIER) else None
+
+    def is_being_copied(self, slot: int) -> bool:
+        """Has no module been asked yet, but is about to be?"""
+        return self._state(slot)[1] == _COPIER
 
     def give_to_owner(self, slot: int, epoch: int) -> None:
         """Note that the module which was loaded in that epoch is about to be asked, or has been."""
@@ -90,16 +98,30 @@ class Slots:
 
     def owner(self, slot: int) -> int | None:
         """The epoch of the module that has it; None if none has."""
-        _listener, holder, epoch, _given_up = self._state(slot)
+        _listener, holder, epoch, _flags = self._state(slot)
         return epoch if holder == _OWNER else None
 
-    def give_up(self, slot: int) -> None:
-        """Note that its module was asked to give it up."""
-        listener, holder, epoch, _given_up = self._state(slot)
-        self._set(slot, listener, holder, epoch, 1)
+    def _flag(self, slot: int, flag: int) -> None:
+        listener, holder, which, flags = self._state(slot)
+        self._set(slot, listener, holder, which, flags | flag)
+
+    def give_up(self, slot: int, *, certainly: bool) -> None:
+        """Note that its module was asked to give it up, for the caller has a signal, certainly or perhaps."""
+        self._flag(slot, _GIVEN_UP | (_CERTAINLY if certainly else 0))
 
     def is_given_up(self, slot: int) -> bool:
-        return bool(self._state(slot)[3])
+        return bool(self._state(slot)[3] & _GIVEN_UP)
+
+    def has_signal(self, slot: int) -> bool:
+        """Was it given up because the caller certainly has a signal to see to?"""
+        return bool(self._state(slot)[3] & _CERTAINLY)
+
+    def leave_to_successor(self, slot: int) -> None:
+        """Note that its module has another server, which may not have it."""
+        self._flag(slot, _LEFT)
+
+    def is_left(self, slot: int) -> bool:
+        return bool(self._state(slot)[3] & _LEFT)
 
     def in_flight(self) -> Iterator[int]:
         """The slots that are not free."""

@@ -13,6 +13,7 @@ import trio
 from viewfs.epochs import Epoch, Mount
 from viewfs.errors import UsageError, ViewfsError
 from viewfs.mounts.fuse.counters import Counters
+from viewfs.session.calls.messages import BUFFER
 from viewfs.session.calls.notified import is_notified, needed_family
 from viewfs.session.patience import Patience
 from viewfs.session.server_options import ServerOptions
@@ -61,6 +62,8 @@ class CallModules:
             patience=Patience(ServerOptions.of(request["options"]).deadline),
         )
         notifiers, servers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (notifiers, servers):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         served.calls_fd, served.fuse_fd = notifiers.detach(), servers.detach()
         try:
             snapshot = await self._snapshot(f"cannot load {decided.type}")

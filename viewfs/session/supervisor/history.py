@@ -153,7 +153,7 @@ class History:
         value = {
             "module": mount.type,
             "calls": decided.calls,
-            "place": mount.source,
+            "places": [mount.source, decided.real_path],
             "token": decided.token,
             "until": mount.removed_in,
         }

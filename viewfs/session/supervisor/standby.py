@@ -287,6 +287,7 @@ class _StandBy:
         if pid == 0:
             ours.close()
             link.close()
+            self._calls.leave()
             self._handles.link = Channel(supervisors)
             if first:
                 become_mounter(self._handles, self._view, theirs)

@@ -44,6 +44,8 @@ class Decided:
     shows_others: bool = False
     #: It serves its descriptor of /dev/fuse itself (`framework.foreign`).
     speaks_fuse: bool = False
+    #: The `path` of a module that answers system calls, without links.
+    real_path: str = ""
     #: The system calls that it answers, each with its signature; None for what is mounted.
     calls: list[list[str]] | None = None
     #: What the server of such a module is known by, for what it asks of the view itself.
