@@ -168,9 +168,9 @@ def test_programs_that_can_not_be_read(open_view: OpenView, module: WriteModule,
     program.write_bytes(Path("/bin/true").read_bytes())
     program.chmod(0o111)
     view = open_view("--calls=all")
-    view("insmod", module("\n".join(line for line in GOES_ON.split("@call")[0:0])
-                          + '@call("exec")\ndef on_exec(self, caller, *arguments):\n    return GO_ON'
-                          + '\n@call("open")\ndef on_open(self, caller, *arguments):\n    return GO_ON'))  # fmt: skip
+    names = ("exec", "open")
+    members = (f"@call({name!r})\ndef on_{name}(self, caller, *arguments):\n    return GO_ON" for name in names)
+    view("insmod", module("\n".join(members)))
     assert view.sh(f"{program}; echo $?; viewfs at 0 -- echo there").out == "0\nthere\n"
 
 
