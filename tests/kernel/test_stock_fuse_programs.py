@@ -53,6 +53,22 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("name", ["squashfuse", "bindfs", "sshfs", "rclone (go)"])
+def test_it_asks_fusermount(open_view: OpenView, directory: Path, name: str) -> None:
+    """Where mount(2) is the kernel's: the module `fusermount` stands in for the host's setuid program."""
+    program, out = PROGRAMS[name], directory / "out"
+    view = open_view("--no-calls", "--load", "fusermount")
+    view.sh(program.command.format(d=directory, out=out))
+    wait_until(lambda: len(view.json("lsmod")["modules"]) == 2, "it is mounted")
+    assert view.sh(f"cat {out}/file").out == "inside" and list(out.iterdir()) == []
+    view.sh(f"fusermount3 -u {out}")
+    assert [row["module"] for row in view.json("lsmod")["modules"]] == ["fusermount"]
+    again = view.sh(f"fusermount3 -u {out}", check=False)
+    assert again.code == 1 and again.err.startswith("fusermount3: nothing of this view is mounted")
+    assert view.sh(f"fusermount3 -o odd {out}", check=False).code == 1
+    wait_until(lambda: program.process not in session_processes(directory).values(), "it has ended")
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_it_mounts_and_unmounts(open_view: OpenView, directory: Path, name: str) -> None:
     program = PROGRAMS[name]

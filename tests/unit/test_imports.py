@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "viewfs.mounts": {
         "viewfs.modules.api", "viewfs.modules.framework.damage", "viewfs.linux", "viewfs.paths", "viewfs.errors",
     },
-    "viewfs.modules": {"viewfs.linux", "viewfs.errors"},
+    "viewfs.modules": {"viewfs", "viewfs.linux", "viewfs.errors"},
     "viewfs.namespaces": {"viewfs.linux", "viewfs.errors"},
     "viewfs.linux": {"viewfs.errors"},
     "viewfs.errors": set(),

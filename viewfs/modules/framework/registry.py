@@ -47,6 +47,7 @@ BUILT_IN = {
     "ext": "viewfs.modules.formats.ext.module:Ext",
     "full": "viewfs.modules.devices.constant:Full",
     "fuse": "viewfs.modules.trees.fuse:Fuse",
+    "fusermount": "viewfs.modules.trees.fusermount:Fusermount",
     "hello": "viewfs.modules.trees.hello:Hello",
     "nosync": "viewfs.modules.calls.nosync:NoSync",
     "null": "viewfs.modules.devices.constant:Null",
