@@ -19,8 +19,8 @@ from viewfs.errors import ViewfsError
 COMMANDS = ["run", "shell", "enter", "at", "ps", "lsmod", "epochs", "resolve", "log", "mount", "umount", "insmod",
             "rmmod", "restart"]  # fmt: skip
 OPTIONS = ["--mount", "--load", "--cow", "--name", "--keep", "--history", "--as-root", "--hostname", "--pid", "--ids",
-           "--no-calls", "--session", "--json", "-o", "-t", "--type", "-l", "--lazy", "-f", "--force", "--ask",
-           "--help", "-h", "--epoch", "--available", "-q", "-v", "--quiet", "--verbose", "--version"]  # fmt: skip
+           "--calls", "--no-calls", "--session", "--json", "-o", "-t", "--type", "-l", "--lazy", "-f", "--force",
+           "--ask", "--help", "-h", "--epoch", "--available", "-q", "-v", "--quiet", "--verbose", "--version"]  # fmt: skip
 VALUES = ["a", "/a:/b", "hello", "x=1,y", "-", "--", "", "=", "-x", "1", "--nam", "é", "/m"]
 
 words = st.one_of(
@@ -45,8 +45,8 @@ CLICK = ["viewfs.cli.run", "viewfs.cli.sessions", "viewfs.cli.look", "viewfs.cli
 #: Parameters that only one of the ways names, with what the other leaves at its default.
 DEFAULTS: dict[str, Any] = {
     "name": None, "hostname": None, "as_root": False, "ids": "auto", "pid_namespace": False,
-    "no_calls": False, "keep": False, "history": False, "cow_backend": None, "layer_directory": None, "exclude": (),
-    "include": (),
+    "calls": None, "no_calls": False, "keep": False, "history": False, "cow_backend": None, "layer_directory": None,
+    "exclude": (), "include": (),
 }  # fmt: skip
 
 

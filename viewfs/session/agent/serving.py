@@ -65,7 +65,8 @@ def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         os.close(asking.keeper)
     if path is None:
         raise UsageError(f"module {module.name} has no place of its own", remedy=f"viewfs insmod {module.name} PATH")
-    if not isinstance(path, str) or (path and not os.path.isabs(path)) or "\0" in path:
+    has_none = isinstance(module, CallModule) and path == ""
+    if not isinstance(path, str) or not (os.path.isabs(path) or has_none) or "\0" in path:
         raise UsageError(f"module {module.name} wants to be at {path!r}, which is no absolute path")
     path = os.path.normpath(path) if path else ""
     mounting = _mounting(module, request, source, path)
