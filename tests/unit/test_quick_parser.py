@@ -20,7 +20,8 @@ COMMANDS = ["run", "shell", "enter", "at", "ps", "lsmod", "epochs", "resolve", "
             "rmmod", "restart"]  # fmt: skip
 OPTIONS = ["--mount", "--load", "--cow", "--name", "--keep", "--history", "--as-root", "--hostname", "--pid", "--ids",
            "--calls", "--no-calls", "--session", "--json", "-o", "-t", "--type", "-l", "--lazy", "-f", "--force",
-           "--ask", "--help", "-h", "--epoch", "--available", "-q", "-v", "--quiet", "--verbose", "--version"]  # fmt: skip
+           "--ask", "--help", "-h", "--epoch", "--available", "-q", "-v", "--quiet", "--verbose",
+           "--version"]  # fmt: skip
 VALUES = ["a", "/a:/b", "hello", "x=1,y", "-", "--", "", "=", "-x", "1", "--nam", "é", "/m"]
 
 words = st.one_of(
