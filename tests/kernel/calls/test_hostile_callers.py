@@ -21,10 +21,15 @@ GOES_ON = "\n".join(
     f"@call({family!r})\ndef on_{family}(self, caller, *arguments):\n    return GO_ON" for family in FAMILIES
 )
 WAITS = """
-    cancelled = 0
+    begun = cancelled = 0
+
+    @call(5003)
+    def has_begun(self, caller, *words):
+        return self.begun
 
     @call(5000, "int")
     async def wait(self, caller, milliseconds):
+        self.begun += 1
         try:
             await trio.sleep(milliseconds / 1000)
         except trio.Cancelled:
@@ -91,7 +96,7 @@ def test_callers_that_are_killed(open_view: OpenView, module: WriteModule, calle
             if child == 0:
                 outcome(5000, 600_000); os._exit(0)
             children.append(child)
-        time.sleep(0.5)
+        while call(5003) < 60: time.sleep(0.01)
         for child in children: os.kill(child, signal.SIGKILL)
         for child in children: os.waitpid(child, 0)
     """
