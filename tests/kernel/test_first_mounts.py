@@ -150,7 +150,10 @@ def test_what_cannot_be_mounted_is_said_once(viewfs: Viewfs, image: Image, tmp_p
     disk = image(file="content")
     for source, wanted in (
         (tmp_path / "none", f"cannot open the source {tmp_path}/none: no such file or directory"),
-        (tmp_path / "text", f"{tmp_path}/text is a text, which viewfs does not mount; it is no image"),
+        (
+            tmp_path / "text",
+            f"{tmp_path}/text is a text, which viewfs does not mount; it is no image: name one, or a directory",
+        ),
         (f"{disk}:/m:ext,colour=red", None),
         (f"{disk}:/etc/passwd", None),
     ):

@@ -94,31 +94,26 @@ def process_vm_readv(pid: int, address: int, into: bytearray | memoryview) -> No
 
     Raises OSError(EFAULT) if any of it is not mapped: a short transfer is an error here.
     """
-    size = len(into)
-    local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(into)), size)
-    remote = _Iovec(address, size)
-    try:
-        done = check(_process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0), "process_vm_readv")
-    except OSError as error:
-        if error.errno not in _FORBIDDEN:
-            raise
-        done = _by_file(pid, address, into, writing=False)
-    if done != size:
-        raise OSError(errno.EFAULT, f"process_vm_readv: {done} of {size} bytes")
+    _transfer(pid, address, into, writing=False)
 
 
 def process_vm_writev(pid: int, address: int, data: bytes | bytearray | memoryview) -> None:
     """Put `data` into process `pid`'s memory at `address` (process_vm_writev(2)); EFAULT unless all of it fits."""
-    size = len(data)
     if isinstance(data, bytes) or (isinstance(data, memoryview) and data.readonly):
         data = bytearray(data)
+    _transfer(pid, address, data, writing=True)
+
+
+def _transfer(pid: int, address: int, data: bytearray | memoryview, *, writing: bool) -> None:
+    name, entry = ("process_vm_writev", _process_vm_writev) if writing else ("process_vm_readv", _process_vm_readv)
+    size = len(data)
     local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(data)), size)
     remote = _Iovec(address, size)
     try:
-        done = check(_process_vm_writev(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0), "process_vm_writev")
+        done = check(entry(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0), name)
     except OSError as error:
         if error.errno not in _FORBIDDEN:
             raise
-        done = _by_file(pid, address, data, writing=True)
+        done = _by_file(pid, address, data, writing=writing)
     if done != size:
-        raise OSError(errno.EFAULT, f"process_vm_writev: {done} of {size} bytes")
+        raise OSError(errno.EFAULT, f"{name}: {done} of {size} bytes")

@@ -132,7 +132,7 @@ def test_one_signal_for_several_threads(open_view: OpenView, module: WriteModule
         threads = [threading.Thread(target=lambda: results.append(outcome(5000, 3000))) for _number in range(4)]
         for thread in threads: thread.start()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-        time.sleep(0.3)
+        while call(5003) < 4: time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGUSR1)
         for thread in threads: thread.join()
         print("EINTR" in results, set(results) <= {42, "EINTR"}, len(results))

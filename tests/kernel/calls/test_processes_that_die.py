@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -92,7 +92,7 @@ def test_a_notifier_is_killed_while_calls_wait(open_view: OpenView, module: Writ
     with running(view, caller(lines)) as waiting:
         assert waiting.stdout is not None
         assert waiting.stdout.readline() == "begun\n"
-        wait_until(lambda: sum(view.json("lsmod")["modules"][0]["requests"].values()) >= 0, "it is there")
+        wait_until(lambda: waiting_calls(view) == 8, "all of them wait")
         first = process_called(view, "viewfs-notifier")
         assert first is not None
         kill(first)
@@ -110,8 +110,7 @@ def test_a_server_is_killed(open_view: OpenView, module: WriteModule, caller: Wr
         def server() -> int:
             return next(int(row["server"] or 0) for row in view.json("lsmod")["modules"] if row["module"] == "probe")
 
-        wait_until(lambda: "S" in Path(f"/proc/{server()}/stat").read_text().split()[2], "it waits")
-        wait_until(lambda: is_waiting(waiting.pid), "the call waits")
+        wait_until(lambda: waiting_calls(view) == 1, "the call waits")
         kill(server())
         assert waiting.stdout.readline() == "EIO\n"
         assert waiting.stdout.readline() == "99 ENOSYS\n"
@@ -119,15 +118,14 @@ def test_a_server_is_killed(open_view: OpenView, module: WriteModule, caller: Wr
     view("rmmod", "probe")
 
 
-def is_waiting(pid: int) -> bool:
-    """Does a descendant of this process wait for the answer to a call?"""
-    for task in Path("/proc").glob("[0-9]*/syscall"):
-        try:
-            if task.read_text().split()[0] == "5002":
-                return True
-        except (OSError, IndexError):
-            pass
-    return False
+def waiting_calls(view: View) -> int:
+    """How many threads of the session are in the call that waits (proc_pid_syscall(5))."""
+    found = 0
+    for pid in session_processes(view.viewfs.directory):
+        for task in Path(f"/proc/{pid}/task").glob("*/syscall"):
+            with suppress(OSError, IndexError):
+                found += task.read_text().split()[0] == "5002"
+    return found
 
 
 def test_a_built_in_server_is_replaced(open_view: OpenView) -> None:
@@ -171,9 +169,10 @@ def test_a_server_that_lies(open_view: OpenView, module: WriteModule, caller: Wr
     """It is told apart, and its module is gone; nobody else notices."""
     view = open_view()
     members = f"""
-        @call(5000, "size")
-        def lie(self, caller, own):
-            import socket, stat
+        @call(5000)
+        def lie(self, caller, *words):
+            import socket, stat, sys
+            own = sys._getframe(1).f_locals["request"].id
             for fd in range(3, 100):
                 try:
                     if stat.S_ISSOCK(os.fstat(fd).st_mode):
@@ -187,9 +186,9 @@ def test_a_server_that_lies(open_view: OpenView, module: WriteModule, caller: Wr
     """
     view("insmod", module("@call(5001)\ndef other(self, caller, *words):\n    return 99", "older"))
     view("insmod", module(members))
-    assert view.sh(caller("print(outcome(5000, 5), outcome(5000, 5), outcome(5001))")).out in (
-        "EIO ENOSYS 99\n", "1 1 99\n",
-    )  # fmt: skip
+    # (An answer to what nobody has asked may be one that a notifier before this one has given.)
+    told = "1 1 99\n" if lie == "bytes(18)" else "EIO ENOSYS 99\n"
+    assert view.sh(caller("print(outcome(5000), outcome(5000), outcome(5001))")).out == told
     notifier = process_called(view, "viewfs-notifier")
     assert view.sh(caller("print(outcome(5001))")).out == "99\n"
     assert process_called(view, "viewfs-notifier") == notifier

@@ -9,17 +9,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from viewfs.errors import os_error
-from viewfs.linux.numbers import AUDIT_ARCH, audit_architecture
 from viewfs.linux.signatures import Argument
 from viewfs.modules.api import Attributes, FileSystemStatistics
 from viewfs.modules.api.calls import STRUCTURES, Descriptor, File, Opened, Output, Result
+from viewfs.modules.framework.call_structures import packed_entry, packed_stat, packed_statfs
 
 __all__ = ["Answer", "Decoded", "decode"]
 
@@ -223,68 +222,9 @@ def _lstat(raw: _Raw) -> Decoded:
         target, follow = _target(values[1], values[0], flags), not flags & AT_SYMLINK_NOFOLLOW
 
     def answer(result: Attributes) -> Answer:
-        return Answer(0, ((index, _packed(name, raw.bits, result)),))
+        return Answer(0, ((index, packed_stat(name, raw.bits, result)),))
 
     return Decoded((target, follow), answer)
-
-
-def _packed(name: str, bits: int, at: Attributes) -> bytes:
-    """A structure of stat(2) (asm/stat.h of x86, and of most others for 64 bits; linux/stat.h for statx)."""
-    blocks = at.blocks or -(-at.size // 512)
-    times = [divmod(ns, 10**9) for ns in (at.atime_ns, at.mtime_ns, at.ctime_ns)]
-    flat = [number for pair in times for number in pair]
-    if name == "statx":
-        basic = 0x7FF
-        stamps = b"".join(struct.pack("=qIi", seconds, ns, 0) for seconds, ns in (times[0], (0, 0), times[2], times[1]))
-        head = struct.pack(
-            "=IIQIIIHHQQQQ", basic, 4096, 0, at.nlink, at.uid, at.gid, at.mode, 0, at.ino, at.size, blocks, 0
-        )
-        device = struct.pack("=IIII", os.major(at.rdev), os.minor(at.rdev), 0, 0)
-        return (head + stamps + device).ljust(256, b"\0")
-    if bits == 32 and "64" in name:
-        return struct.pack(
-            "=QIIIIIIQIqIQIIIIIIQ", 0, 0, at.ino & 0xFFFFFFFF, at.mode, at.nlink, at.uid, at.gid, at.rdev, 0, at.size,
-            4096, blocks, *flat, at.ino,
-        )  # fmt: skip
-    if bits == 32:
-        if at.size >= 1 << 31:
-            raise os_error(errno.EOVERFLOW)
-        return struct.pack(
-            "=IIHHHHIIIIIIIIIIII", 0, at.ino & 0xFFFFFFFF, at.mode, at.nlink, at.uid & 0xFFFF, at.gid & 0xFFFF, at.rdev,
-            at.size, 4096, blocks, *flat, 0, 0,
-        )  # fmt: skip
-    if audit_architecture() == AUDIT_ARCH["x86_64"]:
-        return struct.pack(
-            "=QQQIIIIQqqqqqqqqq24x",
-            0,
-            at.ino,
-            at.nlink,
-            at.mode,
-            at.uid,
-            at.gid,
-            0,
-            at.rdev,
-            at.size,
-            4096,
-            blocks,
-            *flat,
-        )
-    return struct.pack(
-        "=QQIIIIQQqiiqqqqqqq8x",
-        0,
-        at.ino,
-        at.mode,
-        at.nlink,
-        at.uid,
-        at.gid,
-        at.rdev,
-        0,
-        at.size,
-        4096,
-        0,
-        blocks,
-        *flat,
-    )
 
 
 def _paths(raw: _Raw) -> list[Any]:
@@ -356,25 +296,14 @@ def _getdents(raw: _Raw) -> Decoded:
     _there(room)
 
     def answer(result: Iterable[tuple[int, int, bytes | str]]) -> Answer:
-        data = b"".join(_entry(raw, inode, kind, os.fsencode(name)) for inode, kind, name in result)
+        data = b"".join(
+            packed_entry(raw.name, raw.bits, inode, kind, os.fsencode(name)) for inode, kind, name in result
+        )
         if len(data) > room:
             raise os_error(errno.EINVAL)
         return Answer(len(data), ((1, data),))
 
     return Decoded((fd, room), answer)
-
-
-def _entry(raw: _Raw, inode: int, kind: int, name: bytes) -> bytes:
-    """struct linux_dirent64 or linux_dirent (getdents(2))."""
-    kind = stat.S_IFMT(kind) >> 12
-    if raw.name == "getdents64":
-        length = -(-(19 + len(name) + 1) // 8) * 8
-        return struct.pack("=QqHB", inode, 0, length, kind) + name.ljust(length - 19, b"\0")
-    head = "=QqH" if raw.bits == 64 else "=IiH"
-    size, unit = struct.calcsize(head), raw.bits // 8
-    length = -(-(size + len(name) + 2) // unit) * unit
-    mask = (1 << raw.bits) - 1
-    return struct.pack(head, inode & mask, 0, length) + name.ljust(length - size - 1, b"\0") + bytes([kind])
 
 
 def _chmod(raw: _Raw) -> Decoded:
@@ -407,17 +336,7 @@ def _statfs(raw: _Raw) -> Decoded:
     index = 2 if "64" in raw.name else 1
 
     def answer(result: FileSystemStatistics) -> Answer:
-        counts = (result.blocks, result.free_blocks, result.available_blocks, result.files, result.free_files)
-        block, name_max = result.block_size, result.name_max
-        if raw.bits == 64:
-            data = struct.pack("=qq5Qqqqq32x", 0, block, *counts, 0, name_max, block, 0)
-        elif "64" in raw.name:
-            data = struct.pack("=II5QQIII16x", 0, block, *counts, 0, name_max, block, 0)
-        else:
-            data = struct.pack(
-                "=II5IQIII16x", 0, block, *(min(one, 0xFFFFFFFF) for one in counts), 0, name_max, block, 0
-            )
-        return Answer(0, ((index, data),))
+        return Answer(0, ((index, packed_statfs(raw.name, raw.bits, result)),))
 
     return Decoded((raw.values[0],), answer)
 

@@ -134,13 +134,13 @@ _SIGNATURES = (
     _Signature("the image of a hibernated machine", 4086, b"S1SUSPEND", "there are no files in it"),
     # Other things that people have
     _Signature("an Apple disk image", 0, b"koly", "convert it first: dmg2img NAME disk.img"),
-    _Signature("a program", 0, b"\x7fELF", "it is no image, and none was found behind it"),
+    _Signature("a program", 0, b"\x7fELF", "it is no image, and none was found behind it: name one, or a directory"),
     _Signature("a program for Windows", 0, b"MZ", f"{_NO_READER}; if it is an archive: 7z x -oDIRECTORY NAME"),
-    _Signature("a script", 0, b"#!", "it is no image, and none was found behind it"),
-    _Signature("a PDF file", 0, b"%PDF-", "it is no image"),
-    _Signature("an SQLite database", 0, b"SQLite format 3\0", "it is no image"),
-    _Signature("a picture (PNG)", 0, b"\x89PNG\r\n\x1a\n", "it is no image of a disk"),
-    _Signature("a picture (JPEG)", 0, b"\xff\xd8\xff", "it is no image of a disk"),
+    _Signature("a script", 0, b"#!", "it is no image, and none was found behind it: name one, or a directory"),
+    _Signature("a PDF file", 0, b"%PDF-", "it is no image: name one, or a directory"),
+    _Signature("an SQLite database", 0, b"SQLite format 3\0", "it is no image: name one, or a directory"),
+    _Signature("a picture (PNG)", 0, b"\x89PNG\r\n\x1a\n", "it is no image of a disk: name one, or a directory"),
+    _Signature("a picture (JPEG)", 0, b"\xff\xd8\xff", "it is no image of a disk: name one, or a directory"),
 )
 
 
@@ -185,7 +185,7 @@ def recognize_nondescript(source: Source) -> Recognized | None:
         zeros = "nothing but zeros" if source.size <= len(head) else "zeros at its beginning"
         return Recognized(f"a file with {zeros}", "if there is a file system further on: -o offset=SIZE -t TYPE")
     if b"\0" not in head and _is_text(head):
-        return Recognized("a text", "it is no image")
+        return Recognized("a text", "it is no image: name one, or a directory")
     return None
 
 
