@@ -71,6 +71,10 @@ MAY_IMPORT = {
     "viewfs.modules.api.device": {"viewfs.modules.api", "viewfs.linux", "viewfs.errors"},
     "viewfs.modules.framework.image": {"viewfs.modules.api"},
     "viewfs.modules.api.ioctls": set(),
+    # It serves what it watches itself, in the view.
+    "viewfs.modules.calls.fanotify": {
+        "viewfs.modules.api", "viewfs.mounts", "viewfs.linux", "viewfs.paths", "viewfs.errors",
+    },
     "viewfs.modules.formats.ext": READERS_MAY_IMPORT,
     "viewfs.modules.formats.fat": READERS_MAY_IMPORT,
     "viewfs.modules.formats.squashfs": READERS_MAY_IMPORT,

@@ -19,13 +19,23 @@ from viewfs.linux.libc import address_of
 from viewfs.linux.numbers import AUDIT_ARCH, AUDIT_ARCH_I386, audit_architecture, numbers_by_table, syscall_number
 from viewfs.linux.process import no_new_privileges
 from viewfs.linux.signatures import SIGNATURES
-from viewfs.linux.unotify import CALL_SIZE, VIRTUAL, Listener, NotifiedCall, install_listener, notifying_filter
+from viewfs.linux.unotify import CALL_SIZE, VIRTUAL, WINDOW, Listener, NotifiedCall, install_listener, notifying_filter
 from viewfs.linux.vdso import made_at_the_start
 from viewfs.session.calls.notified import RARE
 
 ALLOW, NOTIFY = 0x7FFF0000, 0x7FC00000
 ENOSYS = 0x00050000 | errno.ENOSYS
 NUMBERS = st.sets(st.integers(0, 500), max_size=120)
+
+
+@given(NUMBERS, st.integers(0, 500), st.integers(0, 2**32 - 1) | st.integers(950, 1030), st.integers(0, 2**32 - 1))
+def test_calls_of_special_descriptors(own: set[int], special: int, first: int, upper: int) -> None:
+    """Only the lower half of the first argument counts, and calls that are notified anyway are."""
+    table = AUDIT_ARCH["x86_64"]
+    program = notifying_filter({table: own}, None, {table: [special]})
+    said = run(program, special, first | upper << 32, architecture=table)
+    assert said == (NOTIFY if special in own or first in WINDOW else ALLOW)
+    assert run(program, special + 1, 960, architecture=table) == (NOTIFY if special + 1 in own else ALLOW)
 
 
 @given(NUMBERS, NUMBERS, NUMBERS, st.integers(0, 1100) | st.integers(0, 2**32 - 1))

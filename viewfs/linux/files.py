@@ -18,8 +18,10 @@ __all__ = [
     "Resolve",
     "birth_ns",
     "chmod_at",
+    "device_of",
     "fallocate",
     "is_on_fuse",
+    "mount_number",
     "openat2",
     "pwrite_at",
     "renameat2",
@@ -53,10 +55,11 @@ class _OpenHow(ctypes.Structure):
 _ATTEMPTS = 1000
 _openat2 = syscall("openat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
 _statx = function("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
-#: struct statx and its flags, of linux/stat.h: its size, and where the time of birth is in it.
-_STATX_SIZE, _STATX_BIRTH = 256, 80
-_STATX_BTIME = 0x800
-_AT_EMPTY_PATH = 0x1000
+#: struct statx and its flags, of linux/stat.h: its size, and where the time of birth, the device and the number of
+#: the mount are.
+_STATX_SIZE, _STATX_BIRTH, _STATX_DEVICE, _STATX_MOUNT = 256, 80, 136, 144
+_STATX_BTIME, _STATX_MNT_ID = 0x800, 0x1000
+_AT_EMPTY_PATH, _AT_STATX_DONT_SYNC, _AT_FDCWD = 0x1000, 0x4000, -100
 #: RWF_NOAPPEND of linux/fs.h.
 _RWF_NOAPPEND = 0x20
 _fstatfs = function("fstatfs", ctypes.c_int, ctypes.c_void_p)
@@ -89,6 +92,24 @@ def birth_ns(fd: int) -> int:
     (mask,) = struct.unpack_from("=I", buffer)
     seconds, nanoseconds = struct.unpack_from("=qI", buffer, _STATX_BIRTH)
     return seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else 0
+
+
+def mount_number(path: str) -> int:
+    """The number of the mount that `path` is on (statx(2), STATX_MNT_ID). Who serves it is not asked, if it is a link
+    of /proc/PID. Raises OSError."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    place = ctypes.addressof(buffer)
+    check(_statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_MNT_ID, place), "statx", path)
+    number: int = struct.unpack_from("=Q", buffer, _STATX_MOUNT)[0]
+    return number
+
+
+def device_of(fd: int) -> int:
+    """st_dev of an open file. Who serves it is not asked. Raises OSError."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    check(_statx(fd, b"", flags, 0, ctypes.addressof(buffer)), "statx")
+    return os.makedev(*struct.unpack_from("=II", buffer, _STATX_DEVICE))
 
 
 def chmod_at(directory: int, name: bytes, mode: int) -> None:

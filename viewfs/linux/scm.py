@@ -11,7 +11,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["MAX_WITH_ONE", "Ancillary", "descriptors_in", "in_pieces", "parked", "rights", "room_for", "unparked"]
+__all__ = [
+    "MAX_WITH_ONE",
+    "Ancillary",
+    "descriptors_in",
+    "in_pieces",
+    "parked",
+    "rights",
+    "room_for",
+    "taken_out",
+    "unparked",
+]
 
 #: How many descriptors the kernel takes with one message (unix(7), SCM_MAX_FD).
 MAX_WITH_ONE = 253
@@ -53,18 +63,30 @@ def descriptors_in(ancillary: Iterable[Ancillary]) -> list[int]:
     return found
 
 
-def parked(fd: int) -> int:
-    """A socket in whose queue a copy of `fd` lies. `unparked` takes another copy out; the caller closes the socket.
+def parked(*fds: int) -> int:
+    """A socket in whose queue copies of `fds` lie. `unparked` takes another copy of a single one out, `taken_out` all
+    of them; the caller closes the socket.
 
     To close a file of a FUSE server that hangs means waiting for it (FUSE_FLUSH), for good and even if one is killed.
     A copy that lies in a queue goes without that. Raises OSError (ETOOMANYREFS if the user has too many in queues).
     """
     keeping, filling = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        filling.sendmsg([b"."], rights([fd]))
+        filling.sendmsg([b"."], rights(list(fds)))
         return keeping.detach()
     finally:
         filling.close()
+        keeping.close()
+
+
+def taken_out(sock: int) -> list[int]:
+    """What lies in the queue of `sock`, where nothing is left. Raises OSError."""
+    keeping = socket.socket(fileno=os.dup(sock))
+    try:
+        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        _data, ancillary, _flags, _address = keeping.recvmsg(1, room_for(MAX_WITH_ONE), flags)
+        return descriptors_in(ancillary)
+    finally:
         keeping.close()
 
 

@@ -11,6 +11,7 @@ A signature has a word for each argument:
     in:N      the address of N bytes that are read; of N/M bytes: M for callers of 32 bits
     in@K      the same, of as many bytes as argument K says
     out:N     the address of N bytes that are written; out@K as above
+    descriptor  a special descriptor: its number, what is open, and how
     inv@K     the address of K pieces of memory to be read (struct iovec); outv@K: to be written
     address   an address that is passed as it is
 
@@ -22,7 +23,16 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-__all__ = ["FAMILIES", "SIGNATURES", "Argument", "parse_signature"]
+__all__ = [
+    "FAMILIES",
+    "OTHERS_OF_32_BITS",
+    "SIGNATURES",
+    "SIGNATURES_OF_32_BITS",
+    "SPECIAL_SIGNATURES",
+    "Argument",
+    "parse_signature",
+    "special",
+]
 
 SIGNATURES = {
     "access": "path int", "acct": "path", "chmod": "path int", "chown": "path int int", "chown32": "path int int",
@@ -30,7 +40,7 @@ SIGNATURES = {
     "clock_settime": "int in:16/8", "clock_settime64": "int in:16", "close": "fd", "creat": "path int", "dup": "fd",
     "dup2": "fd int", "dup3": "fd int int", "execve": "path argv argv", "execveat": "at path argv argv int",
     "faccessat": "at path int", "faccessat2": "at path int int", "fanotify_init": "int int",
-    "fanotify_mark": "fd int off at path", "fchmod": "fd int", "fchmodat": "at path int",
+    "fanotify_mark": "fd int off at path?", "fchmod": "fd int", "fchmodat": "at path int",
     "fchmodat2": "at path int int", "fchown": "fd int int", "fchown32": "fd int int",
     "fchownat": "at path int int int", "fdatasync": "fd", "fgetxattr": "fd text out@3 size",
     "flistxattr": "fd out@2 size", "fremovexattr": "fd text", "fsetxattr": "fd text in@3 size int",
@@ -64,6 +74,19 @@ SIGNATURES = {
     "utimensat_time64": "at path in:32 int", "utimes": "path in:32/16", "write": "fd in@2 size",
     "writev": "fd inv@2 int",
 }  # fmt: skip
+
+
+def special(call: str) -> str:
+    """What a call of a special descriptor is called (`viewfs.linux.unotify.WINDOW`)."""
+    return f"special-{call}"
+
+
+#: Calls whose arguments are others where a word has 32 bits: what they are called then, and what those are.
+OTHERS_OF_32_BITS = {"fanotify_mark": "fanotify_mark32"}
+SIGNATURES_OF_32_BITS = {"fanotify_mark32": "fd int size size at path?"}
+
+#: Of calls of special descriptors. (An ioctl may write an int.)
+SPECIAL_SIGNATURES = {special("read"): "descriptor out@2 size", special("ioctl"): "descriptor size out:4?"}
 
 #: Calls that do one thing in different ways, by what a module has one handler for.
 FAMILIES = {
@@ -126,7 +149,7 @@ def parse_signature(signature: str) -> tuple[Argument, ...]:
     return found
 
 
-_PLAIN = ("int", "size", "off", "fd", "at", "path", "text", "argv", "address")
+_PLAIN = ("int", "size", "off", "fd", "at", "path", "text", "argv", "address", "descriptor")
 
 
 def _parse(word: str) -> Argument:

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 __all__ = [
-    "CALL_SIZE", "OPEN_FLAGS", "RESTART", "VIRTUAL", "Listener", "NotifiedCall", "install_listener",
+    "CALL_SIZE", "OPEN_FLAGS", "RESTART", "VIRTUAL", "WINDOW", "Listener", "NotifiedCall", "install_listener",
     "is_asking_another", "notifying_filter",
 ]  # fmt: skip
 
 #: System calls from this number on exist in no kernel: what they do is up to the session.
 VIRTUAL = 1000
+#: Numbers of special descriptors: some calls are notified only if their first argument is one of them. A process gets
+#: such a number only if somebody means it to: the kernel gives the lowest that is free.
+WINDOW = range(960, 1024)
 #: What a file may be opened with for a caller (open(2)): with nothing that makes or empties it.
 OPEN_FLAGS = os.O_ACCMODE | os.O_NONBLOCK | os.O_APPEND | os.O_DIRECTORY | os.O_CLOEXEC
 #: As the error of an answer (ERESTARTSYS): the caller sees to its signals, and then calls again, or gets EINTR, as the
@@ -34,8 +37,9 @@ RESTART = 512
 
 #: BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JA, BPF_JMP|BPF_JEQ|BPF_K, BPF_JMP|BPF_JGE|BPF_K, BPF_RET|BPF_K
 _LOAD, _JUMP, _JUMP_EQUAL, _JUMP_NOT_BELOW, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x06
-#: Offsets in struct seccomp_data.
-_NUMBER, _ARCHITECTURE = 0, 4
+#: Offsets in struct seccomp_data; of the first argument the low half, for the kernel takes a descriptor for an unsigned
+#: int.
+_NUMBER, _ARCHITECTURE, _FIRST = 0, 4, 16
 _INSTRUCTION = struct.Struct("=HBBI")
 #: SECCOMP_RET_*
 _ALLOW, _NOTIFY, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
@@ -61,23 +65,38 @@ _IS_VALID = 1 << 30 | 8 << 16 | 0x21 << 8 | 2
 _ADD_DESCRIPTOR = 1 << 30 | 24 << 16 | 0x21 << 8 | 3
 _SET_FLAGS = 1 << 30 | 8 << 16 | 0x21 << 8 | 4
 _CONTINUE, _SYNC_WAKE_UP = 1, 1
-#: struct seccomp_notif_addfd: id, flags, descriptor here, descriptor there, its flags. SECCOMP_ADDFD_FLAG_SEND: it is
-#: the answer.
+#: struct seccomp_notif_addfd: id, flags, descriptor here, descriptor there, its flags. SECCOMP_ADDFD_FLAG_SETFD: it has
+#: to be that number there; SECCOMP_ADDFD_FLAG_SEND: it is the answer.
 _DESCRIPTOR = struct.Struct("=QIIII")
-_AS_ANSWER = 2
+_AT_NUMBER, _AS_ANSWER = 1, 2
 
 
-def notifying_filter(tables: Mapping[int, Iterable[int]], missing: Mapping[int, Iterable[int]] | None = None) -> bytes:
-    """The BPF program that notifies the calls of these numbers, by system call table (AUDIT_ARCH), and those that are
-    `VIRTUAL`. It has the `missing` ones fail with ENOSYS, and lets all others pass: also those of other tables, and
-    those of x32, whose numbers have bit 30."""
+def notifying_filter(
+    tables: Mapping[int, Iterable[int]],
+    missing: Mapping[int, Iterable[int]] | None = None,
+    special: Mapping[int, Iterable[int]] | None = None,
+) -> bytes:
+    """The BPF program that notifies the calls of these numbers, by system call table (AUDIT_ARCH), those that are
+    `VIRTUAL`, and those of `special` numbers for descriptors in the `WINDOW`. It has the `missing` ones fail with
+    ENOSYS, and lets all others pass: also those of other tables, and those of x32, whose numbers have bit 30.
+
+    (Of special calls the kernel can't remember that they are let pass. So they come first.)
+    """
     emit = _INSTRUCTION.pack
     allow, notify = emit(_RETURN, 0, 0, _ALLOW), emit(_RETURN, 0, 0, _NOTIFY)
     fail = emit(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
     program = [emit(_LOAD, 0, 0, _ARCHITECTURE)]
     for table, numbers in tables.items():
-        part = [
-            emit(_LOAD, 0, 0, _NUMBER),
+        part = [emit(_LOAD, 0, 0, _NUMBER)]
+        for number in sorted(set((special or {}).get(table, ())) - set(numbers)):
+            part += [
+                emit(_JUMP_EQUAL, 0, 5, number),
+                emit(_LOAD, 0, 0, _FIRST),
+                emit(_JUMP_NOT_BELOW, 0, 2, WINDOW.start),
+                emit(_JUMP_NOT_BELOW, 1, 0, WINDOW.stop),
+                *(notify, allow),
+            ]
+        part += [
             *(emit(_JUMP_NOT_BELOW, 0, 1, _X32_BIT), allow),
             *(emit(_JUMP_NOT_BELOW, 0, 1, VIRTUAL), notify),
         ]
@@ -171,18 +190,21 @@ class Listener:
         is meant to be a rule.)"""
         return self._send(_ANSWER.pack(call, 0, 0, _CONTINUE))
 
-    def give_descriptor(self, call: int, fd: int, *, close_on_exec: bool, is_answer: bool) -> int | None:
-        """Give the caller a duplicate of `fd`: the number that it has there, which the call returns if it `is_answer`;
-        None if nobody waits for it any more. Raises OSError, EMFILE if the caller has too many."""
-        flags = _AS_ANSWER if is_answer else 0
-        wanted = _DESCRIPTOR.pack(call, flags, fd, 0, os.O_CLOEXEC if close_on_exec else 0)
+    def give_descriptor(
+        self, call: int, fd: int, *, close_on_exec: bool, is_answer: bool, number: int | None = None
+    ) -> int | None:
+        """Give the caller a duplicate of `fd`: the number that it has there (`number`, if given, in place of what the
+        caller has by that number), which the call returns if it `is_answer`; None if nobody waits for it any more.
+        Raises OSError: EMFILE if the caller has too many, EBADF if it can't have that number."""
+        flags = (_AS_ANSWER if is_answer else 0) | (0 if number is None else _AT_NUMBER)
+        wanted = _DESCRIPTOR.pack(call, flags, fd, number or 0, os.O_CLOEXEC if close_on_exec else 0)
         try:
-            number: int = fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, bytearray(wanted))
+            given: int = fcntl.ioctl(self.fd, _ADD_DESCRIPTOR, bytearray(wanted))
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINPROGRESS):
                 return None
             raise
-        return number
+        return given
 
     def _send(self, answer: bytes) -> bool:
         try:

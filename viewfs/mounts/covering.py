@@ -38,6 +38,7 @@ from viewfs.mounts.attach import attach_aside
 from viewfs.paths import is_below
 
 __all__ = [
+    "KERNELS_OWN",
     "Division",
     "Opened",
     "Part",
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 #: File systems that show state of the kernel rather than store files (Documentation/filesystems).
-_KERNELS_OWN = frozenset(
+KERNELS_OWN = frozenset(
     "autofs binder binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue"
     " nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
 )
@@ -139,7 +140,7 @@ def open_parts(
     be covered, or is covered already.
     """
     holding = next((entry for entry in table if entry.mount_id == mount_id_at(root)), None)
-    if holding is None or holding.fs_type in _KERNELS_OWN:
+    if holding is None or holding.fs_type in KERNELS_OWN:
         kind = f" ({holding.fs_type})" if holding is not None else ""
         raise UsageError(f"{root} can't be made copy-on-write: it is in a file system of the kernel's own{kind}")
     if holding.source == cover:
@@ -321,7 +322,7 @@ def _is_directory(path: str) -> bool:
 
 def can_be_covered(entry: MountEntry, cover: str) -> bool:
     """Is the mount on a directory, of a file system that stores files, and not a cover itself?"""
-    is_kernels = entry.fs_type in _KERNELS_OWN or entry.source == cover
+    is_kernels = entry.fs_type in KERNELS_OWN or entry.source == cover
     return not is_kernels and stat.S_ISDIR(os.stat(entry.mount_point, follow_symlinks=False).st_mode)
 
 
@@ -330,7 +331,7 @@ def _as_it_is(entry: MountEntry) -> Part:
     path = entry.mount_point
     is_directory = stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode)
     tree = open_tree(AT_FDCWD, path, OpenTree.CLONE | AT_RECURSIVE)
-    if is_directory or entry.fs_type in _KERNELS_OWN or entry.fs_type.startswith("fuse.viewfs."):
+    if is_directory or entry.fs_type in KERNELS_OWN or entry.fs_type.startswith("fuse.viewfs."):
         return Part(path, Treatment.SHOW, tree)
     mount_setattr(tree, "", AT_EMPTY_PATH, set_attributes=MountAttr.RDONLY)
     return Part(path, Treatment.GUARD, tree)

@@ -35,15 +35,13 @@ from viewfs.modules.api import (
 )
 from viewfs.modules.api.lasting import LastingFile, LastingFileSystem, LostFile
 
-__all__ = ["MIRROR_SOURCE", "MirrorFileSystem"]
+__all__ = ["MIRROR_SOURCE", "MirrorFile", "MirrorFileSystem", "Node"]
 
 #: What the mount table shows as the source.
 MIRROR_SOURCE = "viewfs-mirror"
 #: Flags of open(2) that are passed on. (With O_APPEND, appending goes to the actual end of the file; the size that
 #: FUSE knows may be old.)
 _KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
-#: Descriptors of files that are kept open, at most, besides those of files that programs have open.
-_KEPT_OPEN = 1000
 _CLOSED = -2
 #: What is recorded for a successor. For a file of the host: device and inode, directory, and then its name; for one of
 #: the view's own names: zeros, and then the name; for an open file: its node and the flags of its open.
@@ -54,7 +52,7 @@ _NAMES = InodeNumber((1 << 62) - 1)
 
 
 @dataclass
-class _Node:
+class Node:
     """An inode that the kernel knows: a file of the host, or one of the view's own names (`fd` is -1)."""
 
     number: InodeNumber
@@ -67,8 +65,10 @@ class _Node:
     opened: int = 0
 
 
-class _Handle(LastingFile):
-    def __init__(self, fd: int, node: _Node, flags: int) -> None:
+class MirrorFile(LastingFile):
+    """An open file of the host."""
+
+    def __init__(self, fd: int, node: Node, flags: int) -> None:
         self._fd, self._node, self._flags = fd, node, flags & ~os.O_TRUNC
         node.opened += 1
 
@@ -101,6 +101,9 @@ class _Handle(LastingFile):
 class MirrorFileSystem(LastingFileSystem):
     """The open directory `top`, with the additional names in `own`: directories if the value is true, else files."""
 
+    #: Descriptors of files that are kept open, at most, besides those of files that programs have open.
+    kept_open = 1000
+
     def __init__(self, top: int, own: Mapping[bytes, bool], bound: Collection[bytes] = ()) -> None:
         """`own` may change. `bound`: names over which the host's directory of that name is bind-mounted."""
         self._own = own
@@ -109,11 +112,11 @@ class MirrorFileSystem(LastingFileSystem):
         self._uids, self._gids = known_ids("uid"), known_ids("gid")
         self._next = int(ROOT_INODE) + 1
         status = os.fstat(top)
-        root = _Node(ROOT_INODE, top, (status.st_dev, status.st_ino))
-        self._nodes: dict[InodeNumber, _Node] = {ROOT_INODE: root}
-        self._known: dict[tuple[int, int] | bytes, _Node] = {root.key: root}
+        root = Node(ROOT_INODE, top, (status.st_dev, status.st_ino))
+        self._nodes: dict[InodeNumber, Node] = {ROOT_INODE: root}
+        self._known: dict[tuple[int, int] | bytes, Node] = {root.key: root}
         #: The nodes with an open descriptor, except the root, least recently used first.
-        self._open: OrderedDict[InodeNumber, _Node] = OrderedDict()
+        self._open: OrderedDict[InodeNumber, Node] = OrderedDict()
         self._tell: Callable[[InodeNumber, bytes | None], None] = lambda inode, what: None
         os.umask(0)
 
@@ -129,12 +132,12 @@ class MirrorFileSystem(LastingFileSystem):
             device, inode, directory = _NODE.unpack_from(data)
             name = data[_NODE.size :]
             key: tuple[int, int] | bytes = (device, inode) if inode else name
-            node = _Node(number, _CLOSED if inode else -1, key, (InodeNumber(directory), name) if inode else None)
+            node = Node(number, _CLOSED if inode else -1, key, (InodeNumber(directory), name) if inode else None)
             self._nodes[number] = self._known[key] = node
         self._next = max((n for n in known if n != _NAMES), default=int(ROOT_INODE)) + 1
         self._tell = remember
 
-    def _note(self, node: _Node) -> None:
+    def _note(self, node: Node) -> None:
         if isinstance(node.key, bytes):
             self._tell(node.number, _NODE.pack(0, 0, 0) + node.key)
         elif node.place is not None:
@@ -149,7 +152,7 @@ class MirrorFileSystem(LastingFileSystem):
 
     # -- nodes
 
-    def _node(self, inode: InodeNumber) -> _Node:
+    def _node(self, inode: InodeNumber) -> Node:
         try:
             return self._nodes[inode]
         except KeyError:
@@ -166,12 +169,12 @@ class MirrorFileSystem(LastingFileSystem):
             self._open.move_to_end(inode)
         return node.fd
 
-    def _reopen(self, node: _Node) -> None:
+    def _reopen(self, node: Node) -> None:
         """Raises ESTALE if another file has its place now, or none: the kernel then looks the name up again."""
         assert node.place is not None
         directory, name = node.place
         try:
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._host(directory))
+            fd = self._open_name(directory, name)
         except FileNotFoundError:
             raise os_error(errno.ESTALE) from None
         status = os.fstat(fd)
@@ -180,10 +183,14 @@ class MirrorFileSystem(LastingFileSystem):
             raise os_error(errno.ESTALE)
         self._keep_open(node, fd)
 
-    def _keep_open(self, node: _Node, fd: int) -> None:
+    def _open_name(self, directory: InodeNumber, name: bytes) -> int:
+        """A descriptor (O_PATH) of what the host has by that name. Raises OSError."""
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._host(directory))
+
+    def _keep_open(self, node: Node, fd: int) -> None:
         node.fd = fd
         self._open[node.number] = node
-        if len(self._open) > _KEPT_OPEN:
+        if len(self._open) > self.kept_open:
             oldest = next((one for one in self._open.values() if not one.opened and one is not node), None)
             if oldest is not None:
                 del self._open[oldest.number]
@@ -200,10 +207,10 @@ class MirrorFileSystem(LastingFileSystem):
         if self._is_own(directory, name):
             raise os_error(number)
 
-    def _remember(self, key: tuple[int, int] | bytes, fd: int, place: tuple[InodeNumber, bytes] | None) -> _Node:
+    def _remember(self, key: tuple[int, int] | bytes, fd: int, place: tuple[InodeNumber, bytes] | None) -> Node:
         node = self._known.get(key)
         if node is None:
-            node = _Node(InodeNumber(self._next), fd if fd == -1 else _CLOSED, key)
+            node = Node(InodeNumber(self._next), fd if fd == -1 else _CLOSED, key)
             self._next += 1
             self._nodes[node.number] = self._known[key] = node
         if node.number != ROOT_INODE and (node.place != place or place is None):
@@ -221,7 +228,7 @@ class MirrorFileSystem(LastingFileSystem):
         if self._node(directory).fd == -1:
             return None
         try:
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._host(directory))
+            fd = self._open_name(directory, name)
         except FileNotFoundError:
             return None
         status = os.fstat(fd)
@@ -232,13 +239,13 @@ class MirrorFileSystem(LastingFileSystem):
             self._known.pop(key, None)
         return self._attributes(self._remember(key, fd, (directory, name)), status)
 
-    def _own_attributes(self, node: _Node) -> Attributes:
+    def _own_attributes(self, node: Node) -> Attributes:
         assert isinstance(node.key, bytes)
         mode = stat.S_IFDIR | 0o755 if self._own.get(node.key, True) else stat.S_IFREG | 0o444
         times = (self._made_ns,) * 3
         return Attributes(node.number, mode, 0, 1, os.getuid(), os.getgid(), 0, *times)
 
-    def _attributes(self, node: _Node, status: os.stat_result) -> Attributes:
+    def _attributes(self, node: Node, status: os.stat_result) -> Attributes:
         """Ids that have no mapping here are shown as the user's, because the kernel lets nobody write to files with
         unmapped ids. The host decides who may."""
         return Attributes(
@@ -295,17 +302,20 @@ class MirrorFileSystem(LastingFileSystem):
     def open(self, inode: InodeNumber, flags: int) -> LastingFile:
         return self._open_node(self._node(inode), flags & _KEPT_FLAGS)
 
-    def _open_node(self, node: _Node, flags: int) -> LastingFile:
+    def _open_node(self, node: Node, flags: int) -> LastingFile:
         if node.fd == -1:
-            return _Handle(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), node, flags)
+            return self._handle(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), node, flags)
         accessed = flags
         if accessed & os.O_ACCMODE == os.O_WRONLY:
             accessed = accessed & ~os.O_ACCMODE | os.O_RDWR  # the kernel reads a page before it changes a part of it
         place = self._place(node.number)
         try:
-            return _Handle(os.open(place, accessed | os.O_NONBLOCK | os.O_CLOEXEC), node, flags)
+            return self._handle(os.open(place, accessed | os.O_NONBLOCK | os.O_CLOEXEC), node, flags)
         except PermissionError:
-            return _Handle(os.open(place, flags | os.O_NONBLOCK | os.O_CLOEXEC), node, flags)
+            return self._handle(os.open(place, flags | os.O_NONBLOCK | os.O_CLOEXEC), node, flags)
+
+    def _handle(self, fd: int, node: Node, flags: int) -> MirrorFile:
+        return MirrorFile(fd, node, flags)
 
     # -- changing
 

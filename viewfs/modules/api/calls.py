@@ -20,17 +20,24 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from viewfs.linux.libc import c_void_p, check, function
-from viewfs.linux.signatures import FAMILIES, SIGNATURES, parse_signature
+from viewfs.linux.signatures import (
+    FAMILIES,
+    SIGNATURES,
+    SIGNATURES_OF_32_BITS,
+    SPECIAL_SIGNATURES,
+    parse_signature,
+    special,
+)
 from viewfs.linux.unotify import OPEN_FLAGS, VIRTUAL
 from viewfs.modules.api import Module, Mounting
 
 __all__ = [
-    "GO_ON", "STRUCTURES", "CallModule", "Caller", "Descriptor", "File", "Handler", "Opened", "Output",
-    "Result", "Timespec",
-    "Timeval", "Utsname", "call",
+    "GO_ON", "STRUCTURES", "CallModule", "Caller", "Descriptor", "File", "Handed", "HandedDescriptor", "Handler",
+    "InView", "Opened", "Output", "Result", "SpecialDescriptor", "Timespec", "Timeval", "Utsname", "call",
+    "special_call",
 ]  # fmt: skip
 
 _uname = function("uname", c_void_p)
@@ -86,6 +93,8 @@ class Opened:
     path: str
     #: Of open(2): how it is to be read and written, O_NONBLOCK, O_APPEND, O_DIRECTORY, O_CLOEXEC.
     flags: int = os.O_RDWR
+    #: Its number is one of `viewfs.linux.unotify.WINDOW`, so that its calls can be answered (`special_call`).
+    is_special: bool = False
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.path) or "\0" in self.path:
@@ -94,8 +103,45 @@ class Opened:
             raise ValueError(f"a file can't be opened for a caller with the flags {self.flags:#o}")
 
 
+@dataclass(frozen=True)
+class SpecialDescriptor:
+    """What a handler of `special_call` gets as its first argument."""
+
+    number: int
+    #: The path of what is open.
+    path: str
+    #: As of open(2).
+    flags: int
+
+
+class HandedDescriptor(NamedTuple):
+    """A descriptor in the data of a `Handed`."""
+
+    #: Where its number there (an int) goes in the data.
+    offset: int
+    #: It is closed when it was handed over.
+    fd: int
+    #: How much of the data is good if the caller can't have it, or any of those that follow.
+    good: int
+    close_on_exec: bool = False
+
+
+@dataclass(frozen=True)
+class Handed:
+    """Returned by a handler: the caller gets `data` in its buffer, and duplicates of descriptors, whose numbers there
+    are put into the data."""
+
+    data: bytes
+    #: 253 at most.
+    fds: tuple[HandedDescriptor, ...] = ()
+    #: The call's result; None: the length of the data.
+    value: int | None = None
+    #: Called with the numbers of those that the caller has got, before it has the answer.
+    given: Callable[[list[int]], None] = lambda _numbers: None
+
+
 #: What a handler may return; None is 0.
-Result: TypeAlias = "int | bytes | Descriptor | File | Opened | _GoOn | None"
+Result: TypeAlias = "int | bytes | Descriptor | File | Handed | Opened | _GoOn | None"
 
 
 class Output(bytearray):
@@ -124,6 +170,8 @@ class Caller:
     cwd: str
     #: The six words of the call, as they are.
     words: tuple[int, ...]
+    #: Which arguments were relative paths.
+    relative: frozenset[int] = frozenset()
 
 
 class Utsname(ctypes.Structure):
@@ -171,13 +219,16 @@ class Handler:
     family: str | None
     #: What it answers → signature.
     signatures: dict[str, str]
+    #: The module can be loaded where these calls are not notified.
+    is_dispensable: bool = False
 
 
-def call(which: str | int, signature: str | None = None) -> Callable[[F], F]:
+def call(which: str | int, signature: str | None = None, *, is_dispensable: bool = False) -> Callable[[F], F]:
     """Have the method answer this call: the name of a system call; of a family of them; or a number from 1000 on, with
     a `signature` that says what its arguments are (`viewfs.linux.signatures`; without one, six numbers).
 
-    Raises ValueError for a call that is not known.
+    `is_dispensable`: the module does without the call in views that don't ask their session about it. Raises
+    ValueError for a call that is not known.
     """
     family = None
     if isinstance(which, int):
@@ -189,19 +240,41 @@ def call(which: str | int, signature: str | None = None) -> Callable[[F], F]:
     elif which in FAMILIES:
         family = which
         signatures = {name: SIGNATURES[name] for name in FAMILIES[which]}
-    elif which in SIGNATURES:
-        signatures = {which: SIGNATURES[which]}
+    elif which in SIGNATURES or which in SIGNATURES_OF_32_BITS:
+        signatures = {which: SIGNATURES.get(which) or SIGNATURES_OF_32_BITS[which]}
     else:
         raise ValueError(f"no system call or family is called {which}")
+    return _marking(family, signatures, is_dispensable=is_dispensable)
+
+
+def special_call(name: str) -> Callable[[F], F]:
+    """Have the method answer read(2) or ioctl(2) of special descriptors (`Opened.is_special`).
+
+    It gets a `SpecialDescriptor`, and `GO_ON` leaves others' alone. An ioctl can write an int.
+    """
+    return _marking(None, {special(name): SPECIAL_SIGNATURES[special(name)]})
+
+
+def _marking(family: str | None, signatures: dict[str, str], *, is_dispensable: bool = False) -> Callable[[F], F]:
     for one in signatures.values():
         parse_signature(one)
 
     def mark(method: F) -> F:
-        handlers = [*getattr(method, "_answers", []), Handler(method.__name__, family, signatures)]
+        handlers = [*getattr(method, "_answers", []), Handler(method.__name__, family, signatures, is_dispensable)]
         method._answers = handlers  # type: ignore[attr-defined]
         return method
 
     return mark
+
+
+class InView(Protocol):
+    """What a module that lives in the view can have done there. It waits for others: call it in a thread."""
+
+    def mount_fuse(self, path: str, root_mode: int, source: str) -> int:
+        """Mount a FUSE file system that this process serves: the descriptor of /dev/fuse. Raises OSError."""
+
+    def unmount(self, path: str, *, lazy: bool = False) -> None:
+        """Unmount it, if nobody uses it or it is to be `lazy`. Raises OSError: EBUSY."""
 
 
 class CallModule(Module):
@@ -213,6 +286,13 @@ class CallModule(Module):
 
     #: Where `insmod` names no place, it owns this one; None: its calls wherever they lead.
     mount_point: ClassVar[str | None] = None
+    #: Its server is a process of the view like its programs, with no less and no more rights: it sees the view as it is
+    #: now, and not as it was when the module was loaded.
+    lives_in_view: ClassVar[bool] = False
+    #: Set by the host if it does.
+    in_view: InView
+    #: Set by the host: hear what has come for the module until now, besides calls which caller has got which numbers.
+    hear_more: Callable[[], None] = staticmethod(lambda: None)
 
     def begin(self, mounting: Mounting) -> None:
         """Called once, before the first call. `mounting.mount_point` is the place, or empty.
@@ -226,6 +306,10 @@ class CallModule(Module):
     def owns(self, caller: Caller, *arguments: Any) -> bool:
         """Is this call the module's? One that is not goes on. (Asked for every call that a handler is for.)"""
         return True
+
+    async def run(self) -> None:
+        """Called once, in the event loop, if any handler is `async`: for work that goes on between calls. When it
+        returns, nothing ends; it is cancelled when the module is unloaded."""
 
     @classmethod
     def handlers(cls) -> Iterator[Handler]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from viewfs.errors import os_error
 from viewfs.linux.signatures import Argument
 from viewfs.modules.api import Attributes, FileSystemStatistics
-from viewfs.modules.api.calls import STRUCTURES, Descriptor, File, Opened, Output, Result
+from viewfs.modules.api.calls import STRUCTURES, Descriptor, File, Handed, Opened, Output, Result, SpecialDescriptor
 from viewfs.modules.framework.call_structures import packed_entry, packed_stat, packed_statfs
 
 __all__ = ["Answer", "Decoded", "decode"]
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
 
     value: int = 0
     outs: tuple[tuple[int, bytes], ...] = ()
-    descriptor: Descriptor | File | Opened | None = None
+    descriptor: Descriptor | File | Opened | Handed | None = None
 
 
 class Decoded(NamedTuple):
@@ -110,6 +110,8 @@ def _value(kind: str, word: int, copied: Any) -> Any:
             return None if copied is None else copied.split(b"\0")[:-1]
         case "in" | "inv" | "out" | "outv":
             return copied
+        case "descriptor":
+            return SpecialDescriptor(word & 0xFFFFFFFF, os.fsdecode(copied[4:]), int.from_bytes(copied[:4], "little"))
         case _:
             return word
 
@@ -120,6 +122,8 @@ def _with(result: Result, outs: tuple[tuple[int, bytes], ...] = (), *, close_on_
         result = File(result)
     if isinstance(result, Opened):
         return Answer(descriptor=replace(result, flags=result.flags | os.O_CLOEXEC) if close_on_exec else result)
+    if isinstance(result, Handed):
+        return Answer(len(result.data) if result.value is None else result.value, descriptor=result)
     if isinstance(result, Descriptor | File):
         return Answer(descriptor=replace(result, close_on_exec=True) if close_on_exec else result)
     if result is not None and not isinstance(result, int):

@@ -22,6 +22,8 @@ class KernelModule(Module):
     takes_path: ClassVar[bool] = False
     #: It shows other mounts, so the device number of a file does not tell that the file belongs to it.
     shows_others: ClassVar[bool] = False
+    #: It tells somebody who calls: it has to mount where pids mean what they mean in the view.
+    tells_callers: ClassVar[bool] = False
 
     #: It has no source, but a name for one, which is shown.
     names_source: ClassVar[bool] = False

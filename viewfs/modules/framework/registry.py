@@ -49,6 +49,7 @@ BUILT_IN = {
     "fuse": "viewfs.modules.trees.fuse:Fuse",
     "fusermount": "viewfs.modules.trees.fusermount:Fusermount",
     "hello": "viewfs.modules.trees.hello:Hello",
+    "fanotify": "viewfs.modules.calls.fanotify:Fanotify",
     "nosync": "viewfs.modules.calls.nosync:NoSync",
     "null": "viewfs.modules.devices.constant:Null",
     "partitions": "viewfs.modules.devices.partitions:Partitions",

@@ -22,6 +22,7 @@ class Fuse(KernelModule):
 
     name = "fuse"
     names_source = True
+    tells_callers = True
     options = (
         text("subtype", "", "what kind of file system it is"),
         Option("rootmode", _mode, 0o40000, "the type of its root, an octal number", "MODE", show=oct),

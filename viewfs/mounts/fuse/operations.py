@@ -48,6 +48,9 @@ _MAX_PAGES = 256
 class Operations(Changing):
     """One mounted file system. `dispatch` is the whole interface."""
 
+    #: What it wants of the kernel besides.
+    more_flags = InitFlags(0)
+
     def __init__(self, file_system: FileSystem, ahead: Ahead | None = None) -> None:
         """`ahead` is told what the kernel lists and reads."""
         self._fs = file_system
@@ -157,8 +160,8 @@ class Operations(Changing):
     # -- what every file system has
 
     def _init(self, request: Request) -> Body:
-        major, minor, readahead, flags = request.fields
-        if major != protocol.VERSION[0]:
+        asked = InitRequest.of(request)
+        if asked.major != protocol.VERSION[0]:
             raise os_error(errno.EPROTO)
         wanted = InitFlags.ASYNC_READ | InitFlags.BIG_WRITES | InitFlags.MAX_PAGES
         if not self._lists_names_alone:
@@ -169,8 +172,8 @@ class Operations(Changing):
         else:
             wanted |= InitFlags.AUTO_INVAL_DATA
         return protocol.encode_init(
-            InitRequest(major, minor, readahead, flags),
-            wanted,
+            asked,
+            wanted | self.more_flags,
             max_write=MAX_WRITE_READ_ONLY if self._fs.immutable else MAX_WRITE,
             max_background=64,
             max_pages=_MAX_PAGES,

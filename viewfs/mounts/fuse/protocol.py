@@ -121,6 +121,8 @@ class InitFlags(IntFlag):
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
     EXPLICIT_INVAL_DATA = 1 << 25
+    INIT_EXT = 1 << 30
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
 
 
 class OpenFlags(IntFlag):
@@ -181,6 +183,8 @@ ATTR_OUT = Struct("=QII" + ATTR)
 ENTRY_OUT = Struct("=QQQQII" + ATTR)
 _OPEN_OUT = Struct("=QII")
 _INIT_OUT = Struct("=IIIIHHIIHHI28x")
+#: Of fuse_init_in, behind the fixed part: flags2, the upper half of the flags.
+_FLAGS2 = Struct("=I")
 _STATFS_OUT = Struct("=QQQQQIIII24x")
 _POSITION_OUT = Struct("=Q")
 _SIZE_OUT = Struct("=II")
@@ -263,6 +267,14 @@ class InitRequest(NamedTuple):
     max_readahead: int
     flags: int
 
+    @classmethod
+    def of(cls, request: Request) -> InitRequest:
+        """With all flags, also those that newer kernels send."""
+        major, minor, readahead, flags = request.fields
+        if flags & InitFlags.INIT_EXT and len(request.rest) >= _FLAGS2.size:
+            flags |= _FLAGS2.unpack_from(request.rest)[0] << 32
+        return cls(major, minor, readahead, flags)
+
 
 def decode(data: bytes | memoryview) -> Request:
     """The request in `data`, which is all that one read(2) of the descriptor gave.
@@ -319,8 +331,10 @@ def encode_init(
 ) -> bytes:
     """The body of the reply to FUSE_INIT, with the `wanted` flags that the kernel offers. `max_write` in bytes."""
     flags = int(wanted) & request.flags
+    upper = flags >> 32 if flags & InitFlags.INIT_EXT else 0
+    lower, congested = flags & 0xFFFFFFFF, max_background * 3 // 4
     return _INIT_OUT.pack(
-        *VERSION, request.max_readahead, flags, max_background, max_background * 3 // 4, max_write, 1, max_pages, 0, 0
+        *VERSION, request.max_readahead, lower, max_background, congested, max_write, 1, max_pages, 0, upper
     )
 
 

@@ -16,11 +16,12 @@ from viewfs.mounts.fuse.counters import Counters
 from viewfs.namespaces.enter import Asking
 from viewfs.namespaces.sandbox import Limits
 from viewfs.session.agent.shutting_in import shut_in
+from viewfs.session.calls import in_view
 from viewfs.session.calls.notified import have_calls_notified
 from viewfs.session.calls.serving import CallServer, calls_of_module
 from viewfs.session.wire.reports import Found
 
-__all__ = ["check_again", "new_token", "open_calls", "what_it_answers"]
+__all__ = ["check_again", "new_token", "open_calls", "what_it_answers", "what_it_can_miss"]
 
 
 def what_it_answers(module: CallModule) -> list[list[str]]:
@@ -32,6 +33,12 @@ def what_it_answers(module: CallModule) -> list[list[str]]:
         what = f"module {module.name} answers system calls, which are the outer view's here"
         raise UsageError(what, remedy="load it in the outer view")
     return calls
+
+
+def what_it_can_miss(module: CallModule) -> list[str]:
+    """Names of calls that it answers only where they are notified."""
+    found = calls_of_module(module)
+    return [name for name, _signature, handlers in found if all(handler.is_dispensable for handler in handlers)]
 
 
 def check_again(module: CallModule, calls: list[list[str]]) -> None:
@@ -62,6 +69,8 @@ def open_calls(
         have_calls_notified(asking, token)
         os.close(asking.keeper)
     shut_in(module, mounting, limits)
+    if module.lives_in_view:
+        module.in_view = in_view
     try:
         module.begin(mounting)
     except OSError as error:

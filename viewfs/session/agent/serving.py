@@ -26,7 +26,7 @@ from viewfs.modules.framework.kernel import KernelModule
 from viewfs.modules.framework.sources import FileSource, identity_of, open_source
 from viewfs.mounts.fuse.counters import Counters
 from viewfs.mounts.fuse.host import serve, take_over
-from viewfs.namespaces.enter import Asking
+from viewfs.namespaces.enter import Asking, open_namespace
 from viewfs.namespaces.sandbox import Confinement, Limits
 from viewfs.python import complete
 from viewfs.session.agent.inspection import find_by_content, part_of
@@ -47,6 +47,7 @@ def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
     """Become the server of a module, which sees the view as it is now, or make a kernel mount and end. `fds` came with
     the request, for a kernel mount."""
     asking = _asking(request, fds)
+    view = open_namespace("mnt")
     unshare(CloneFlags.NEWNS)
     try:
         found, source, unsure = _find(request)
@@ -55,7 +56,11 @@ def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
             raise
         found, source, unsure = _find(request)
     module = found.module()
-    if request["apart"] and isinstance(module, DeviceModule | CallModule):
+    if isinstance(module, CallModule) and module.lives_in_view:
+        setns(view, CloneFlags.NEWNS)
+    os.close(view)
+    tells_callers = isinstance(module, KernelModule) and module.tells_callers
+    if request["apart"] and (tells_callers or isinstance(module, DeviceModule | CallModule)):
         channel.send({"ok": {"needs_callers": True}})  # pids of callers mean nothing in this namespace
         return
     path = request["path"] or module.mount_point
@@ -86,10 +91,16 @@ def mount(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         source_identity=None if source is None else identity_of(os.fstat(source.fd)),
     )
     if isinstance(module, CallModule):
-        from viewfs.session.agent.call_serving import new_token, what_it_answers
+        from viewfs.session.agent.call_serving import new_token, what_it_answers, what_it_can_miss
 
         real_path = os.path.realpath(path) if path else ""
-        decided = replace(decided, calls=what_it_answers(module), token=new_token(), real_path=real_path)
+        decided = replace(
+            decided,
+            calls=what_it_answers(module),
+            dispensable=what_it_can_miss(module),
+            token=new_token(),
+            real_path=real_path,
+        )
     if isinstance(module, KernelModule):
         if not found.built_in:
             raise UsageError(f"module {module.name} wants to mount by itself, which only built-in modules may")
@@ -158,6 +169,8 @@ def _tell_decided(channel: Channel, decided: Decided, descriptors: dict[str, int
 def _confinement_shown(module: Module) -> str:
     if isinstance(module, KernelModule):
         return "kernel"
+    if isinstance(module, CallModule) and module.lives_in_view:
+        return "program"
     shown = confinement_of(module).value
     if isinstance(module, DeviceModule) and module.uses_caller_memory:
         return shown + "+caller memory"
@@ -184,7 +197,8 @@ def resume(channel: Channel, request: dict[str, Any], fds: list[int]) -> None:
         raise UsageError(f"{request['code']} has become another kind of module")
     if "epoch" in opened:
         setns(opened["epoch"], CloneFlags.NEWNS)
-    unshare(CloneFlags.NEWNS)
+    if not (isinstance(module, CallModule) and module.lives_in_view):
+        unshare(CloneFlags.NEWNS)
     source = None
     if "source" in opened:
         if stat.S_ISSOCK(os.fstat(opened["source"]).st_mode):

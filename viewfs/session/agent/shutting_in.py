@@ -6,7 +6,15 @@ import os
 import time
 
 from viewfs.linux.namespaces import CloneFlags, unshare
-from viewfs.linux.process import set_name
+from viewfs.linux.plain import signal
+from viewfs.linux.process import (
+    FAKE_ROOT_CAPABILITIES,
+    drop_capabilities,
+    no_new_privileges,
+    raise_descriptor_limit,
+    set_name,
+    show_memory,
+)
 from viewfs.modules.api import Module, Mounting
 from viewfs.modules.api.calls import CallModule
 from viewfs.modules.api.device import DeviceModule
@@ -23,6 +31,9 @@ def shut_in(module: Module, mounting: Mounting, limits: Limits) -> None:
     """Shut this process in, as `module` allows."""
     confinement = confinement_of(module)
     set_name(f"viewfs-{module.name}")
+    if isinstance(module, CallModule) and module.lives_in_view:
+        become_program()
+        return
     if not module.never_waits:
         import trio  # noqa: F401  # while it can be read; as a rule it is in memory already, for the agent has it
 
@@ -40,6 +51,17 @@ def shut_in(module: Module, mounting: Mounting, limits: Limits) -> None:
         confine(confinement, Needs.CALLS, limits)
     else:
         confine(confinement, limits=limits)
+
+
+def become_program() -> None:
+    """Have no other rights than the programs of the view."""
+    os.chdir("/")
+    raise_descriptor_limit()
+    drop_capabilities(FAKE_ROOT_CAPABILITIES if os.geteuid() == 0 else (), bounding=False)
+    no_new_privileges()
+    show_memory()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the session sends at its end
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def _read_time_zone() -> None:

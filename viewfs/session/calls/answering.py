@@ -5,18 +5,31 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import struct
 
 from viewfs.linux.numbers import AUDIT_ARCH_I386
+from viewfs.linux.scm import taken_out
 from viewfs.linux.unotify import RESTART
-from viewfs.session.calls.messages import ANSWER, CANCELLED, DESCRIPTOR, ERRNO_END, ERROR, FILE
+from viewfs.session.calls.messages import (
+    ANSWER,
+    CANCELLED,
+    DESCRIPTOR,
+    ERRNO_END,
+    ERROR,
+    FILE,
+    NUMBER,
+    NUMBERS,
+    Answer,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from viewfs.linux.unotify import Listener, NotifiedCall
-    from viewfs.session.calls.messages import Answer
     from viewfs.session.calls.owner import Owner
 
-__all__ = ["bits_of", "give_answer"]
+__all__ = ["bits_of", "give_answer", "hand_over"]
+
+_INT = struct.Struct("=i")
 
 
 def bits_of(call: NotifiedCall) -> int:
@@ -65,6 +78,39 @@ def give_answer(
         raise
     except OSError as error:
         listener.answer(call.id, error=error.errno or errno.EIO)
+
+
+def hand_over(owner: Owner, listener: Listener, call: NotifiedCall, name: str, given: Answer, sock: int) -> None:
+    """Give the caller of `call` the descriptors that lie in the queue of `sock`, and the data with their numbers; and
+    tell `owner` the numbers. What there is no more room for is left out; nothing at all: EMFILE."""
+    parts = dict(given.outs)
+    places = list(NUMBER.iter_unpack(parts.pop(NUMBERS, b"")))
+    ((argument, written),) = parts.items()
+    data, value, numbers = bytearray(written), given.value, []
+    error = 0
+    try:
+        fds = taken_out(sock)
+        if len(fds) != len(places):
+            raise OSError(errno.EIO, "as many places as descriptors")
+        for (offset, good, close_on_exec), fd in zip(places, fds, strict=True):
+            try:
+                number = listener.give_descriptor(call.id, fd, close_on_exec=bool(close_on_exec), is_answer=False)
+            except OSError as problem:
+                error = 0 if good else problem.errno or errno.EIO
+                value, data = good, data[:good]
+                break
+            if number is None:
+                break
+            _INT.pack_into(data, offset, number)
+            numbers.append(number)
+        if not error:
+            owner.put(
+                call, name, bits_of(call), Answer(call.id, ANSWER, value, outs=((argument, bytes(data)),)), quick=False
+            )
+    except (OSError, ValueError, struct.error) as problem:
+        error = (problem.errno if isinstance(problem, OSError) else None) or errno.EIO
+    owner.tell_numbers(call.id, b"".join(map(_INT.pack, numbers)))
+    listener.answer(call.id, value=value, error=error)
 
 
 def _sealed_file(content: bytes) -> int:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Caller", "is_of_view", "join_user_namespace"]
 
 _PATH_MAX = 4096
+#: As the unsigned word that it is in.
+_AT_FDCWD = (1 << 32) - 100
 #: How much is read at once, and how much of it at first: most texts are short.
 _PAGE, _PART = 4096, 256
 
@@ -109,12 +111,18 @@ class Caller:
             os.close(fd)
 
     def _opened(self, path: bytes, *, follow: bool = True) -> int:
+        return self.opened_at(None, path, follow=follow)
+
+    def opened_at(self, directory: int | None, path: bytes, *, follow: bool = True) -> int:
+        """A descriptor (O_PATH) of `path`, which may be relative to its descriptor `directory` (None or AT_FDCWD: to
+        its working directory). Raises OSError."""
         if not path:
             raise os_error(errno.ENOENT)
         path = self._without_magic(path) if follow else path
+        whence = "cwd" if directory is None or directory == _AT_FDCWD else f"fd/{directory}"
         root = os.open(f"/proc/{self.tid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            start, top = os.readlink(f"/proc/{self.tid}/cwd"), os.readlink(f"/proc/{self.tid}/root")
+            start, top = os.readlink(f"/proc/{self.tid}/{whence}"), os.readlink(f"/proc/{self.tid}/root")
             if top != "/" and is_at_or_below(start, top):
                 start = start[len(top) :] or "/"
             flags = os.O_PATH | (0 if follow else os.O_NOFOLLOW)

@@ -13,7 +13,7 @@ from viewfs.linux.process import pidfd_send_signal
 from viewfs.linux.scm import descriptors_in, rights, room_for
 from viewfs.linux.unotify import Listener, NotifiedCall
 from viewfs.namespaces.enter import NO_LIMIT
-from viewfs.session.calls.notified import LISTENER, MISSING, MOUNTING, RARE
+from viewfs.session.calls.notified import LISTENER, MARKING, MISSING, MOUNTING, RARE, SPECIAL
 from viewfs.session.wire import plain_json
 
 TYPE_CHECKING = False
@@ -114,9 +114,9 @@ class Keeper:
     def _is_answered(self, call: NotifiedCall) -> bool:
         """Is that a call that a notifier has more to do with than to let it pass?"""
         if self._names is None:
-            self._names = numbers_by_table(RARE)
+            self._names = numbers_by_table((*RARE, *SPECIAL))
         name = self._names.get(call.architecture, {}).get(call.number)
-        return name is None or name in (*MOUNTING, *MISSING)
+        return name is None or name in (*MOUNTING, *MISSING, *MARKING)
 
     def _calls_in_flight(self) -> Slots:
         if self._slots is None:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 __all__ = [
     "AGAIN", "ANSWER", "BEGUN", "BUFFER", "CALL", "CALLER", "CANCEL", "CANCELLED", "COUNTED", "CWD", "DESCRIPTOR",
-    "ERRNO_END", "ERROR", "FACTS", "FILE", "GO_ON", "HAS", "MARK", "MOST", "OPENED", "PART_MOST", "Answer",
+    "ERRNO_END", "ERROR", "FACTS", "FILE", "GIVEN", "GO_ON", "HANDED", "HAS",
+    "IS_SPECIAL", "MARK", "MOST", "NUMBER", "NUMBERS", "OPENED", "PART_MOST", "RELATIVE", "Answer",
     "Request", "counted_names", "pack_answer", "pack_request", "unpack_answer", "unpack_request",
 ]  # fmt: skip
 
@@ -23,15 +24,22 @@ PART_MOST = 1 << 16
 MOST = 6 * PART_MOST + 8192
 BUFFER = 212992
 #: Kinds of requests: a call; give up that call; the server that has begun by this number has read all that was sent
-#: before it did (0: it is to say again that it has); a call that another notifier may have asked for before.
-CALL, CANCEL, MARK, AGAIN = range(4)
+#: before it did (0: it is to say again that it has); a call that another notifier may have asked for before; the
+#: numbers that a caller has for what it was handed.
+CALL, CANCEL, MARK, AGAIN, GIVEN = range(5)
 #: Kinds of answers: a value; an errno; as if the module were not there; it was given up; a descriptor, which comes with
 #: the packet; a file with the content that is in the packet; a server has begun, in place of another, and
 #: by this number; these calls it
-#: has of those that were sent before the mark; a file of the caller's view, opened with the flags that are the value.
-ANSWER, ERROR, GO_ON, CANCELLED, DESCRIPTOR, FILE, BEGUN, HAS, OPENED = range(9)
-#: In place of an argument: the part is the working directory; facts of the caller.
-CWD, CALLER = 6, 7
+#: has of those that were sent before the mark; a file of the caller's view, opened with the flags that are the value; a
+#: value, and data with numbers of descriptors, which lie in the queue of a socket that comes with the packet.
+ANSWER, ERROR, GO_ON, CANCELLED, DESCRIPTOR, FILE, BEGUN, HAS, OPENED, HANDED = range(10)
+#: In place of an argument: the part is the working directory; facts of the caller; where the numbers of descriptors go;
+#: which arguments were relative paths.
+CWD, CALLER, NUMBERS, RELATIVE = 6, 7, 8, 9
+#: Flag of `OPENED`, besides those of open(2): the descriptor is a special one.
+IS_SPECIAL = 1 << 40
+#: Of `NUMBERS`: where a number goes in the data; how much of the data is good if there is no number; close-on-exec.
+NUMBER = struct.Struct("=IIB")
 #: Errors from here on are the kernel's own (ERESTARTSYS, say), which no program is to see.
 ERRNO_END = 512
 #: Of the caller: process, thread, effective user and group.
@@ -108,7 +116,7 @@ def unpack_answer(packet: bytes) -> Answer:
         if isinstance(data, int):
             raise ValueError("room, in an answer")
         outs.append((argument, data))
-    if kind > OPENED:
+    if kind > HANDED:
         raise ValueError(f"an answer of kind {kind}")
     return Answer(call, kind, value, bool(close_on_exec), tuple(outs))
 

@@ -13,8 +13,18 @@ from viewfs.linux.memory import NotAtHand
 from viewfs.linux.process import Waiting, deliverable_signal, thread_group_of
 from viewfs.linux.unotify import OPEN_FLAGS, VIRTUAL
 from viewfs.python import print_traceback
-from viewfs.session.calls.answering import bits_of, give_answer
-from viewfs.session.calls.messages import BEGUN, CANCELLED, DESCRIPTOR, GO_ON, HAS, OPENED
+from viewfs.session.calls.answering import bits_of, give_answer, hand_over
+from viewfs.session.calls.messages import (
+    BEGUN,
+    CANCELLED,
+    DESCRIPTOR,
+    GO_ON,
+    HANDED,
+    HAS,
+    IS_SPECIAL,
+    OPENED,
+)
+from viewfs.session.calls.opening import Numbers, open_for
 from viewfs.session.calls.owner import Owner, is_harmless
 
 TYPE_CHECKING = False
@@ -65,6 +75,7 @@ class Modules:
         #: Calls whose callers perhaps have a signal to see to.
         self._suspects: set[int] = set()
         self._has_complained = False
+        self._numbers = Numbers()
 
     def __bool__(self) -> bool:
         return bool(self._owners)
@@ -219,7 +230,7 @@ class Modules:
         if not all(map(is_harmless, fds)):  # which could not even be closed without waiting for somebody
             raise ValueError("a descriptor that no module may hand out")
         try:
-            if fds and given.kind != DESCRIPTOR:
+            if fds and given.kind not in (DESCRIPTOR, HANDED):
                 raise ValueError("a descriptor that nobody asked for")
             if given.kind == BEGUN:
                 for slot in self._asked[owner.epoch].values():
@@ -247,6 +258,9 @@ class Modules:
         if given.kind == OPENED:
             self._open_for(slot, call, given)
             return
+        if given.kind == HANDED:
+            self._hand_over(owner, slot, call, given, fds)
+            return
         if given.kind == CANCELLED and not self._slots.is_given_up(slot):
             self._flight.fail(slot, errno.EIO)
             raise ValueError("a call that was given up, which nobody asked for")
@@ -272,25 +286,46 @@ class Modules:
 
     def _open_for(self, slot: int, call: NotifiedCall, given: Answer) -> None:
         """Have the caller get a file of its view. Whoever serves that may take its time: a worker waits."""
-        path = dict(given.outs).get(0, b"")
-        if given.value & ~OPEN_FLAGS or not path.startswith(b"/") or b"\0" in path:
+        path, flags = dict(given.outs).get(0, b""), given.value & ~IS_SPECIAL
+        if flags & ~OPEN_FLAGS or not path.startswith(b"/") or b"\0" in path:
             self._flight.fail(slot, errno.EIO)
             raise ValueError("a file that can't be opened")
         listener = self._flight.listener(slot)
         assert listener is not None
+        try:
+            number = self._numbers.free(call.tid) if given.value & IS_SPECIAL else None
+        except OSError as error:
+            self._flight.fail(slot, error.errno or errno.EIO)
+            return
 
         def work(pid: int) -> None:
-            from viewfs.session.calls.opening import open_for
-
             self._slots.give_to_worker(slot, pid)
             try:
-                fd = open_for(call.tid, path, given.value)
-                close_on_exec = bool(given.value & os.O_CLOEXEC)
-                listener.give_descriptor(call.id, fd, close_on_exec=close_on_exec, is_answer=True)
+                fd = open_for(call.tid, path, flags)
+                close_on_exec = bool(flags & os.O_CLOEXEC)
+                listener.give_descriptor(call.id, fd, close_on_exec=close_on_exec, is_answer=True, number=number)
             except OSError as error:
+                if number is not None and error.errno == errno.EBADF:  # beyond RLIMIT_NOFILE
+                    error = os_error(errno.EMFILE)
                 listener.answer(call.id, error=error.errno or errno.EIO)
 
         self._have_done(slot, "open", work)
+
+    def _hand_over(self, owner: Owner, slot: int, call: NotifiedCall, given: Answer, fds: list[int]) -> None:
+        """Hand descriptors to a caller. They are files that somebody serves, who may take their time: a worker has
+        them."""
+        listener = self._flight.listener(slot)
+        assert listener is not None
+        if len(fds) != 1:
+            self._flight.fail(slot, errno.EIO)
+            raise ValueError("descriptors, and none came with it")
+        name = self._name_of(call)
+
+        def work(pid: int) -> None:
+            self._slots.give_to_worker(slot, pid)
+            hand_over(owner, listener, call, name, given, fds[0])
+
+        self._have_done(slot, "hand", work)
 
     # -- servers that end, and notifiers
 

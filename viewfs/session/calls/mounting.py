@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import time
+from functools import partial
 
 from viewfs.errors import ViewfsError
-from viewfs.linux.process import CAP_SYS_PTRACE, drop_capabilities
+from viewfs.linux.process import CAP_SYS_ADMIN, CAP_SYS_PTRACE, drop_capabilities
 from viewfs.session.calls.caller import Caller, join_user_namespace
+from viewfs.session.calls.marking import mark_for, watched_below
 from viewfs.session.client import Session
 
 TYPE_CHECKING = False
@@ -36,6 +39,8 @@ _TYPES: dict[str, str | None] = {
 _TMPFS_HINTS = {"huge", "mpol", "inode32", "inode64", "noswap", "nr_inodes", "nr_blocks"}
 #: What fuse(8) gives the kernel.
 _FUSE_OPTIONS = ("rootmode", "user_id", "group_id", "max_read", "default_permissions", "allow_other")
+#: How long whoever has watched a directory may keep it, once nothing watches it any more; and how often one tries.
+_LET_GO_SECONDS, _AGAIN_SECONDS = 2.0, 0.01
 #: Exit code of an error → errno.
 _ERRNO = {2: errno.EINVAL, 3: errno.EPERM, 4: errno.EINVAL, 5: errno.EINVAL}
 
@@ -142,7 +147,17 @@ def _umount(caller: Caller, arguments: list[int], session: Session) -> int | Non
     if flags & ~(_FORCE | _DETACH | _NOFOLLOW):
         return None
     path = caller.canonical(place, follow=not flags & _NOFOLLOW)
-    return _asked(session, caller, _unmounting(path, lazy=bool(flags & _DETACH), force=bool(flags & _FORCE)))
+    lazy, force = bool(flags & _DETACH), bool(flags & _FORCE)
+    watching = [one for one in watched_below(caller.tid, path) if not lazy or one == path]
+    for one in watching:
+        if result := _asked(session, caller, _unmounting(one, lazy=lazy, force=force)):
+            return result
+    deadline = time.monotonic() + (_LET_GO_SECONDS if watching else 0)
+    while True:
+        result = _asked(session, caller, _unmounting(path, lazy=lazy, force=force))
+        if result != errno.EBUSY or time.monotonic() >= deadline:
+            return result
+        time.sleep(_AGAIN_SECONDS)  # what has watched it lets go of it now
 
 
 def _unmounting(path: str, *, lazy: bool, force: bool = False) -> dict[str, Any]:
@@ -168,12 +183,17 @@ def _asked(
     return 0
 
 
-#: Call (one of `notified.MOUNTING`) → what does it: 0, an errno, or None if the kernel is to. Raises OSError.
+#: Call (of `notified.MOUNTING` or `MARKING`) → what does it: 0, an errno, or None if the kernel is to. Raises OSError.
 CALLS: dict[str, Callable[[Caller, list[int], Session], int | None]] = {
     "mount": _mount,
     "umount": lambda caller, arguments, session: _umount(caller, [arguments[0], 0], session),
     "umount2": _umount,
+    "fanotify_mark": partial(mark_for, bits=64),
+    "fanotify_mark32": partial(mark_for, bits=32),
 }
+#: What a process that answers a call keeps.
+_KEPT = {name: {CAP_SYS_PTRACE} for name in CALLS}
+_KEPT["fanotify_mark"] = _KEPT["fanotify_mark32"] = {CAP_SYS_PTRACE, CAP_SYS_ADMIN}
 
 
 def answer(call: NotifiedCall, name: str) -> int | None:
@@ -185,7 +205,7 @@ def answer(call: NotifiedCall, name: str) -> int | None:
             if session.status["namespaces"]["mnt"] != list(caller.mount_namespace()):
                 return None
             join_user_namespace(call.tid)
-            drop_capabilities({CAP_SYS_PTRACE})  # which its descriptors and its root take
+            drop_capabilities(_KEPT[name])  # which its descriptors and its root take
             return CALLS[name](caller, call.arguments, session)
     except ViewfsError:
         return None

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
-    "LISTENER", "MISSING", "MOUNTING", "RARE", "calls_of", "group_names", "have_calls_notified", "is_notified",
-    "needed_family",
+    "LISTENER", "MARKING", "MISSING", "MOUNTING", "OF_WHOLE_MOUNTS", "RARE", "SPECIAL", "calls_of", "group_names",
+    "have_calls_notified", "is_notified", "needed_family",
 ]  # fmt: skip
 
 #: What comes with a listener: a number by which a module's server is known, or 0; and the epoch before which a module
@@ -32,6 +32,9 @@ LISTENER = struct.Struct("=Qq")
 
 #: What the session itself answers (`mounting`), and what it says is missing: programs then use mount(2).
 MOUNTING = ("mount", "umount", "umount2")
+#: So is this, for a mark on a mount or a file system (FAN_MARK_MOUNT, FAN_MARK_FILESYSTEM).
+MARKING = ("fanotify_mark", "fanotify_mark32")
+OF_WHOLE_MOUNTS = 0x110
 MISSING = ("fsopen", "fspick", "open_tree", "move_mount", "mount_setattr")
 RARE = (
     *MOUNTING, *MISSING, "pivot_root", "chroot", "uname", "sethostname", "setdomainname", "personality", "acct",
@@ -42,6 +45,8 @@ RARE = (
     "setresuid", "setresuid32", "setresgid", "setresgid32", "setfsuid", "setfsuid32", "setfsgid", "setfsgid32",
     "setgroups", "setgroups32",
 )  # fmt: skip
+#: Calls of special descriptors (`WINDOW`) are notified too. (FIONREAD and CRIOGET, say, a FUSE file can't have.)
+SPECIAL = ("read", "ioctl")
 #: Names for several families. (Without `close`: a signal that comes before the notifier has received a call can make
 #: EINTR of it, and nobody expects that of close(2), or closes again.)
 _GROUPS = {
@@ -81,7 +86,10 @@ def calls_of(families: Iterable[str]) -> Iterator[str]:
 
 def is_notified(call: str, families: Sequence[str]) -> bool:
     """Is a call of this name or number notified, in a view with these families?"""
-    return call.isdigit() or call in RARE or (bool(families) and call in calls_of(families))
+    from viewfs.linux.signatures import SIGNATURES_OF_32_BITS, SPECIAL_SIGNATURES
+
+    always = {*RARE, *SPECIAL_SIGNATURES, *SIGNATURES_OF_32_BITS}
+    return call.isdigit() or call in always or (bool(families) and call in calls_of(families))
 
 
 def needed_family(call: str) -> str | None:
@@ -93,7 +101,8 @@ def needed_family(call: str) -> str | None:
 
 def _program(families: tuple[str, ...]) -> bytes:
     names = dict.fromkeys((*RARE, *calls_of(families)))
-    return notifying_filter(numbers_by_table(names), numbers_by_table(_RINGS) if families else None)
+    missing = numbers_by_table(_RINGS) if families else None
+    return notifying_filter(numbers_by_table(names), missing, numbers_by_table(SPECIAL))
 
 
 def have_calls_notified(asking: Asking | None, token: int = 0) -> bool:

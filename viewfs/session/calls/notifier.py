@@ -14,18 +14,19 @@ import errno
 import os
 import select
 
-from viewfs.linux.numbers import numbers_by_table
+from viewfs.linux.numbers import AUDIT_ARCH_I386, numbers_by_table
 from viewfs.linux.plain import socket
 from viewfs.linux.process import die_with_parent, keep_only, set_name
 from viewfs.linux.scm import descriptors_in, room_for
-from viewfs.linux.unotify import VIRTUAL, NotifiedCall
+from viewfs.linux.signatures import OTHERS_OF_32_BITS, special
+from viewfs.linux.unotify import VIRTUAL, WINDOW, NotifiedCall
 from viewfs.linux.vdso import have_time_asked_for, made_at_the_start
 from viewfs.python import print_traceback
 from viewfs.session.calls.caller import is_of_view
 from viewfs.session.calls.flight import InFlight
 from viewfs.session.calls.messages import MOST
 from viewfs.session.calls.modules import ALL, LOOK_SECONDS, Modules
-from viewfs.session.calls.notified import MISSING, MOUNTING, RARE, calls_of
+from viewfs.session.calls.notified import MARKING, MISSING, MOUNTING, OF_WHOLE_MOUNTS, RARE, SPECIAL, calls_of
 from viewfs.session.calls.workers import Workers
 from viewfs.session.wire import plain_json
 
@@ -59,7 +60,7 @@ class Notifier:
         `keeper`."""
         self._slots = slots
         self._keeper = keeper
-        self._names = numbers_by_table((*RARE, *calls_of(families)))
+        self._names = numbers_by_table(dict.fromkeys((*RARE, *SPECIAL, *calls_of(families))))
         #: Calls of programs that begin, and whose vDSO is to be changed.
         self._first_calls = made_at_the_start() if "clock_gettime" in calls_of(families) else ()
         self._limits = dict(limits)
@@ -127,10 +128,14 @@ class Notifier:
             self._flight.fail(slot, errno.EIO)
 
     def _name_of(self, call: NotifiedCall) -> str:
-        """Its name; its number, if no kernel has it; empty for what nobody has asked to be notified of."""
+        """Its name, which is another for special descriptors; its number, if no kernel has it; empty for what nobody
+        has asked to be notified of."""
         if call.number >= VIRTUAL:
             return str(call.number)
-        return self._names.get(call.architecture, {}).get(call.number, "")
+        name = self._names.get(call.architecture, {}).get(call.number, "")
+        if name in SPECIAL and call.arguments[0] & 0xFFFFFFFF in WINDOW:
+            return special(name)
+        return OTHERS_OF_32_BITS.get(name, name) if call.architecture == AUDIT_ARCH_I386 else name
 
     def _dispatch(self, slot: int, below: int) -> None:
         """Have a call answered by the newest module loaded before the epoch `below` that answers it; else by the
@@ -151,8 +156,9 @@ class Notifier:
                 have_time_asked_for(call.tid)
             except OSError as error:
                 _log(f"process {call.tid} sees the real time: its vDSO can't be changed: {error}")
-        if name in (*MOUNTING, *MISSING) and is_of_view(call.tid):
-            if name in MOUNTING:
+        is_mark = name in MARKING and bool(call.arguments[1] & OF_WHOLE_MOUNTS)
+        if (is_mark or name in (*MOUNTING, *MISSING)) and is_of_view(call.tid):
+            if name not in MISSING:
                 self._slots.give_to_worker(slot)
                 if not self._workers.begin(slot, call.id, name, lambda pid: self._mount(slot, call, name, pid)):
                     self._flight.fail(slot, errno.EAGAIN)

@@ -24,9 +24,11 @@ from viewfs.session.calls.messages import (
     CANCEL,
     CWD,
     FACTS,
+    GIVEN,
     MARK,
     MOST,
     PART_MOST,
+    RELATIVE,
     Answer,
     Request,
     pack_request,
@@ -82,6 +84,7 @@ class Owner:
         caller = Caller(call.tid, quick=quick)
         copied: dict[int, bytes | int] = {}
         paths = []
+        relative: list[int] = []
         start: str | None = None
         for number, argument in enumerate(signature):
             word = call.arguments[number]
@@ -95,9 +98,15 @@ class Owner:
                     if self._places:
                         paths.append(_descriptor_path(caller, _signed(word)))
                     continue
+                case "descriptor":
+                    paths.append(_descriptor_path(caller, _signed(word)))
+                    copied[number] = _how_opened(caller, word) + os.fsencode(paths[-1] or "")
+                    continue
                 case "path":
                     path = caller.text(word)
                     if path is not None:
+                        if not path.startswith(b"/"):
+                            relative.append(number)
                         whole = _absolute(caller, path, start)
                         copied[number] = whole
                         paths.append(os.fsdecode(whole) if path else start)
@@ -112,6 +121,8 @@ class Owner:
             path is not None and is_at_or_below(path, place) for path in paths for place in self._places
         ):
             return None
+        if relative:
+            copied[RELATIVE] = bytes(relative)
         copied[CWD] = _link(f"/proc/{call.tid}/cwd")
         copied[CALLER] = _facts_of(call.tid)
         return pack_request(Request(call.id, AGAIN if again else CALL, index, bits, tuple(call.arguments), copied))
@@ -147,6 +158,13 @@ class Owner:
     def give_up(self, call: int) -> None:
         """Ask it to give up a call, which it answers with `CANCELLED` if that can be done."""
         self.send(-1 - call, pack_request(Request(call, CANCEL, 0, 0, (0,) * 6, {})))
+
+    def tell_numbers(self, call: int, numbers: bytes) -> None:
+        """Tell it which numbers a caller has got for what it was handed."""
+        try:
+            self.send_patiently(pack_request(Request(call, GIVEN, 0, 0, (0,) * 6, {0: numbers})))
+        except OSError:
+            pass  # it is gone
 
     def mark(self, number: int) -> bool:
         """Tell a server that has said by this number that it has begun that what comes from now on was not sent before;
@@ -231,6 +249,12 @@ def _link(path: str) -> bytes:
 def _descriptor_path(caller: Caller, number: int) -> str | None:
     """Where a descriptor of the caller leads. (This asks nobody who serves it.)"""
     return os.fsdecode(_link(f"/proc/{caller.tid}/fd/{number}")) or None
+
+
+def _how_opened(caller: Caller, number: int) -> bytes:
+    """The flags of an open descriptor of the caller (proc_pid_fdinfo(5)). Raises OSError."""
+    with open(f"/proc/{caller.tid}/fdinfo/{number & 0xFFFFFFFF}") as lines:
+        return next(int(line.split()[1], 8) for line in lines if line.startswith("flags:")).to_bytes(4, "little")
 
 
 def _absolute(caller: Caller, path: bytes, start: str | None) -> bytes:

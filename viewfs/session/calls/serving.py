@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import trio
 
 from viewfs.linux.plain import socket
-from viewfs.linux.scm import rights
+from viewfs.linux.scm import parked, rights
 from viewfs.linux.signatures import Argument, parse_signature
-from viewfs.modules.api.calls import GO_ON, Caller, CallModule, Descriptor, File, Handler, Opened
+from viewfs.modules.api.calls import GO_ON, Caller, CallModule, Descriptor, File, Handed, Handler, Opened
 from viewfs.modules.framework.call_arguments import Answer as Made
 from viewfs.modules.framework.call_arguments import decode
 from viewfs.mounts.fuse.counters import Counters
@@ -73,10 +73,14 @@ class CallServer:
             _Call(name, parse_signature(signature), [(one.family, getattr(module, one.method)) for one in handlers])
             for name, signature, handlers in calls_of_module(module)
         ]
+        module.hear_more = self._hear_more
+        self._nursery: trio.Nursery | None = None
         self._has_choice = type(module).owns is not CallModule.owns
         #: Ids of calls that were begun, and of those of them that were answered, the oldest first.
         self._begun: set[int] = set()
         self._answered: deque[int] = deque()
+        #: What is to be told of the numbers that a caller has got.
+        self._handed: dict[int, Callable[[list[int]], None]] = {}
         #: What is waited for.
         self._under_way: dict[int, trio.CancelScope] = {}
 
@@ -118,6 +122,8 @@ class CallServer:
 
     async def _serve_async(self, waiting: list[Request]) -> None:
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._module.run)
             for request in waiting:
                 self._begin(request, nursery)
             while True:
@@ -128,12 +134,25 @@ class CallServer:
                 self._hear(packet, nursery)
             nursery.cancel_scope.cancel()
 
+    def _hear_more(self) -> None:
+        """Take all that has come. (The end is for whoever waits for more.)"""
+        while True:
+            try:
+                packet = self._socket.recv(MOST, socket.MSG_DONTWAIT)
+            except OSError:
+                return
+            if not packet:
+                return
+            self._hear(packet, self._nursery)
+
     def _hear(self, packet: bytes, nursery: trio.Nursery | None) -> None:
         request = unpack_request(packet)
         if request.kind in (messages.CALL, messages.AGAIN):
             self._begin(request, nursery)
         elif request.kind == messages.CANCEL and (scope := self._under_way.get(request.id)) is not None:
             scope.cancel()
+        elif request.kind == messages.GIVEN and (tell := self._handed.pop(request.id, None)) is not None:
+            tell(list(memoryview(request.copied[0]).cast("i")))  # type: ignore[arg-type]
 
     def _begin(self, request: Request, nursery: trio.Nursery | None) -> None:
         if request.id in self._begun:
@@ -148,7 +167,7 @@ class CallServer:
                     raise TypeError("a handler that waits has to be an async method")
                 nursery.start_soon(self._wait_for, request, begun_ns, result, make)
                 return
-            answer = _answer_of(request, result, make)
+            answer = self._answer_of(request, result, make)
         except Exception as error:
             answer = self._failure(request, error)
         finally:
@@ -175,7 +194,7 @@ class CallServer:
         with trio.CancelScope() as scope:
             self._under_way[request.id] = scope
             try:
-                answer = _answer_of(request, await result, make)
+                answer = self._answer_of(request, await result, make)
             except Exception as error:
                 answer = self._failure(request, error)
             finally:
@@ -190,6 +209,45 @@ class CallServer:
         print_traceback()
         return Answer(request.id, messages.ERROR, errno.EIO)
 
+    def _answer_of(self, request: Request, result: Any, make: Callable[[Any], Made]) -> Answer:
+        """Raises whatever `make` does for a result that the call can't have."""
+        if result is GO_ON:
+            return Answer(request.id, messages.GO_ON)
+        made = make(result)
+        match made.descriptor:
+            case Descriptor(fd, close_on_exec):
+                return Answer(request.id, messages.DESCRIPTOR, 0, close_on_exec, descriptor=fd)
+            case Opened(path, flags, is_special):
+                flags |= messages.IS_SPECIAL if is_special else 0
+                return Answer(request.id, messages.OPENED, flags, outs=((0, os.fsencode(path)),))
+            case Handed() as handed:
+                return self._handing(request, made.value, handed)
+            case File(content, close_on_exec):
+                if len(content) > PART_MOST:
+                    raise ValueError(f"a file of {len(content)} bytes, which is more than {PART_MOST}")
+                return Answer(request.id, messages.FILE, 0, close_on_exec, ((0, content),))
+        if not (-1 << 63 <= made.value <= -ERRNO_END or 0 <= made.value < 1 << 63):
+            raise ValueError(f"{made.value}, which is no result of a system call")
+        return Answer(request.id, messages.ANSWER, made.value, outs=made.outs)
+
+    def _handing(self, request: Request, value: int, handed: Handed) -> Answer:
+        """Raises OSError if descriptors can't be handed out."""
+        signature = self._calls[request.which].signature
+        written = next(number for number, argument in enumerate(signature) if argument.is_out)
+        if not handed.fds:
+            handed.given([])
+            return Answer(request.id, messages.ANSWER, value, outs=((written, handed.data),))
+        places = b"".join(messages.NUMBER.pack(one.offset, one.good, one.close_on_exec) for one in handed.fds)
+        fds = [one.fd for one in handed.fds]
+        try:
+            queue = parked(*fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._handed[request.id] = handed.given
+        outs = ((written, handed.data), (messages.NUMBERS, places))
+        return Answer(request.id, messages.HANDED, value, outs=outs, descriptor=queue)
+
     def _finish(self, request: Request, begun_ns: int, answer: Answer) -> None:
         which = min(request.which, COUNTED)
         written = sum(len(data) for _argument, data in answer.outs)
@@ -199,6 +257,8 @@ class CallServer:
         if len(self._answered) > _REMEMBERED:
             self._begun.discard(self._answered.popleft())
         self._send(answer)
+        if answer.kind == messages.HANDED:
+            os.close(answer.descriptor or 0)
 
     def _send(self, answer: Answer) -> None:
         try:
@@ -217,24 +277,6 @@ def _caller(name: str, request: Request) -> Caller:
     facts, cwd = request.copied[messages.CALLER], request.copied[messages.CWD]
     assert isinstance(facts, bytes)
     assert isinstance(cwd, bytes)
+    relative = frozenset(request.copied.get(messages.RELATIVE, b""))  # type: ignore[arg-type]
     pid, tid, uid, gid = FACTS.unpack(facts)
-    return Caller(name, pid, tid, uid, gid, request.bits, os.fsdecode(cwd), request.words)
-
-
-def _answer_of(request: Request, result: Any, make: Callable[[Any], Made]) -> Answer:
-    """Raises whatever `make` does for a result that the call can't have."""
-    if result is GO_ON:
-        return Answer(request.id, messages.GO_ON)
-    made = make(result)
-    match made.descriptor:
-        case Descriptor(fd, close_on_exec):
-            return Answer(request.id, messages.DESCRIPTOR, 0, close_on_exec, descriptor=fd)
-        case Opened(path, flags):
-            return Answer(request.id, messages.OPENED, flags, outs=((0, os.fsencode(path)),))
-        case File(content, close_on_exec):
-            if len(content) > PART_MOST:
-                raise ValueError(f"a file of {len(content)} bytes, which is more than {PART_MOST}")
-            return Answer(request.id, messages.FILE, 0, close_on_exec, ((0, content),))
-    if not (-1 << 63 <= made.value <= -ERRNO_END or 0 <= made.value < 1 << 63):
-        raise ValueError(f"{made.value}, which is no result of a system call")
-    return Answer(request.id, messages.ANSWER, made.value, outs=made.outs)
+    return Caller(name, pid, tid, uid, gid, request.bits, os.fsdecode(cwd), request.words, relative)

@@ -41,7 +41,8 @@ class CallModules:
         if self._families is None:
             what = f"module {decided.type} answers system calls, which this view leaves to the kernel"
             raise UsageError(what, remedy="start the view without --no-calls")
-        missing = [name for name, _signature in decided.calls or () if not is_notified(name, self._families)]
+        names = [name for name, _signature in decided.calls or () if name not in decided.dispensable]
+        missing = [name for name in names if not is_notified(name, self._families)]
         if not missing:
             return
         needed = dict.fromkeys(needed_family(name) or name for name in missing)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import stat
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from viewfs.errors import ViewfsError
@@ -48,6 +48,8 @@ class Decided:
     real_path: str = ""
     #: The system calls that it answers, each with its signature; None for what is mounted.
     calls: list[list[str]] | None = None
+    #: Those of them that it can do without, where the view does not ask its session about them.
+    dispensable: list[str] = field(default_factory=list)
     #: What the server of such a module is known by, for what it asks of the view itself.
     token: int = 0
     #: st_dev of the source.
