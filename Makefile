@@ -4,6 +4,7 @@
 # make wheel  build the wheel and run it in an empty environment
 # make fuzz   damage images of ext, squashfs, FAT and exFAT for ten minutes
 # make conformance   what needs the network: packages of Debian are installed in a view
+# make ltp LTP=DIRECTORY   build the fanotify group of the Linux Test Project from its source, and run it in views
 # make bench  measure viewfs beside the kernel and other FUSE servers; writes docs/benchmarks.md
 # make bench-devices   the same for character devices; writes docs/devices.md
 # make bench-cow       the same for copy-on-write views; writes docs/cow.md
@@ -14,7 +15,7 @@
 # make lock   choose versions of the Python packages anew: tools/locked
 # make soak-servers   servers killed for ten minutes, 10,000 mounts, 1,000 at once, 500 random kills, 150,000 hostile reports
 
-.PHONY: demo test lint lock pages wheel fuzz conformance soak soak-servers bench bench-devices bench-cow bench-start bench-calls clean
+.PHONY: ltp demo test lint lock pages wheel fuzz conformance soak soak-servers bench bench-devices bench-cow bench-start bench-calls clean
 
 demo:
 	@tools/as-user tools/demo
@@ -35,6 +36,9 @@ fuzz:
 
 conformance:
 	@tools/as-user env VIEWFS_CONFORMANCE=1 VIEWFS_SOAK_SECONDS=900 python -m pytest -p no:cacheprovider tests/conformance
+
+ltp:
+	@tools/ltp $(LTP)
 
 bench:
 	@tools/bench $(BENCH_ARGUMENTS)

@@ -48,8 +48,8 @@ class _WatchedFile(MirrorFile):
         self._writers = writers
         self.is_written = flags & os.O_ACCMODE != os.O_RDONLY
         writers[node.number] += self.is_written
-        #: Who has closed a descriptor of it last.
-        self.closer = 0
+        #: Process and thread that have closed a descriptor of it last.
+        self.closer = 0, 0
 
     def flush(self) -> None:
         """That is wanted for its pid."""
@@ -160,8 +160,8 @@ class WatchedOperations(Operations):
         super().__init__(directory)
         self._directory = directory
         self._groups = groups
-        #: Handle of an open directory → its inode, and who has opened it.
-        self._directories: dict[int, tuple[InodeNumber, int]] = {}
+        #: Handle of an open directory → its inode, and the process and thread that have opened it.
+        self._directories: dict[int, tuple[InodeNumber, int, int]] = {}
         self._watched: dict[int, Callable[[Request], Answer[Body]]] = {
             Opcode.OPEN: self._open_watched,
             Opcode.CREATE: self._create_watched,
@@ -189,11 +189,12 @@ class WatchedOperations(Operations):
 
     # -- telling and asking
 
-    def _tell(self, inode: InodeNumber, mask: Event, tid: int) -> None:
+    def _tell(self, inode: InodeNumber, mask: Event, tid: int, pid: int = 0) -> None:
+        """`pid`: of a thread that may have ended."""
         if not self._groups:
             return
         try:
-            happening = Happening(self._directory.thing(inode), mask, thread_group_of(tid), tid)
+            happening = Happening(self._directory.thing(inode), mask, pid or thread_group_of(tid), tid)
             self._groups.tell(happening, lambda: self._directory.hold(inode))
         except OSError:
             return  # it is gone, and nobody can be given a descriptor of it
@@ -288,14 +289,13 @@ class WatchedOperations(Operations):
         return body
 
     def _flush_watched(self, request: Request) -> Answer[Body]:
-        self._file(request.fields[0]).closer = request.pid
+        self._file(request.fields[0]).closer = thread_group_of(request.pid), request.pid
         return super().dispatch(request)
 
     def _release_watched(self, request: Request) -> Answer[Body]:
         file = self._file(request.fields[0])
-        self._tell(
-            file.node.number, Event.CLOSE_WRITE if file.is_written else Event.CLOSE_NOWRITE, file.closer or request.pid
-        )
+        pid, tid = file.closer
+        self._tell(file.node.number, Event.CLOSE_WRITE if file.is_written else Event.CLOSE_NOWRITE, tid, pid)
         return super().dispatch(request)
 
     # -- directories
@@ -305,7 +305,7 @@ class WatchedOperations(Operations):
 
         def open_it() -> Body:
             handle = next(self._next_handle)
-            self._directories[handle] = inode, request.pid
+            self._directories[handle] = inode, thread_group_of(request.pid), request.pid
             self._tell(inode, Event.OPEN | Event.ONDIR, request.pid)
             return protocol.encode_open(handle, OpenFlags.NONE)
 
@@ -322,7 +322,7 @@ class WatchedOperations(Operations):
         return self._asked(request, inode, (Event.ACCESS_PERM,), read)
 
     def _releasedir_watched(self, request: Request) -> Answer[Body]:
-        inode, tid = self._directories.pop(request.fields[0], (None, 0))
+        inode, pid, tid = self._directories.pop(request.fields[0], (None, 0, 0))
         if inode is not None:
-            self._tell(inode, Event.CLOSE_NOWRITE | Event.ONDIR, tid)
+            self._tell(inode, Event.CLOSE_NOWRITE | Event.ONDIR, tid, pid)
         return super().dispatch(request)
