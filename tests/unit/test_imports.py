@@ -71,6 +71,9 @@ MAY_IMPORT = {
     "viewfs.modules.api.device": {"viewfs.modules.api", "viewfs.linux", "viewfs.errors"},
     "viewfs.modules.framework.image": {"viewfs.modules.api"},
     "viewfs.modules.api.ioctls": set(),
+    "viewfs.modules.trees.overlay": {
+        "viewfs.modules.api", "viewfs.modules.framework.kernel", "viewfs.mounts.overlay", "viewfs.errors",
+    },
     # It serves what it watches itself, in the view.
     "viewfs.modules.calls.fanotify": {
         "viewfs.modules.api", "viewfs.mounts", "viewfs.linux", "viewfs.paths", "viewfs.errors",

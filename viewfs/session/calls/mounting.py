@@ -9,6 +9,7 @@ from functools import partial
 
 from viewfs.errors import ViewfsError
 from viewfs.linux.process import CAP_SYS_ADMIN, CAP_SYS_PTRACE, drop_capabilities
+from viewfs.modules.trees.overlay import escaped, layers_of
 from viewfs.session.calls.caller import Caller, join_user_namespace
 from viewfs.session.calls.marking import mark_for, watched_below
 from viewfs.session.client import Session
@@ -33,10 +34,12 @@ _FORCE, _DETACH, _NOFOLLOW = 1, 2, 8
 _TYPES: dict[str, str | None] = {
     "tmpfs": "tmp", "ramfs": "tmp",
     "ext2": "ext", "ext3": "ext", "ext4": "ext", "squashfs": "squashfs", "vfat": "vfat", "msdos": "vfat",
-    "exfat": "exfat", "auto": None,
+    "exfat": "exfat", "overlay": "overlay", "auto": None,
 }  # fmt: skip
 #: Options of tmpfs(5) that change nothing a program could count on, or are as they have to be in a view.
 _TMPFS_HINTS = {"huge", "mpol", "inode32", "inode64", "noswap", "nr_inodes", "nr_blocks"}
+#: Those of overlayfs that a user namespace has as they have to be, or that are the kernel's matter.
+_OVERLAY_HINTS = {"userxattr", "index", "metacopy", "redirect_dir", "xino", "nfs_export", "uuid"}
 #: What fuse(8) gives the kernel.
 _FUSE_OPTIONS = ("rootmode", "user_id", "group_id", "max_read", "default_permissions", "allow_other")
 #: How long whoever has watched a directory may keep it, once nothing watches it any more; and how often one tries.
@@ -76,12 +79,15 @@ def _mount(caller: Caller, arguments: list[int], session: Session) -> int | None
         if not on_directory:
             return errno.ENOTDIR
         result = _asked(session, caller, _request("tmp", "", path, _tmpfs_options(data, source)))
+    elif kind == "overlay":
+        request = _request("overlay", os.fsdecode(source), path, _overlay_options(caller, data))
+        result = _asked(session, caller, request, otherwise=errno.EINVAL)
     elif flags & _RDONLY or kind == "squashfs":
         result = _asked(session, caller, _request(_TYPES[kind], caller.canonical(source), path, {}))
     else:
         return errno.EROFS  # mount(8) tries it again, read-only
     # (All that is mounted in a view is nosuid and nodev; images and what programs serve are read-only by themselves.)
-    attributes = flags & (_RDONLY | _NOEXEC if _TYPES.get(kind) == "tmp" else _NOEXEC)
+    attributes = flags & (_RDONLY | _NOEXEC if _TYPES.get(kind) in ("tmp", "overlay") else _NOEXEC)
     if result == 0 and attributes and (result := _remount(session, caller, path, attributes, 0)):
         _asked(session, caller, _unmounting(path, lazy=True))
     return result
@@ -113,6 +119,22 @@ def _tmpfs_options(data: dict[str, str | None], source: bytes) -> dict[str, str 
     if (size := options.get("size") or "").endswith("%"):
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         options["size"] = str(pages * int(size[:-1]) // 100)
+    return options
+
+
+def _overlay_options(caller: Caller, data: dict[str, str | None]) -> dict[str, str | None]:
+    """As `_tmpfs_options`, of overlayfs: paths become absolute. Raises OSError for what is no directory, too."""
+    options: dict[str, str | None] = {}
+    for name, value in data.items():
+        if name == "volatile":
+            options[name] = None
+        elif name in ("upperdir", "workdir"):
+            options[name] = caller.canonical(os.fsencode(value or ""))
+        elif name in ("lowerdir", "lowerdir+"):
+            layers = [escaped(caller.canonical(os.fsencode(one))) for one in layers_of(value or "")]
+            options["lowerdir"] = ":".join([*filter(None, [options.get("lowerdir")]), *layers])
+        elif name not in _OVERLAY_HINTS:
+            raise ValueError(name)
     return options
 
 
