@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from viewfs.linux.numbers import AUDIT_ARCH, numbers_by_table, syscall_number
+from viewfs.linux.scm import parked, taken_out
 from viewfs.linux.signatures import FAMILIES, SIGNATURES, parse_signature
 from viewfs.linux.unotify import VIRTUAL, NotifiedCall
 from viewfs.modules.api.calls import CallModule, call
+from viewfs.session.calls.answering import hand_over
 from viewfs.session.calls.messages import (
     ANSWER,
     CALL,
-    HAS,
+    GIVEN,
+    HANDED,
     MOST,
+    NUMBER,
+    NUMBERS,
     PART_MOST,
     Answer,
     Request,
@@ -141,7 +148,7 @@ def test_requests(number: int, kind: int, which: int, bits: int, given_words: tu
     assert unpack_request(pack_request(request)) == request
 
 
-@given(ids, st.integers(0, HAS), st.integers(-(1 << 63), (1 << 63) - 1), st.booleans(),
+@given(ids, st.integers(0, HANDED), st.integers(-(1 << 63), (1 << 63) - 1), st.booleans(),
        st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=300)), max_size=6))  # fmt: skip
 def test_answers(number: int, kind: int, value: int, close: bool, outs: list[tuple[int, bytes]]) -> None:
     answer = Answer(number, kind, value, close, tuple(outs))
@@ -155,7 +162,7 @@ def test_what_is_no_answer(packet: bytes) -> None:
         found = unpack_answer(packet)
     except ValueError:
         return
-    assert found.kind <= HAS and sum(len(data) for _argument, data in found.outs) <= len(packet)
+    assert found.kind <= HANDED and sum(len(data) for _argument, data in found.outs) <= len(packet)
 
 
 @given(st.data())
@@ -184,7 +191,6 @@ def owner() -> Iterator[tuple[Owner, socket.socket]]:
 
 
 def notified(number: int, *arguments: int) -> NotifiedCall:
-    import struct
 
     six = (*arguments, *[0] * (6 - len(arguments)))
     return NotifiedCall(struct.pack("=QIIiIQ6Q", 77, os.getpid(), 0, number, 0, 0, *six))
@@ -214,6 +220,84 @@ def test_what_no_answer_may_write(owner: tuple[Owner, socket.socket], out: tuple
     assert text.value == b"hello" and room.value == b"." * 30
     owner[0].put(asked, "5000", 64, Answer(77, ANSWER, 0, outs=((1, b"0123456789"),)), quick=False)
     assert room.value == b"0123456789" + b"." * 20
+
+
+class Caller:
+    """A listener that gives this process duplicates, as many as there is room for."""
+
+    def __init__(self, room: int = 99) -> None:
+        self.given: list[int] = []
+        self.answers: list[tuple[int, int]] = []
+        self._room = room
+
+    def give_descriptor(self, call: int, fd: int, **_how: object) -> int:
+        if len(self.given) == self._room:
+            raise OSError(errno.EMFILE, "too many")
+        self.given.append(os.dup(fd))
+        return self.given[-1]
+
+    def answer(self, call: int, value: int = 0, error: int = 0) -> None:
+        self.answers.append((value, error))
+
+
+def handed(one: Owner, caller: Caller, queue: int, data: bytes, *places: tuple[int, int], argument: int = 1) -> bytes:
+    """Have data with numbers handed over to a caller with room for 24 bytes: what is in that then."""
+    text, room = ctypes.create_string_buffer(b"hello"), ctypes.create_string_buffer(b"." * 24, 24)
+    asked = notified(5000, ctypes.addressof(text), ctypes.addressof(room), 24)
+    numbers = b"".join(NUMBER.pack(*place, 0) for place in places)
+    answer = Answer(77, HANDED, len(data), outs=((argument, data), (NUMBERS, numbers)))
+    hand_over(one, caller, asked, "5000", answer, queue)  # type: ignore[arg-type]
+    for fd in (queue, *caller.given):
+        os.close(fd)
+    return room.raw
+
+
+def test_descriptors_with_data(owner: tuple[Owner, socket.socket]) -> None:
+    one, server = owner
+    caller = Caller()
+    found = handed(one, caller, parked(0, 1), bytes(16), (4, 0), (12, 8))
+    assert struct.unpack_from("=4xi4xi", found) == tuple(caller.given) and caller.answers == [(16, 0)]
+    told = unpack_request(server.recv(MOST))
+    assert told.kind == GIVEN and told.copied[0] == struct.pack("=2i", *caller.given)
+    caller = Caller(room=1)
+    assert handed(one, caller, parked(0, 1), bytes(16), (4, 0), (12, 8))[8:] == b"." * 16
+    assert caller.answers == [(8, 0)] and len(unpack_request(server.recv(MOST)).copied[0]) == 4  # type: ignore[arg-type]
+    caller = Caller(room=0)
+    handed(one, caller, parked(0), bytes(16), (4, 0))
+    assert caller.answers == [(0, errno.EMFILE)] and unpack_request(server.recv(MOST)).copied[0] == b""
+
+
+def an_empty_queue() -> int:
+    queue = parked(0)
+    for fd in taken_out(queue):
+        os.close(fd)
+    return queue
+
+
+@pytest.mark.parametrize(
+    ("queue", "data", "places", "argument"),
+    [
+        (an_empty_queue, bytes(16), [(4, 0)], 1),
+        (lambda: parked(0), bytes(16), [(4, 0), (12, 8)], 1),
+        (lambda: parked(0, 1), bytes(16), [(4, 0)], 1),
+        (lambda: parked(0), bytes(16), [(13, 0)], 1),
+        (lambda: parked(0), bytes(16), [(1 << 31, 0)], 1),
+        (lambda: parked(0), bytes(25), [(4, 0)], 1),
+        (lambda: parked(0), bytes(4), [(0, 0)], 0),
+        (lambda: os.open("/dev/null", os.O_RDONLY), bytes(16), [(4, 0)], 1),
+    ],
+)
+def test_what_no_server_hands_over(
+    owner: tuple[Owner, socket.socket],
+    queue: Callable[[], int],
+    data: bytes,
+    places: list[tuple[int, int]],
+    argument: int,
+) -> None:
+    caller = Caller()
+    assert handed(owner[0], caller, queue(), data, *places, argument=argument) == b"." * 24
+    ((_value, error),) = caller.answers
+    assert error
 
 
 def test_a_queue_that_is_full(owner: tuple[Owner, socket.socket]) -> None:

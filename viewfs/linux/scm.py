@@ -79,9 +79,18 @@ def parked(*fds: int) -> int:
         keeping.close()
 
 
+def _duplicate(sock: int) -> socket.socket:
+    fd = os.dup(sock)
+    try:
+        return socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        raise
+
+
 def taken_out(sock: int) -> list[int]:
     """What lies in the queue of `sock`, where nothing is left. Raises OSError."""
-    keeping = socket.socket(fileno=os.dup(sock))
+    keeping = _duplicate(sock)
     try:
         flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         _data, ancillary, _flags, _address = keeping.recvmsg(1, room_for(MAX_WITH_ONE), flags)
@@ -92,7 +101,7 @@ def taken_out(sock: int) -> list[int]:
 
 def unparked(sock: int) -> int:
     """A copy of what lies in the queue of `sock`, where it stays. Raises OSError."""
-    keeping = socket.socket(fileno=os.dup(sock))
+    keeping = _duplicate(sock)
     try:
         flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         _data, ancillary, _flags, _address = keeping.recvmsg(1, room_for(1), flags)

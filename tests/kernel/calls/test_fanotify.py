@@ -255,10 +255,10 @@ def test_it_comes_and_goes(run: Run, open_view: OpenView, tmp_path: Path) -> Non
     (tmp_path / "d/file").write_text("text")
     lines = run(
         """
+        import json
         group = init(); mark(group, "d", OPEN | ON_CHILD)
-        server = next(pid for pid in os.listdir("/proc") if pid.isdigit()
-                      and open(f"/proc/{pid}/comm").read() == "viewfs-fanotify\\n")
-        os.kill(int(server), 9)
+        modules = json.loads(subprocess.run(["viewfs", "lsmod", "--json"], capture_output=True, check=True).stdout)
+        os.kill(next(one["server"] for one in modules["modules"] if one["module"] == "fanotify"), 9)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:

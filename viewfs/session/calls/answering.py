@@ -88,6 +88,7 @@ def hand_over(owner: Owner, listener: Listener, call: NotifiedCall, name: str, g
     ((argument, written),) = parts.items()
     data, value, numbers = bytearray(written), given.value, []
     error = 0
+    fds: list[int] = []
     try:
         fds = taken_out(sock)
         if len(fds) != len(places):
@@ -111,6 +112,8 @@ def hand_over(owner: Owner, listener: Listener, call: NotifiedCall, name: str, g
         error = (problem.errno if isinstance(problem, OSError) else None) or errno.EIO
     owner.tell_numbers(call.id, b"".join(map(_INT.pack, numbers)))
     listener.answer(call.id, value=value, error=error)
+    for fd in fds:
+        os.close(fd)
 
 
 def _sealed_file(content: bytes) -> int:
