@@ -35,6 +35,8 @@ _COMMANDS = {
     "Look at the view": {
         "lsmod": ("viewfs.cli.look:lsmod", "What is loaded, or can be."),
         "epochs": ("viewfs.cli.look:epochs", "The log of the view's changes."),
+        "events": ("viewfs.cli.events:events", "What happens to the view."),
+        "publish": ("viewfs.cli.events:publish", "Tell followers of events something."),
         "resolve": ("viewfs.cli.look:resolve", "Which mount serves a path."),
         "at": ("viewfs.cli.sessions:at", "Run a command in an earlier epoch."),
         "inspect": ("viewfs.cli.inspect:inspect", "What a source is made of."),

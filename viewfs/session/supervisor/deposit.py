@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,10 +18,12 @@ from viewfs.session.wire import plain_json
 from viewfs.session.wire.channel import Channel
 from viewfs.session.wire.protocol import MAX_FDS, MAX_FRAME, Message
 
-__all__ = ["LOG_LINES", "Deposit", "Depositor", "Entry", "Row"]
+__all__ = ["LOG_LINES", "Deposit", "Depositor", "Entry", "KeptHappenings", "Row"]
 
 #: How many lines of its log a session keeps.
 LOG_LINES = 1000
+#: How much of what has happened: so many, and so many bytes of JSON.
+_HAPPENINGS, _HAPPENINGS_BYTES = 1000, 1 << 21
 #: Seconds that a stand-by may take to read: one that somebody has stopped must not block the supervisor.
 _SECONDS = 10.0
 #: Bytes of rows in one message, at most, unless one row alone is longer.
@@ -44,12 +46,36 @@ class Entry(NamedTuple):
     make: Callable[[], Row]
 
 
+class KeptHappenings:
+    """The last of what has happened to a session (`happenings`)."""
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[dict[str, Any], int]] = deque()
+        self._bytes = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (entry for entry, _size in self._entries)
+
+    def append(self, entry: dict[str, Any]) -> None:
+        size = len(plain_json.dumps(entry))
+        self._entries.append((entry, size))
+        self._bytes += size
+        while len(self._entries) > _HAPPENINGS or (self._bytes > _HAPPENINGS_BYTES and len(self._entries) > 1):
+            self._bytes -= self._entries.popleft()[1]
+
+    @property
+    def last(self) -> int:
+        """The number of the last one; 0 if there was none."""
+        return int(self._entries[-1][0]["number"]) if self._entries else 0
+
+
 @dataclass
 class Deposit:
     """The stand-by's side."""
 
     rows: dict[str, Row] = field(default_factory=dict)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+    happenings: KeptHappenings = field(default_factory=KeptHappenings)
     #: How often it has changed.
     changes: int = 0
     #: Parts of a change that is not complete yet: put, dropped.
@@ -59,6 +85,9 @@ class Deposit:
         """Take what a `Depositor` has sent. The descriptors are the deposit's from now on."""
         if "log" in message:
             self.log.append(message["log"])
+            return
+        if "happening" in message:
+            self.happenings.append(message["happening"])
             return
         if message.get("sync"):
             return
@@ -162,6 +191,10 @@ class Depositor:
     def log(self, line: str) -> None:
         """Send a line of the log, so that the next supervisor has it too."""
         self._send({"log": line})
+
+    def happening(self, entry: dict[str, Any]) -> None:
+        """The same of something that has happened."""
+        self._send({"happening": entry})
 
     def let_go(self) -> None:
         """The session ends: have the stand-by close all of it, and wait until it has."""

@@ -18,6 +18,7 @@ from viewfs.linux.namespaces import namespace_id
 from viewfs.namespaces.enter import NO_LIMIT
 from viewfs.session.plans import AgentPlan
 from viewfs.session.supervisor.agent_link import AgentLink, Child
+from viewfs.session.supervisor.happenings import Happenings, checked_message
 from viewfs.session.supervisor.placing import COMPLETE
 from viewfs.session.supervisor.view import View
 from viewfs.session.wire.async_channel import AsyncChannel
@@ -44,6 +45,7 @@ class Owner(Protocol):
     #: A socket that whoever enters the view sends the listener of its system calls to.
     calls_sender: int | None
     log_lines: deque[str]
+    happenings: Happenings
     #: The session goes on without the process that the user started.
     kept: bool
     view: View
@@ -90,6 +92,8 @@ class Connection:
             "spawn": self._spawn,
             "await": self._await,
             "log": self._log,
+            "events": self._events,
+            "publish": self._publish,
             "end": self._end,
         }
 
@@ -404,6 +408,7 @@ class Connection:
         child = await self._supervisor.agent.spawn(asked, streams)
         self._supervisor.commands[child.number] = child
         self._supervisor.keep()
+        self._supervisor.happenings.add("command", command=child.number)
         self._supervisor.nursery.start_soon(self._announce_end, child)
         assert child.pidfd is not None
         return {"number": child.number}, [os.dup(child.pidfd)]
@@ -418,12 +423,22 @@ class Connection:
 
     async def _announce_end(self, child: Child) -> None:
         await child.ended.wait()
+        self._supervisor.happenings.add("command-ended", command=child.number, status=child.status)
         try:
             await self._channel.send({"ended": child.number, "status": child.status})
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
             self._supervisor.forget_command(child)
+
+    async def _events(self, request: Message, _fds: list[int]) -> Result:
+        found = await self._supervisor.happenings.after(int(request["after"]), wait=bool(request["wait"]))
+        return {"events": found}, []
+
+    async def _publish(self, request: Message, _fds: list[int]) -> Result:
+        checked_message(request["name"], request["value"])
+        number = self._supervisor.happenings.add("message", name=request["name"], value=request["value"])
+        return {"number": number}, []
 
     async def _log(self, _request: Message, _fds: list[int]) -> Result:
         return {"lines": list(self._supervisor.log_lines)}, []

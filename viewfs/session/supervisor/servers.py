@@ -78,9 +78,17 @@ class Servers:
     nursery: trio.Nursery
 
     def __init__(
-        self, agent: AgentLink, history: History, *, log: Callable[[str], None], keep: Callable[[], None]
+        self,
+        agent: AgentLink,
+        history: History,
+        *,
+        log: Callable[[str], None],
+        keep: Callable[[], None],
+        tell: Callable[..., object],
     ) -> None:
-        """`keep` is called when there is something that another supervisor would have to know."""
+        """`keep` is called when there is something that another supervisor would have to know; `tell` when something
+        has happened (`Happenings.add`)."""
+        self._tell = tell
         self._agent = agent
         self._history = history
         self._log = log
@@ -124,11 +132,13 @@ class Servers:
             how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             if not served.is_aborted:
                 self._log(f"the server of {mount.shown_as} ({mount.type}) ended: {how}")
+                self._tell("server-ended", path=mount.path, module=mount.type, how=how)
             if (successor := await self._find_successor(mount, served)) is None:
                 break
             served.server = server = successor
             self._keep()
             self._log(f"another server has taken over {mount.shown_as}")
+            self._tell("server-replaced", path=mount.path, module=mount.type)
         # Whoever waits for an answer now gets ENOTCONN instead of waiting for ever.
         served.release()
         self._history.free()
@@ -238,4 +248,5 @@ class Servers:
                 served.patience.begin(trio.current_time())
                 await worker.channel.send({"serve": True}, [_held(served.fuse_fd)])
         self._log(f"{mount.shown_as} ({mount.type}) was restarted")
+        self._tell("restart", path=mount.path, module=mount.type)
         return worker.child.pid

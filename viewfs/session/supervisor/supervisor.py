@@ -23,6 +23,7 @@ from viewfs.session.ending import end_session
 from viewfs.session.handles import RETIRED, SessionHandles, TheView
 from viewfs.session.supervisor.agent_link import AgentLink, Child
 from viewfs.session.supervisor.deposit import Deposit, Depositor, Entry, Row
+from viewfs.session.supervisor.happenings import Happenings
 from viewfs.session.supervisor.history import History
 from viewfs.session.supervisor.host_root import RootNames
 from viewfs.session.supervisor.requests import Connection
@@ -56,6 +57,7 @@ class Supervisor:
         self.calls_sender = handles.calls_sender
         self.command = handles.command
         self.log_lines = deposit.log
+        self.happenings = Happenings(deposit.happenings, depositor.happening)
         self._deposit = deposit
         self._depositor = depositor
         self._view = view
@@ -67,7 +69,7 @@ class Supervisor:
         self.kept: bool = handles.kept or (before is not None and before.value["kept"])
         history = History(view.namespaces["mnt"], keeps_all=handles.history, time_ns=self.started_ns)
         layers = ViewLayers(self.agent, handles.layers, history)
-        self.servers = Servers(self.agent, history, log=self.log, keep=self.keep)
+        self.servers = Servers(self.agent, history, log=self.log, keep=self.keep, tell=self.happenings.add)
         self.view = View(
             self.agent,
             history,
@@ -97,6 +99,7 @@ class Supervisor:
     def keep(self) -> None:
         """Leave with the stand-by what another supervisor would have to know."""
         self._depositor.put(self._entries())
+        self.happenings.add_changes(self.view.history.epochs.changes)
 
     def _entries(self) -> Iterator[Entry]:
         yield from self.view.entries()
