@@ -1,4 +1,5 @@
-"""The table of posix_behaviours.py on the host, in copy-on-write views, and on a file system in Python."""
+"""The table of posix_behaviours.py on the host, in copy-on-write views, on a file system in Python, and in a
+watched directory."""
 
 from __future__ import annotations
 
@@ -19,7 +20,15 @@ PROGRAM = Path(posix_behaviours.__file__)
 MEMORY = PROGRAM.parents[2] / "examples/memory.py"
 
 #: What is run where. Only a copy-on-write view has a lower tree.
-TABLES = {"host": NEW, "overlay": list(BEHAVIOURS), "fuse": list(BEHAVIOURS), "memory": NEW}
+TABLES = {"host": NEW, "overlay": list(BEHAVIOURS), "fuse": list(BEHAVIOURS), "memory": NEW, "watched": NEW}
+#: Has a directory watched, and becomes another program (docs/fanotify.md).
+WATCH = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+group = libc.fanotify_init(0, os.O_RDONLY)
+assert libc.fanotify_mark(group, 1, ctypes.c_uint64(0x800003b), -100, os.fsencode(sys.argv[1])) == 0
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 _RENAMED = "a directory that was there before is not renamed (docs/cow.md)"
 _NAMES = "writing to one of several names of a file that was there before gives two files (docs/cow.md)"
@@ -32,6 +41,7 @@ _DATA = "all of a file is data where lseek is not implemented (viewfs/modules/ap
 _EXAMPLE = "an example implements what it takes to be read with ease"
 KNOWN: dict[str, dict[str, str]] = {
     "host": {},
+    "watched": {},
     "overlay": {
         "lower_directory_is_renamed": _RENAMED,
         "lower_linked": _NUMBERS,
@@ -94,6 +104,11 @@ class Outcomes:
             result = _leaving_nothing(directory, "--load", f"{MEMORY}:/desk", "--", *program, "/desk", "--new")
             return Outcome(_parse(result.out, result.err))
         tree = directory / "tree"
+        if backend == "watched":
+            tree.mkdir()
+            watch = (sys.executable, "-c", WATCH, tree)
+            result = _leaving_nothing(directory, "--load", "fanotify", "--", *watch, PROGRAM, tree, "--new")
+            return Outcome(_parse(result.out, result.err))
         for name in TABLES[backend]:
             if name.startswith(LOWER):
                 (tree / name).mkdir(parents=True)

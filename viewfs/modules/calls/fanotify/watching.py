@@ -7,16 +7,19 @@ below, make no events themselves. Reads and writes bypass the page cache: each i
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
 
+from viewfs.errors import os_error
 from viewfs.linux.fanotify import Event
 from viewfs.linux.files import Resolve, device_of, openat2
 from viewfs.linux.process import thread_group_of
-from viewfs.modules.api import ROOT_INODE, Answer, Attributes, InodeNumber
+from viewfs.modules.api import ROOT_INODE, Answer, Attributes, DirectoryEntry, InodeNumber
+from viewfs.modules.api.lasting import LastingFile
 from viewfs.modules.calls.fanotify.asking import ask
 from viewfs.modules.calls.fanotify.groups import Group, Groups, Happening, Thing
 from viewfs.mounts.fuse import protocol
@@ -70,6 +73,8 @@ class WatchedDirectory(MirrorFileSystem):
         super().__init__(top, {})
         self._below = below
         self.top = top
+        #: A file that was made by opening it, and its descriptor.
+        self._just_made = InodeNumber(0), -1
         #: How often files are open for writing.
         self.writers: Counter[InodeNumber] = Counter()
         self.mount = mount_of(top)
@@ -103,6 +108,29 @@ class WatchedDirectory(MirrorFileSystem):
     def create(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
         made = super().create(directory, name, mode, uid, gid, rdev)
         return self._given(made, uid, gid)
+
+    def create_open(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
+        """Make a regular file that is opened next, which its mode may forbid."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, stat.S_IMODE(mode), dir_fd=self._host(directory))
+        made = self._made(directory, name)
+        self._just_made = made.ino, fd
+        return self._given(made, uid, gid)
+
+    def _open_node(self, node: Node, flags: int) -> LastingFile:
+        (made, fd), self._just_made = self._just_made, (InodeNumber(0), -1)
+        if made == node.number:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags & os.O_APPEND)
+            return self._handle(fd, node, flags)
+        return super()._open_node(node, flags)
+
+    def readdir(self, directory: InodeNumber, start: int) -> Iterator[DirectoryEntry]:
+        node = self._node(directory)
+        above = directory if node.place is None else node.place[0]
+        for cookie, name, inode in ((1, b".", directory), (2, b"..", above)):
+            if cookie > start:
+                yield DirectoryEntry(name, cookie, self.getattr(inode))
+        yield from super().readdir(directory, start)
 
     def mkdir(self, directory: InodeNumber, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
         return self._given(super().mkdir(directory, name, mode, uid, gid), uid, gid)
@@ -176,6 +204,7 @@ class WatchedOperations(Operations):
             Opcode.READDIR: self._readdir_watched,
             Opcode.READDIRPLUS: self._readdir_watched,
             Opcode.RELEASEDIR: self._releasedir_watched,
+            Opcode.IOCTL: self._ioctl_watched,
         }
 
     @property
@@ -243,8 +272,13 @@ class WatchedOperations(Operations):
 
     def _create_watched(self, request: Request) -> Answer[Body]:
         """It is made, and then whoever wants to be asked says whether it may be opened (as in the kernel)."""
-        make = self._create if request.opcode == Opcode.CREATE else self._tmpfile
-        body = cast(bytes, make(request))
+        if request.opcode == Opcode.CREATE:
+            flags, mode = request.fields[:2]
+            name, directory = self._name(request.names()[0]), self._inode(request.node)
+            made = self._directory.create_open(directory, name, mode, request.uid, request.gid)
+            body = cast(bytes, self._open_made(made, flags))
+        else:
+            body = cast(bytes, self._tmpfile(request))
         file = self._file(next(reversed(self._handles)))
         inode = file.node.number
 
@@ -320,6 +354,11 @@ class WatchedOperations(Operations):
             return body
 
         return self._asked(request, inode, (Event.ACCESS_PERM,), read)
+
+    def _ioctl_watched(self, request: Request) -> Answer[Body]:
+        if request.fields[0] in self._directories:
+            raise os_error(errno.ENOTTY)
+        return super().dispatch(request)
 
     def _releasedir_watched(self, request: Request) -> Answer[Body]:
         inode, pid, tid = self._directories.pop(request.fields[0], (None, 0, 0))
