@@ -151,7 +151,9 @@ def test_answers() -> None:
     for fd in (3, 4, 5):
         queued = one.ask(happening, Event.OPEN_PERM, lambda: -1, said.append)
         assert queued is not None
-        (one.asked[fd],) = one.take(METADATA_SIZE, lambda event: METADATA_SIZE)
+        taken = one.take(METADATA_SIZE, lambda event: METADATA_SIZE)
+        one.arrived(taken)
+        one.asked.append((fd, taken[0]))
     one.respond(4, 2)
     one.respond(3, 1)
     assert said == [errno.EPERM, 0]

@@ -46,6 +46,7 @@ __all__ = [
     "hide_memory",
     "how_it_ended",
     "is_exiting",
+    "is_killed",
     "is_stopped",
     "keep_for_programs",
     "keep_only",
@@ -220,6 +221,15 @@ def _signals(tid: int) -> dict[str, int]:
     with open(f"/proc/{tid}/status") as file:
         pairs = (line.split(":") for line in file if line.startswith(("SigPnd", "ShdPnd", "SigBlk", "SigIgn")))
         return {name: int(value, 16) for name, value in pairs}
+
+
+def is_killed(tid: int) -> bool:
+    """Is SIGKILL on its way to a thread, or is it gone?"""
+    try:
+        found = _signals(tid)
+    except (OSError, KeyError, ValueError):
+        return True
+    return bool((found["SigPnd"] | found["ShdPnd"]) >> (signal.SIGKILL - 1) & 1)
 
 
 def is_stopped(pid: int) -> bool:

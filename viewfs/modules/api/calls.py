@@ -136,8 +136,9 @@ class Handed:
     fds: tuple[HandedDescriptor, ...] = ()
     #: The call's result; None: the length of the data.
     value: int | None = None
-    #: Called with the numbers of those that the caller has got, before it has the answer.
-    given: Callable[[list[int]], None] = lambda _numbers: None
+    #: Called with the numbers of those that the caller has got, before it has the answer, and whether it could not be
+    #: given more. (Else it is gone, if these are too few.)
+    given: Callable[[list[int], bool], None] = lambda _numbers, _failed: None
 
 
 #: What a handler may return; None is 0.

@@ -87,7 +87,7 @@ def hand_over(owner: Owner, listener: Listener, call: NotifiedCall, name: str, g
     places = list(NUMBER.iter_unpack(parts.pop(NUMBERS, b"")))
     ((argument, written),) = parts.items()
     data, value, numbers = bytearray(written), given.value, []
-    error = 0
+    error, failed = 0, False
     fds: list[int] = []
     try:
         fds = taken_out(sock)
@@ -97,7 +97,7 @@ def hand_over(owner: Owner, listener: Listener, call: NotifiedCall, name: str, g
             try:
                 number = listener.give_descriptor(call.id, fd, close_on_exec=bool(close_on_exec), is_answer=False)
             except OSError as problem:
-                error = 0 if good else problem.errno or errno.EIO
+                failed, error = True, 0 if good else problem.errno or errno.EIO
                 value, data = good, data[:good]
                 break
             if number is None:
@@ -109,8 +109,8 @@ def hand_over(owner: Owner, listener: Listener, call: NotifiedCall, name: str, g
                 call, name, bits_of(call), Answer(call.id, ANSWER, value, outs=((argument, bytes(data)),)), quick=False
             )
     except (OSError, ValueError, struct.error) as problem:
-        error = (problem.errno if isinstance(problem, OSError) else None) or errno.EIO
-    owner.tell_numbers(call.id, b"".join(map(_INT.pack, numbers)))
+        failed, error = True, (problem.errno if isinstance(problem, OSError) else None) or errno.EIO
+    owner.tell_numbers(call.id, b"".join(map(_INT.pack, numbers)), failed=failed)
     listener.answer(call.id, value=value, error=error)
     for fd in fds:
         os.close(fd)

@@ -40,5 +40,6 @@ def _ask(operation: str, fds: list[int] | None, /, **arguments: object) -> None:
     except ViewfsError as error:
         if "busy" in error.message:
             raise os_error(errno.EBUSY) from None
-        print(error, file=sys.stderr)
+        if operation == "mount":
+            print(error, file=sys.stderr)
         raise os_error(errno.EIO) from error

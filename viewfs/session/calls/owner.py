@@ -159,10 +159,11 @@ class Owner:
         """Ask it to give up a call, which it answers with `CANCELLED` if that can be done."""
         self.send(-1 - call, pack_request(Request(call, CANCEL, 0, 0, (0,) * 6, {})))
 
-    def tell_numbers(self, call: int, numbers: bytes) -> None:
-        """Tell it which numbers a caller has got for what it was handed."""
+    def tell_numbers(self, call: int, numbers: bytes, *, failed: bool) -> None:
+        """Tell it which numbers a caller has got for what it was handed, and whether it `failed` to get more. (Else it
+        is gone if it has not got all.)"""
         try:
-            self.send_patiently(pack_request(Request(call, GIVEN, 0, 0, (0,) * 6, {0: numbers})))
+            self.send_patiently(pack_request(Request(call, GIVEN, 0, 0, (0,) * 6, {0: numbers, 1: b"." * failed})))
         except OSError:
             pass  # it is gone
 

@@ -80,7 +80,7 @@ class CallServer:
         self._begun: set[int] = set()
         self._answered: deque[int] = deque()
         #: What is to be told of the numbers that a caller has got.
-        self._handed: dict[int, Callable[[list[int]], None]] = {}
+        self._handed: dict[int, Callable[[list[int], bool], None]] = {}
         #: What is waited for.
         self._under_way: dict[int, trio.CancelScope] = {}
 
@@ -128,7 +128,10 @@ class CallServer:
                 self._begin(request, nursery)
             while True:
                 await trio.lowlevel.wait_readable(self._socket.fileno())
-                packet = self._receive()
+                try:
+                    packet = self._socket.recv(MOST, socket.MSG_DONTWAIT)
+                except BlockingIOError:  # somebody has heard it meanwhile (`_hear_more`)
+                    continue
                 if not packet:
                     break
                 self._hear(packet, nursery)
@@ -152,7 +155,8 @@ class CallServer:
         elif request.kind == messages.CANCEL and (scope := self._under_way.get(request.id)) is not None:
             scope.cancel()
         elif request.kind == messages.GIVEN and (tell := self._handed.pop(request.id, None)) is not None:
-            tell(list(memoryview(request.copied[0]).cast("i")))  # type: ignore[arg-type]
+            numbers, failed = request.copied[0], bool(request.copied[1])
+            tell(list(memoryview(numbers).cast("i")), failed)  # type: ignore[arg-type]
 
     def _begin(self, request: Request, nursery: trio.Nursery | None) -> None:
         if request.id in self._begun:
@@ -235,7 +239,7 @@ class CallServer:
         signature = self._calls[request.which].signature
         written = next(number for number, argument in enumerate(signature) if argument.is_out)
         if not handed.fds:
-            handed.given([])
+            handed.given([], False)
             return Answer(request.id, messages.ANSWER, value, outs=((written, handed.data),))
         places = b"".join(messages.NUMBER.pack(one.offset, one.good, one.close_on_exec) for one in handed.fds)
         fds = [one.fd for one in handed.fds]

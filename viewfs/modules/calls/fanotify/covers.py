@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -12,17 +13,22 @@ import trio
 
 from viewfs.errors import os_error
 from viewfs.linux.mountinfo import mount_table
+from viewfs.linux.process import is_killed
 from viewfs.modules.api.calls import InView
 from viewfs.modules.calls.fanotify.groups import Groups, Key, Scope
 from viewfs.modules.calls.fanotify.resolver import Found
 from viewfs.modules.calls.fanotify.watching import WatchedDirectory, WatchedOperations
 from viewfs.mounts.covering import KERNELS_OWN
+from viewfs.mounts.fuse.answers import Body
 from viewfs.mounts.fuse.counters import Counters
+from viewfs.mounts.fuse.protocol import Request
 from viewfs.mounts.fuse.server import Dispatcher, Server
 from viewfs.paths import is_at_or_below
 
 __all__ = ["SOURCE", "CoveredMeanwhileError", "Covers", "Served", "unmount_all"]
 
+#: So often one looks whether somebody who waits was killed.
+_LOOK_SECONDS = 0.05
 #: What the mount table shows as the source.
 SOURCE = "viewfs-fanotify"
 
@@ -31,12 +37,41 @@ class CoveredMeanwhileError(Exception):
     """Something else lies over what is to be watched, or did when it was found."""
 
 
+class _Patient(Server):
+    """A server whose callers can be killed while they wait, but have other signals wait too: so it is where the kernel
+    asks a group. (It tells of the first signal only.)"""
+
+    nursery: trio.Nursery
+
+    def __init__(self, dispatcher: Dispatcher, fd: int, counters: Counters) -> None:
+        super().__init__(dispatcher, fd, counters.rows[0])
+        self._callers: dict[int, int] = {}
+
+    def start_waiting(self, nursery: trio.Nursery, request: Request, promise: Awaitable[Body]) -> None:
+        self.nursery = nursery
+        self._callers = {unique: tid for unique, tid in self._callers.items() if unique in self.waiting}
+        self._callers[request.unique] = request.pid
+        super().start_waiting(nursery, request, promise)
+
+    def _interrupt(self, request: Request) -> None:
+        unique = request.fields[0]
+        if unique in self.waiting:
+            self.nursery.start_soon(self._cancel_when_killed, unique, self.waiting[unique])
+
+    async def _cancel_when_killed(self, unique: int, scope: trio.CancelScope) -> None:
+        while self.waiting.get(unique) is scope:
+            if is_killed(self._callers[unique]):
+                scope.cancel()
+                return
+            await trio.sleep(_LOOK_SECONDS)
+
+
 class Served:
     """A FUSE file system that this process serves beside others."""
 
     def __init__(self, dispatcher: Dispatcher, fd: int, counters: Counters) -> None:
         self.fd = fd
-        self._server = Server(dispatcher, fd, counters.rows[0])
+        self._server = _Patient(dispatcher, fd, counters)
         self.is_over = False
 
     def pump(self, nursery: trio.Nursery) -> None:
@@ -175,13 +210,21 @@ class Covers:
             for cover in list(self._covers):
                 cover.keys = {key for key in cover.keys if self._groups.has_mark(key)}
                 if not cover.keys and cover.is_mounted:
-                    try:
-                        await trio.to_thread.run_sync(self._in_view.unmount, cover.path)
-                    except OSError:
-                        done = False
-                    else:
-                        cover.is_mounted = False
+                    done &= await self._unmount(cover)
         return done
+
+    async def _unmount(self, cover: Cover) -> bool:
+        """False if it is in use, or something else lies over it."""
+        table = mount_table()
+        place = next((one.mount_point for one in table if one.mount_id == cover.mount), None)
+        if place is None or any(one.parent_id == cover.mount for one in table):
+            return place is None
+        try:
+            await trio.to_thread.run_sync(self._in_view.unmount, place)
+        except OSError:
+            return False
+        cover.is_mounted = False
+        return True
 
     def _look(self) -> None:
         """See which still lie there."""

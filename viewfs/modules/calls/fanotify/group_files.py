@@ -54,6 +54,7 @@ class GroupFiles:
         self._groups = groups
         self._before_response = before_response
         self._send = send
+        self._opened: set[int] = set()
         #: Group → the kernel's numbers of files that are polled.
         self._polled: dict[int, set[int]] = {}
         self._handlers: dict[int, Callable[[Request], Body]] = {
@@ -102,6 +103,9 @@ class GroupFiles:
 
     def _open(self, request: Request) -> Body:
         group = self._group(request.node)
+        if group.number in self._opened:  # by a link of /proc
+            raise os_error(errno.ENXIO)
+        self._opened.add(group.number)
         group.on_change = lambda: self._wake(group.number)
         return protocol.encode_open(group.number, OpenFlags.DIRECT_IO | OpenFlags.NONSEEKABLE | OpenFlags.NOFLUSH)
 
@@ -131,6 +135,7 @@ class GroupFiles:
 
     def _release(self, request: Request) -> Body:
         self._polled.pop(request.fields[0], None)
+        self._opened.discard(request.fields[0])
         self._groups.remove(request.fields[0])
         self._closed()
         return b""

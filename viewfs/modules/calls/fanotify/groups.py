@@ -106,8 +106,10 @@ class Group:
     marks: dict[Key, MarkOn] = field(default_factory=dict)
     #: Events that were not read.
     queue: list[Queued] = field(default_factory=list)
-    #: What a reader has been given, or is about to be: descriptor → event.
-    asked: dict[int, Queued] = field(default_factory=dict)
+    #: What a reader is about to be given, or to be told of.
+    on_the_way: list[Queued] = field(default_factory=list)
+    #: Questions that readers have, the oldest first, each with the number of its descriptor.
+    asked: list[tuple[int, Queued]] = field(default_factory=list)
     #: Called when events have come.
     on_change: Callable[[], None] = lambda: None
     is_closed: bool = False
@@ -258,6 +260,7 @@ class Group:
         if self.queue and not taken:
             raise os_error(errno.EINVAL)
         del self.queue[: len(taken)]
+        self.on_the_way += taken
         for event in taken:
             if event.mask & Event.Q_OVERFLOW:
                 self._has_overflown = False
@@ -268,9 +271,15 @@ class Group:
     def put_back(self, events: Iterable[Queued]) -> None:
         """Events that a reader has not got come first again."""
         back = [event for event in events if not self.is_closed or self._settle_closed(event)]
+        self.arrived(back)
         if back:
             self.queue[:0] = back
             self._wake()
+
+    def arrived(self, events: Iterable[Queued]) -> None:
+        """They are no longer on the way."""
+        gone = set(events)
+        self.on_the_way = [event for event in self.on_the_way if event not in gone]
 
     def _settle_closed(self, event: Queued) -> bool:
         self.let_go(event)
@@ -278,6 +287,7 @@ class Group:
 
     def let_go(self, event: Queued, number: int = 0) -> None:
         """An event is done with; who waits for it gets `number`."""
+        self.arrived([event])
         event.settle(number)
         self.release(event)
 
@@ -287,10 +297,11 @@ class Group:
             raise os_error(errno.EINVAL)
         if response & _AUDIT and not self.flags & Init.ENABLE_AUDIT:
             raise os_error(errno.EINVAL)
-        event = self.asked.pop(fd, None)
-        if event is None:
+        found = next((one for one in self.asked if one[0] == fd), None)
+        if found is None:
             raise os_error(errno.ENOENT)
-        self.let_go(event, errno.EPERM if response & _DENY else 0)
+        self.asked.remove(found)
+        self.let_go(found[1], errno.EPERM if response & _DENY else 0)
 
     def withdraw(self, event: Queued) -> None:
         """Who waits for an answer does so no longer."""
@@ -298,18 +309,18 @@ class Group:
         if event in self.queue:
             self.queue.remove(event)
             self.release(event)
-        for fd, asked in list(self.asked.items()):
-            if asked is event:
-                del self.asked[fd]
-                self.release(event)
+        for one in [one for one in self.asked if one[1] is event]:
+            self.asked.remove(one)
+            self.release(event)
 
     def close(self) -> None:
         """The group is closed: all that it was asked is allowed."""
         self.is_closed = True
         self.marks.clear()
-        for event in (*self.queue, *self.asked.values()):
+        for event in (*self.queue, *self.on_the_way, *(event for _fd, event in self.asked)):
             self.let_go(event)
         self.queue.clear()
+        self.on_the_way.clear()
         self.asked.clear()
         self._mergeable.clear()
         self._wake()
@@ -362,6 +373,11 @@ class Groups:
 
     def has_mark(self, key: Key) -> bool:
         return any(key in group.marks for group in self)
+
+    def modified(self, thing: Thing) -> None:
+        """It was modified in a way of which groups are not told: by truncate(2)."""
+        for group in self:
+            group.clear_ignored(thing)
 
     def tell(self, happening: Happening, hold: Callable[[], int]) -> None:
         """Something has happened."""

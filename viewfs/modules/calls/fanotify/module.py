@@ -287,6 +287,8 @@ class Fanotify(CallModule):
             raise os_error(errno.EINVAL)
         self._see()
         while not group.queue:
+            if group.is_closed:
+                raise os_error(errno.EBADF)
             if descriptor.flags & os.O_NONBLOCK:
                 raise os_error(errno.EAGAIN)
             await group.wait()
@@ -352,19 +354,28 @@ class Fanotify(CallModule):
         )
 
     def _given(
-        self, pid: int, group: Group, told: list[tuple[Queued, bool]], places: dict[int, int], numbers: list[int]
+        self,
+        pid: int,
+        group: Group,
+        told: list[tuple[Queued, bool]],
+        places: dict[int, int],
+        numbers: list[int],
+        failed: bool,
     ) -> None:
-        """The reader has these numbers for the descriptors; behind them come events that it has not got."""
+        """The reader has these numbers for the descriptors. What comes behind them it has not got: if it `failed` to,
+        the first of that is lost; else the reader is gone."""
         size = METADATA_SIZE + (_PIDFD_SIZE if group.flags & Init.REPORT_PIDFD else 0)
         self._trapped.silent.update((pid, number) for number in numbers)
         for at, (event, has_fd) in enumerate(told):
             index = places.get(at * size + 16)
             if has_fd and (index is None or index >= len(numbers)):
-                group.let_go(event, errno.EPERM)
-                group.put_back([one for one, _has in told[at + 1 :]])
+                if failed:
+                    group.let_go(event, errno.EPERM)
+                group.put_back([one for one, _has in told[at + failed :]])
                 return
             if event.is_question and index is not None and not group.is_closed:
-                group.asked[numbers[index]] = event
+                group.arrived([event])
+                group.asked.append((numbers[index], event))
             else:
                 group.let_go(event, errno.EPERM if event.is_question and not group.is_closed else 0)
 

@@ -152,7 +152,9 @@ def _find(request: dict[str, Any]) -> Found:
             raise
         fd = os.open("/", flags)
     if path is not None:
-        how = Resolve.NO_MAGICLINKS | (Resolve.IN_ROOT if request["start"] == "root" else Resolve(0))
+        path = _of_process(path, request["pid"])
+        is_link = path.startswith("/proc/")  # which may lead anywhere
+        how = Resolve.IN_ROOT if request["start"] == "root" and not is_link else Resolve(0)
         fd = openat2(fd, path, flags | (0 if request["follow"] else os.O_NOFOLLOW), how)
     status, real = os.fstat(fd), os.readlink(f"/proc/self/fd/{fd}")
     if not real.startswith("/"):
@@ -170,3 +172,13 @@ def _find(request: dict[str, Any]) -> Found:
     if mount_of(top) != mount:  # something else lies over it
         top = -1
     return Found((status.st_dev, status.st_ino), status.st_mode, mount, False, entry.fs_type, top_path, top)
+
+
+def _of_process(path: str, pid: int) -> str:
+    """A path of /proc that leads somewhere for the caller alone, as others have it (proc_pid_fd(5))."""
+    for prefix, other in (
+        ("/proc/self/", f"/proc/{pid}/"), ("/proc/thread-self/", f"/proc/{pid}/"), ("/dev/fd/", f"/proc/{pid}/fd/"),
+    ):  # fmt: skip
+        if path.startswith(prefix):
+            return other + path[len(prefix) :]
+    return path

@@ -99,7 +99,7 @@ class Trapped:
             asked = (Event.OPEN_EXEC_PERM, Event.OPEN_PERM) if executes else (Event.OPEN_PERM,)
             await self._ask(thing, fd, asked, caller)
             if flags & os.O_TRUNC:
-                self._tell(thing, fd, Event.MODIFY, caller.pid, caller.tid)
+                self._groups.modified(thing)
             self._tell(thing, fd, mask, caller.pid, caller.tid)
 
     async def reads(self, caller: Caller, number: int, offset: int | None) -> None:

@@ -262,8 +262,6 @@ class WatchedOperations(Operations):
 
         def open_it() -> Body:
             body = cast(Body, Operations._open(self, request))
-            if flags & os.O_TRUNC:
-                self._tell(inode, Event.MODIFY, request.pid)
             self._tell(inode, Event.OPEN | (Event.OPEN_EXEC if executed else Event(0)), request.pid)
             return body
 
@@ -313,13 +311,14 @@ class WatchedOperations(Operations):
 
     def _write_watched(self, request: Request) -> Answer[Body]:
         body = super().dispatch(request)
-        self._tell(self._inode(request.node), Event.MODIFY, request.pid)
+        if request.opcode != Opcode.WRITE or not request.fields[3] & protocol.WRITE_CACHE:
+            self._tell(self._inode(request.node), Event.MODIFY, request.pid)
         return body
 
     def _setattr_watched(self, request: Request) -> Answer[Body]:
         body = super().dispatch(request)
         if SetAttr.SIZE in SetAttr(request.fields[0] & 0x1FF):
-            self._tell(self._inode(request.node), Event.MODIFY, request.pid)
+            self._groups.modified(self._directory.thing(self._inode(request.node)))
         return body
 
     def _flush_watched(self, request: Request) -> Answer[Body]:
