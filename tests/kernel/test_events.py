@@ -84,6 +84,7 @@ def test_programs_inside_tell_each_other(open_view: OpenView) -> None:
         ("x", "[" * 100_000, "is no JSON"),
         ("x", f'"{"é" * 33_000}"', "longer than 65536 bytes"),
     ],
+    ids=["no name", "a long name", "a name of two lines", "half", "deep", "long"],
 )
 def test_what_is_no_message(open_view: OpenView, name: str, value: str, why: str) -> None:
     view = open_view()

@@ -58,7 +58,14 @@ def test_when_it_is_given_up(served: ServedMount, monkeypatch: pytest.MonkeyPatc
     history = History(-1, keeps_all=False, time_ns=0)
     mount = history.epochs.mount("/m", "ext", "/i")
     history.served[mount.made_in] = served
-    watching = servers.Servers(cast(AgentLink, NoAgent()), history, log=said.append, keep=lambda: None)
+    told: list[str] = []
+    watching = servers.Servers(
+        cast(AgentLink, NoAgent()),
+        history,
+        log=said.append,
+        keep=lambda: None,
+        tell=lambda kind, **_: told.append(kind),
+    )
     assert served.counters is not None
     if has_begun:
         served.counters.rows[0].count(Opcode.INIT, 0, failed=False)
