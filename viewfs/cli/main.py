@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 import click
@@ -74,6 +75,17 @@ class _Commands(click.Group):
                 command: click.Command = getattr(importlib.import_module(module), attribute)
                 return command
         return None
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Without empty lines around it, so that all of the help is on one screen."""
+        with formatter.indentation():
+            formatter.write_text(inspect.cleandoc(self.help or ""))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_heading("Options")
+        with formatter.indentation():
+            formatter.write_dl([record for one in self.get_params(ctx) if (record := one.get_help_record(ctx))])
+        self.format_commands(ctx, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in _COMMANDS.items():
